@@ -1,0 +1,38 @@
+# Each target works on a fresh clone with nothing but Python 3.11 and make.
+PYTHON ?= python3
+BIN := .venv/bin
+SETUP := .venv/set-up
+WORKERS ?= 2
+
+.PHONY: help compare test check bench docs clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(SETUP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable . --group dev
+	@touch $@
+
+compare: $(SETUP)  ## would batch norm help? digits, two minutes, a report
+	$(BIN)/bnkit compare
+
+test: $(SETUP)  ## run the tests
+	$(BIN)/pytest --numprocesses $(WORKERS) --quiet
+
+check: $(SETUP)  ## lint, types, docs
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/mkdocs build --strict --quiet --site-dir .venv/site
+
+bench: $(SETUP)  ## measure, print and keep the figures
+	$(BIN)/python benchmarks/harness.py
+
+docs: $(SETUP)  ## serve the documentation
+	$(BIN)/mkdocs serve
+
+clean:  ## remove what the targets made
+	rm -rf .venv bnkit-report

@@ -1,0 +1,1 @@
+"""Batch normalization for PyTorch over a model's whole life."""

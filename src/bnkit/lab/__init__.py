@@ -1,0 +1,1 @@
+"""The experiments: data, networks, one plain training loop, and honest statistics."""

@@ -1,0 +1,84 @@
+"""What one trial found: frozen records that go to JSON and come back equal."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Side = Literal["plain", "batch norm"]
+SIDES: tuple[Side, Side] = ("plain", "batch norm")
+Outcome = Literal["finished", "diverged", "failed", "not run"]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What was measured along one training run; the tuples are of equal length.
+
+    `loss` is the mean training loss since the previous evaluation, None where it was not finite.
+    `accuracy` is measured on held-out data with the running statistics;
+    `training_mode_accuracy`, with the statistics of the held-out batches themselves, is empty
+    unless it was asked for.
+    """
+
+    steps: tuple[int, ...] = ()
+    loss: tuple[float | None, ...] = ()
+    accuracy: tuple[float, ...] = ()
+    training_mode_accuracy: tuple[float, ...] = ()
+
+    def first_step_at(self, target: float) -> int | None:
+        """Return the first evaluated step whose accuracy is at least `target`, or None.
+
+        >>> Curve((50, 100, 150), (2.0, 1.0, 0.5), (0.3, 0.9, 0.95)).first_step_at(0.9)
+        100
+        """
+        reached = (step for step, a in zip(self.steps, self.accuracy, strict=True) if a >= target)
+        return next(reached, None)
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One network, trained once: its setting, what came of it, and what it cost.
+
+    `accuracy` is the last held-out accuracy and `test_accuracy` that on the test set (the same
+    where the data have no separate validation set); both are None where nothing was trained.
+    `seconds` is the time in training steps, evaluation excluded.
+    """
+
+    key: str
+    side: Side
+    learning_rate: float
+    activation: str
+    seed: int
+    outcome: Outcome
+    reason: str = ""
+    curve: Curve = Curve()
+    accuracy: float | None = None
+    test_accuracy: float | None = None
+    parameters: int = 0
+    buffers: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+    def succeeds(self, target: float) -> bool:
+        """Return whether the run ended finite and at the target accuracy or above."""
+        return self.outcome == "finished" and self.accuracy is not None and self.accuracy >= target
+
+    @property
+    def milliseconds_per_step(self) -> float:
+        """The mean time of one training step, in milliseconds; NaN where none was taken."""
+        return 1000 * self.seconds / self.steps if self.steps else math.nan
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as plain lists, numbers and strings."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "TrialResult":
+        """Return the record that `to_json` wrote down.
+
+        >>> trial = TrialResult("a1", "plain", 0.1, "relu", 0, "finished", accuracy=0.9)
+        >>> TrialResult.from_json(trial.to_json()) == trial
+        True
+        """
+        curve = Curve(**{name: tuple(values) for name, values in fields["curve"].items()})
+        return cls(**{**fields, "curve": curve})

@@ -1,0 +1,136 @@
+"""What a handful of seeds can and cannot show: paired ratios and success rates with intervals."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from bnkit.moments import Moments
+
+
+@dataclass(frozen=True)
+class PairedRatio:
+    """How many times as many steps the plain network took as its twin, over paired runs.
+
+    `ratio` is the geometric mean over the `both` pairs in which both sides reached the target
+    (None where there are none); `low` and `high` bound its 95% t-interval on the logarithm, None
+    under three pairs. The other pairs are counted, never dropped.
+    """
+
+    ratio: float | None
+    low: float | None
+    high: float | None
+    both: int
+    only_batch_norm: int
+    only_plain: int
+    neither: int
+
+    @property
+    def excludes_one(self) -> bool:
+        """Whether the interval exists and lies wholly on one side of 1."""
+        return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
+
+    def __str__(self) -> str:
+        if self.ratio is None:
+            return "no pair in which both reach the target"
+        interval = "" if self.low is None else f" ({self.low:.2f} to {self.high:.2f})"
+        return f"{self.ratio:.2f}{interval}"
+
+
+def paired_ratio(pairs: Iterable[tuple[float | None, float | None]]) -> PairedRatio:
+    """Return the geometric mean of plain ÷ batch norm over `pairs` of (plain, batch norm).
+
+    None in a pair means that this side never reached the target.
+
+    >>> str(paired_ratio([(400, 100), (600, 200), (900, 200), (None, 300)]))
+    '3.78 (2.25 to 6.35)'
+    """
+    pairs = list(pairs)
+    logarithms = [math.log(p / b) for p, b in pairs if p is not None and b is not None]
+    low, high = _t_interval(logarithms) if len(logarithms) > 2 else (None, None)
+    return PairedRatio(
+        ratio=math.exp(math.fsum(logarithms) / len(logarithms)) if logarithms else None,
+        low=None if low is None else math.exp(low),
+        high=None if high is None else math.exp(high),
+        both=len(logarithms),
+        only_batch_norm=sum(p is None and b is not None for p, b in pairs),
+        only_plain=sum(p is not None and b is None for p, b in pairs),
+        neither=sum(p is None and b is None for p, b in pairs),
+    )
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """By how much one side exceeds the other over `pairs` paired runs.
+
+    `low` and `high` bound the 95% t-interval of the mean `difference`, None under three pairs.
+    """
+
+    difference: float | None
+    low: float | None
+    high: float | None
+    pairs: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval exists and lies wholly on one side of 0."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+
+def paired_difference(pairs: Iterable[tuple[float, float]]) -> PairedDifference:
+    """Return the mean of batch norm − plain over `pairs` of (plain, batch norm).
+
+    >>> paired_difference([(0.5, 0.75), (0.5, 0.75), (0.25, 0.75)]).low.__round__(3)
+    -0.025
+    """
+    differences = [batch_norm - plain for plain, batch_norm in pairs]
+    low, high = _t_interval(differences) if len(differences) > 2 else (None, None)
+    mean = math.fsum(differences) / len(differences) if differences else None
+    return PairedDifference(mean, low, high, len(differences))
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Return the two-sided p-value of `wins` against `losses`, were both equally likely.
+
+    Ties do not count (the exact form of McNemar's test, 1947).
+
+    >>> sign_test(6, 0)
+    0.03125
+    """
+    rarer, both = min(wins, losses), wins + losses
+    return min(1.0, 2 * sum(math.comb(both, k) for k in range(rarer + 1)) / 2**both)
+
+
+def _t_interval(values: list[float]) -> tuple[float, float]:
+    from scipy.stats import t  # noqa: PLC0415  half a second, needed only here
+
+    moments = Moments.of(torch.tensor(values)[:, None].double())
+    mean, error = moments.mean.item(), math.sqrt(moments.unbiased_variance.item() / moments.count)
+    reach = float(t.ppf(0.975, moments.count - 1)) * error
+    return mean - reach, mean + reach
+
+
+@dataclass(frozen=True)
+class SuccessRate:
+    """How many of several runs succeeded, with Wilson's 95% interval for the rate."""
+
+    successes: int
+    runs: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Bounds of the rate (Wilson 1927, equation 4 solved for p); (0, 1) without runs.
+
+        >>> [round(bound, 2) for bound in SuccessRate(3, 3).interval]
+        [0.44, 1.0]
+        """
+        if not self.runs:
+            return 0.0, 1.0
+        z, n, rate = 1.959964, self.runs, self.successes / self.runs
+        centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+        reach = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        return max(0.0, centre - reach), min(1.0, centre + reach)
+
+    def __str__(self) -> str:
+        return f"{self.successes}/{self.runs}"
