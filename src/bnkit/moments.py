@@ -41,6 +41,11 @@ class Moments:
         return cls(channels.shape[1], mean, (channels - mean[:, None]).square().sum(1))
 
     def __add__(self, other: "Moments") -> "Moments":
+        if self.mean.shape != other.mean.shape:
+            raise ValueError(
+                f"moments of {len(self.mean)} and of {len(other.mean)} channels cannot be pooled: "
+                f"pool only moments of the same layer"
+            )
         count = self.count + other.count
         gap = other.mean - self.mean
         return Moments(
@@ -77,5 +82,14 @@ def _channels_first(values: Tensor, channel_axis: int) -> Tensor:
     channels = values.detach().movedim(channel_axis, 0).flatten(1)  # (C, everything else)
     if not channels.shape[1]:
         raise ValueError(f"`values` of shape {tuple(values.shape)} is empty: it has no moments")
+    return channels.to(dtype_of_sums(values))
+
+
+def dtype_of_sums(values: Tensor) -> torch.dtype:
+    """Return the dtype in which `values` are summed: float64 wherever their device has it.
+
+    >>> dtype_of_sums(torch.ones(1))
+    torch.float64
+    """
     # Apple's GPU backend has no float64.
-    return channels.to(torch.float32 if values.device.type == "mps" else torch.float64)
+    return torch.float32 if values.device.type == "mps" else torch.float64

@@ -106,8 +106,9 @@ def _t_interval(values: list[float]) -> tuple[float, float]:
     from scipy.stats import t  # noqa: PLC0415  half a second, needed only here
 
     moments = Moments.of(torch.tensor(values)[:, None].double())
-    mean, error = moments.mean.item(), math.sqrt(moments.unbiased_variance.item() / moments.count)
-    reach = float(t.ppf(0.975, moments.count - 1)) * error
+    mean: float = moments.mean.item()
+    error = math.sqrt(moments.unbiased_variance.item() / moments.count)
+    reach: float = t.ppf(0.975, moments.count - 1).item() * error
     return mean - reach, mean + reach
 
 

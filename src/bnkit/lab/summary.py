@@ -11,6 +11,7 @@ from typing import Any
 from bnkit.lab.records import SIDES, Side, TrialResult
 from bnkit.lab.statistics import PairedRatio, SuccessRate, paired_ratio
 from bnkit.lab.verdict import Verdict, judge
+from bnkit.tables import text_table
 
 
 @dataclass(frozen=True)
@@ -172,9 +173,8 @@ class Comparison:
         return cls(**{name: document[name] for name in kept}, trials=trials)
 
     def __str__(self) -> str:
-        from bnkit.lab.tables import comparison_text  # noqa: PLC0415  tables read this record
-
-        return comparison_text(self)
+        rows = [_row(cell) for cell in self.cells]
+        return f"{text_table(_COLUMNS, rows)}\n\n{self.verdict}"
 
 
 def summarise(trials: Sequence[TrialResult], target: float) -> SideSummary:
@@ -194,6 +194,38 @@ def summarise(trials: Sequence[TrialResult], target: float) -> SideSummary:
         buffers=max((t.buffers for t in trials), default=0),
         outcomes=dict(Counter(t.outcome for t in trials)),
     )
+
+
+_COLUMNS = (
+    "activation",
+    "learning rate",
+    "accuracy: plain",
+    "batch norm",
+    "trains: plain",
+    "batch norm",
+    "steps to target: plain",
+    "batch norm",
+    "ratio",
+)
+
+
+def _row(cell: Cell) -> list[str]:
+    sides = (cell.plain, cell.batch_norm)
+    return [
+        cell.activation,
+        f"{cell.learning_rate:g}",
+        *(_percent(side.accuracy) for side in sides),
+        *(str(side.success) for side in sides),
+        *(
+            "never" if side.steps_to_target is None else f"{side.steps_to_target:g}"
+            for side in sides
+        ),
+        str(cell.ratio) if cell.ratio.both else "",
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}%"
 
 
 def _median_steps(steps: Sequence[int | None]) -> float | None:

@@ -108,7 +108,8 @@ def judge(
     only_plain = sum(p and not b for p, b in successes)
     p_value = sign_test(only_batch_norm, only_plain)
     ratio = paired_ratio(steps)
-    accuracy = paired_difference([(p, b) for p, b in accuracies if None not in (p, b)])
+    measured = [(p, b) for p, b in accuracies if p is not None and b is not None]
+    accuracy = paired_difference(measured)
     votes = (
         _vote(only_batch_norm - only_plain, counts=p_value < LEVEL),
         _vote((ratio.ratio or 1) - 1, counts=ratio.excludes_one),

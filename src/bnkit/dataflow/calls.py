@@ -1,0 +1,86 @@
+"""`Dataflow`: the calls of one run of a model, and the values that pass between them."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+
+class Value(int):
+    """A tensor at one moment: an in-place operation makes a new value of the same tensor."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a leaf module or of a torch function, with the values it read and made.
+
+    `name` is the module's path, or the name of the torch function; `module` is None for the
+    latter, and `scope` is the path of the module in whose forward it happened. `parameters` are
+    the model's parameters and buffers that a torch function was given, `arguments` and `keywords`
+    what it was called with, where a tensor stands as its value.
+    """
+
+    index: int
+    name: str
+    module: nn.Module | None
+    scope: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    parameters: tuple[str, ...] = ()
+    arguments: tuple[Any, ...] = ()
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """The name of the module's class, or "function"."""
+        return "function" if self.module is None else type(self.module).__name__
+
+    def __str__(self) -> str:
+        if self.module is not None:
+            return f"'{self.name}' ({self.kind})"
+        return f"{self.name}()" + (f" in '{self.scope}'" if self.scope else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataflow:
+    """All calls of one run in order, the shape of every value, and which values leave the model."""
+
+    calls: tuple[Call, ...]
+    shapes: Mapping[Value, tuple[int, ...]]
+    outputs: frozenset[Value]
+
+    def readers(self, value: Value) -> Sequence[Call]:
+        """Return the calls that read this value, in order."""
+        return self._readers.get(value, ())
+
+    def calls_of(self, path: str) -> Sequence[Call]:
+        """Return the calls of the leaf module at this path, in order."""
+        return self._calls_of.get(path, ())
+
+    def following(self, call: Call) -> Iterator[Call]:
+        """Yield the calls that read what this call made, each once."""
+        seen = {reader.index: reader for value in call.outputs for reader in self.readers(value)}
+        yield from seen.values()
+
+    def leaves(self, call: Call) -> bool:
+        """Return whether something that this call made is an output of the model."""
+        return not self.outputs.isdisjoint(call.outputs)
+
+    @cached_property
+    def _readers(self) -> Mapping[Value, Sequence[Call]]:
+        readers: dict[Value, list[Call]] = defaultdict(list)
+        for call in self.calls:
+            for value in dict.fromkeys(call.inputs):
+                readers[value].append(call)
+        return readers
+
+    @cached_property
+    def _calls_of(self) -> Mapping[str, Sequence[Call]]:
+        calls: dict[str, list[Call]] = defaultdict(list)
+        for call in self.calls:
+            if call.module is not None:
+                calls[call.name].append(call)
+        return calls

@@ -1,0 +1,73 @@
+"""`batch_norm`: the function behind the layers, torch's own with an activation and a residual."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from bnkit.kernels.activations import find_activation
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Return activation(batch_norm(input) + residual), in the shape and dtype of `input`.
+
+    Without `activation` and `residual` this is torch.nn.functional.batch_norm: in training it
+    normalises each channel (axis 1) by the mean and biased variance of the mini-batch and updates
+    the running statistics in place (by the unbiased variance, old · (1 − momentum) + new ·
+    momentum); otherwise it normalises by the running statistics. `residual` has the shape and
+    dtype of `input`. `activation` is None, "relu", "leaky_relu" (slope 0.01), "relu6", "silu",
+    "hardswish", "gelu" (exact), "sigmoid" or "tanh".
+
+    Raises ValueError in training with one value per channel, for an unknown activation and for a
+    residual of another shape or dtype, before any running statistic has changed.
+
+    >>> import torch
+    >>> x = torch.tensor([[-1.0], [3.0]])
+    >>> batch_norm(x, None, None, training=True, activation="relu", residual=x).flatten()
+    tensor([0.0000, 4.0000])
+    """
+    find_activation(activation)
+    if residual is not None:
+        _check_residual(input, residual)
+    try:
+        y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    except ValueError:
+        if training:
+            _refuse_one_value_per_channel(input)
+        raise
+    if residual is not None:
+        y = y + residual
+    return y if activation is None else find_activation(activation).function(y)
+
+
+def _check_residual(input: Tensor, residual: Tensor) -> None:
+    if residual.shape != input.shape:
+        raise ValueError(
+            f"`residual` has shape {tuple(residual.shape)} and `input` {tuple(input.shape)}: "
+            f"they are added element by element, so give them the same shape"
+        )
+    if residual.dtype != input.dtype:
+        raise ValueError(
+            f"`residual` is {residual.dtype} and `input` is {input.dtype}: convert one of them, "
+            f"as in residual.to(input.dtype)"
+        )
+
+
+def _refuse_one_value_per_channel(input: Tensor) -> None:
+    # Asked only once torch has refused the input: on small tensors every microsecond counts.
+    if input.numel() == input.shape[1]:
+        raise ValueError(
+            f"`input` of shape {tuple(input.shape)} has 1 value per channel, of which training "
+            f"can take no variance: use a larger mini-batch, drop the last incomplete one "
+            f"(drop_last=True of a DataLoader), or call .eval() on the layer"
+        )

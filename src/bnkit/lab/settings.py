@@ -1,0 +1,95 @@
+"""`Settings`: all that a comparison can be told, with its defaults, checked at once."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+from bnkit.lab.initialisation import parse_scheme
+from bnkit.lab.names import one_of
+from bnkit.lab.networks import HIDDEN
+from bnkit.lab.training import LOSSES, OPTIMIZERS
+from bnkit.surgery.addition import Placement
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The sweep, the training, and the batch norm of one comparison.
+
+    `steps` counts optimizer steps; `epochs`, where given, counts passes over the training data
+    instead. `target` is the held-out accuracy, in [0, 1], whose first step is reported. `init` is
+    "default", "glorot", "he" or "normal:STD". `hidden`, `batch_size`, `shuffle` and `activations`
+    apply to the named networks and data sets. Raises ValueError for a value out of range.
+
+    >>> Settings(steps=0)
+    Traceback (most recent call last):
+    ValueError: `steps` is 0: give a whole number of at least 1
+    """
+
+    learning_rates: Sequence[float] = (0.01, 0.1, 1.0, 3.0)
+    activations: Sequence[str] = ("sigmoid", "relu")
+    seeds: int = 3
+    hidden: Sequence[int] = HIDDEN
+    optimizer: str = "sgd"
+    loss: str = "cross-entropy"
+    init: str = "default"
+    batch_size: int = 60
+    steps: int = 2000
+    epochs: int | None = None
+    evaluate_every: int = 50
+    target: float = 0.9
+    placement: Placement = "before_activation"
+    momentum: float = 0.1
+    eps: float = 1e-5
+    shuffle: bool = True
+    training_mode_accuracy: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rates", "activations", "hidden"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _check_sweep(self)
+        _check_whole("seeds", self.seeds)
+        _check_whole("batch_size", self.batch_size)
+        _check_whole("steps", self.steps)
+        _check_whole("evaluate_every", self.evaluate_every)
+        if self.epochs is not None:
+            _check_whole("epochs", self.epochs)
+        _check_between("target", self.target, 0, 1)
+        _check_between("momentum", self.momentum, 0, 1)
+        _check_positive("eps", self.eps)
+        one_of(OPTIMIZERS, self.optimizer, "optimizer")
+        one_of(LOSSES, self.loss, "loss")
+        one_of(dict.fromkeys(get_args(Placement)), self.placement, "placement")
+        parse_scheme(self.init)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as plain lists, numbers and strings."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def _check_sweep(settings: Settings) -> None:
+    for name in ("learning_rates", "activations"):
+        values = getattr(settings, name)
+        if not values:
+            raise ValueError(f"`{name}` is empty: give at least one")
+        if len(set(values)) < len(values):
+            raise ValueError(f"`{name}` is {values}: give each once")
+    for rate in settings.learning_rates:
+        _check_positive("learning_rates", rate)
+    for size in settings.hidden:
+        _check_whole("hidden", size)
+
+
+def _check_whole(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"`{name}` is {value!r}: give a whole number of at least 1")
+
+
+def _check_positive(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"`{name}` holds {value!r}: give a positive, finite number")
+
+
+def _check_between(name: str, value: object, low: float, high: float) -> None:
+    if not isinstance(value, int | float) or not low < value <= high:
+        raise ValueError(f"`{name}` is {value!r}: give a number above {low} and up to {high}")

@@ -1,0 +1,204 @@
+"""Every hook and every mode switch of the package, as context managers.
+
+Each gives back what it borrows when its block ends, also by an exception.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import UninitializedBuffer
+
+from bnkit.moments import Moments
+
+Before = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any]], object]
+After = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any], Any], object]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put all of `model` in eval mode; afterwards each module's `training` is as it was.
+
+    Only the flags are set: `train` and `eval` methods that do more are not called, so a layer
+    that its owner froze stays frozen.
+
+    >>> model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2).eval())
+    >>> with evaluating(model):
+    ...     [module.training for module in model.modules()]
+    [False, False, False]
+    >>> [module.training for module in model.modules()]
+    [True, True, False]
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, training in modes:
+            if training:
+                module.training = False
+        yield
+    finally:
+        for module, training in modes:
+            if module.training is not training:
+                module.training = training
+
+
+@contextmanager
+def normalising_by_batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Put all of `model` in eval mode, but let batch norms use the mini-batch; update nothing.
+
+    Dropout is off, and every batch norm (torch's and all that derive from it) normalises by the
+    statistics of its input. The running statistics are away while the block runs, so save no
+    checkpoint inside it. Batch norms that are lazy and have not seen an input are left alone.
+
+    >>> layer = nn.BatchNorm1d(1)
+    >>> with normalising_by_batch_statistics(layer), torch.no_grad():
+    ...     layer(torch.tensor([[1.0], [3.0]])).flatten()
+    tensor([-1.0000,  1.0000])
+    >>> layer.running_mean, layer.training
+    (tensor([0.]), True)
+    """
+    borrowed = [
+        (layer, layer.running_mean, layer.running_var)
+        for layer in model.modules()
+        if isinstance(layer, _BatchNorm) and not isinstance(layer.running_mean, UninitializedBuffer)
+    ]
+    with evaluating(model):
+        try:
+            # Without running statistics torch takes those of the mini-batch, in eval mode too.
+            for layer, _, _ in borrowed:
+                layer.running_mean = layer.running_var = None
+            yield
+        finally:
+            for layer, running_mean, running_var in borrowed:
+                layer.running_mean, layer.running_var = running_mean, running_var
+
+
+@contextmanager
+def watching(
+    model: nn.Module, *, before: Before | None = None, after: After | None = None
+) -> Iterator[None]:
+    """Call `before` and `after` around the forward of every module of `model`, itself included.
+
+    `before(path, module, args, kwargs)` sees what the module's forward will get, and
+    `after(path, module, args, kwargs, output)` what it returned; after a forward that raised,
+    `output` is None. They look on: what they return is dropped. A shared module has one path,
+    the first of `named_modules`; the path of `model` itself is "".
+
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    >>> with watching(model, before=lambda path, *_: print(f"{path!r} starts")):
+    ...     _ = model(torch.zeros(1, 2))
+    '' starts
+    '0' starts
+    '1' starts
+    """
+    with _hooks(model.named_modules(), before=before, after=after):
+        yield
+
+
+@contextmanager
+def observing_inputs(
+    model: nn.Module, layers: Mapping[str, nn.Module]
+) -> Iterator[dict[str, Moments]]:
+    """Give a dictionary in which the moments of each layer's input are pooled, by its name.
+
+    `layers` are modules of `model`. Channels are axis 1 of a layer's first argument. A layer that
+    has not run has no entry. Raises ValueError for a layer that is not in `model`.
+
+    >>> model = nn.Sequential(nn.Identity(), nn.BatchNorm1d(1))
+    >>> with observing_inputs(model, {"1": model[1]}) as seen:
+    ...     _ = model(torch.tensor([[1.0], [2.0]])), model(torch.tensor([[3.0], [6.0]]))
+    >>> seen["1"].count, seen["1"].mean.item()
+    (4, 3.0)
+    """
+    members = set(model.modules())
+    for name, layer in layers.items():
+        if layer not in members:
+            raise ValueError(
+                f"layer {name!r} ({type(layer).__name__}) is not in the model, so it would never "
+                f"be seen: take the layers from the model that runs, not from a copy"
+            )
+    seen: dict[str, Moments] = {}
+
+    def pool(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        moments = Moments.of(_first_argument(name, layer, args, kwargs))
+        seen[name] = seen[name] + moments if name in seen else moments
+
+    with _hooks(layers.items(), before=pool):
+        yield seen
+
+
+@contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Give back the state of the random generators of torch, Python and numpy.
+
+    Of torch's these are the CPU's and, where CUDA is in use, those of all its devices.
+
+    >>> with preserved_random_state():
+    ...     inside = torch.rand(3)
+    >>> torch.equal(torch.rand(3), inside)
+    True
+    """
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count()) if in_use else ()
+    of_python = random.getstate()
+    of_numpy = np.random.get_state()  # noqa: NPY002  the generator that others use
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)  # noqa: NPY002
+
+
+@contextmanager
+def _hooks(
+    modules: Iterable[tuple[str, nn.Module]],
+    *,
+    before: Before | None = None,
+    after: After | None = None,
+) -> Iterator[None]:
+    with ExitStack() as hooks:
+        for path, module in modules:
+            if before is not None:
+                handle = module.register_forward_pre_hook(_early(path, before), with_kwargs=True)
+                hooks.callback(handle.remove)
+            if after is not None:
+                handle = module.register_forward_hook(
+                    _late(path, after), with_kwargs=True, always_call=True
+                )
+                hooks.callback(handle.remove)
+        yield
+
+
+def _early(
+    path: str, before: Before
+) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        before(path, module, args, kwargs)
+
+    return hook
+
+
+def _late(
+    path: str, after: After
+) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        after(path, module, args, kwargs, output)
+
+    return hook
+
+
+def _first_argument(
+    name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor:
+    value = args[0] if args else next(iter(kwargs.values()), None)
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"the first argument of layer {name!r} ({type(layer).__name__}) is a "
+            f"{type(value).__name__}: only inputs that are tensors have moments"
+        )
+    return value

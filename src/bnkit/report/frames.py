@@ -1,0 +1,113 @@
+"""Frames: what the vertical axis of all panels of one figure shows, and from where to where."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from bnkit.report.curves import Curves, Spread
+
+LINE = 0.1  # the height of a label as a share of the axis
+DECADES = 6  # below this many powers of ten under its top, a loss is as good as zero
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A vertical axis: its label, its ends, its ticks, and how a value on it is written.
+
+    `text` is a format for both Python and the drawing library, `unit` stands behind it.
+    """
+
+    label: str
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    text: str
+    unit: str = ""
+    logarithmic: bool = False
+    target: float | None = None
+
+    def written(self, value: float) -> str:
+        """Return the value as it is written, with its unit."""
+        return f"{value:{self.text}}{self.unit}"
+
+    @property
+    def goal(self) -> str:
+        """The target as it is written."""
+        return "none" if self.target is None else self.written(self.target)
+
+    def inside(self, value: float) -> float:
+        """Return the value, moved to the nearest end where it lies outside."""
+        return min(max(value, self.low), self.high)
+
+    def height(self, value: float) -> float:
+        """Return where on the axis the value lies, from 0 to 1."""
+        if self.logarithmic:
+            return math.log(self.inside(value) / self.low) / math.log(self.high / self.low)
+        return (self.inside(value) - self.low) / (self.high - self.low)
+
+    def value(self, height: float) -> float:
+        """Return the value that lies there; the inverse of `height`."""
+        if self.logarithmic:
+            return float(self.low * (self.high / self.low) ** height)
+        return self.low + height * (self.high - self.low)
+
+    def apart(self, values: Sequence[float]) -> list[float]:
+        """Return one or two values, moved apart so far that labels beside them do not overlap.
+
+        >>> Frame("accuracy", 0, 100, (), ".0f").apart([97, 98])
+        [92.5, 102.5]
+        """
+        heights = [self.height(value) for value in values]
+        missing = LINE - (max(heights) - min(heights)) if len(heights) > 1 else 0
+        if missing <= 0:
+            return [self.value(height) for height in heights]
+        upper = min(max(heights) + missing / 2, 1)
+        ends = (upper - LINE, upper) if upper > LINE else (0, LINE)
+        ordered = ends if heights[0] <= heights[1] else ends[::-1]
+        return [self.value(height) for height in ordered]
+
+
+def accuracy_frame(curves: Iterable[Curves], target: float) -> Frame:
+    """Return the frame of accuracies in percent: from 0 to the next ten above the highest."""
+    highest = max([target, *(spread.highest for spread in _spreads(curves))])
+    high = min(100, 10 * math.ceil(highest / 10))
+    step = 25 if high == 100 else 10 if high > 30 else 5
+    ticks = tuple(float(tick) for tick in range(0, high + 1, step))
+    return Frame("held-out accuracy (%)", 0, high, ticks, ".1f", "%", target=target)
+
+
+def loss_frame(curves: Iterable[Curves]) -> Frame:
+    """Return the frame of losses: logarithmic, six decades at most, and no explosion at its top.
+
+    The top is at most 10 times the median of the first losses: the loss of a run that diverges
+    passes all bounds, and would press everything else flat.
+    """
+    curves = list(curves)
+    first = [side[0].median for each in curves for side in each.spreads.values() if side]
+    spreads = _spreads(curves)
+    positive = [v for s in spreads for v in (s.lowest, s.highest) if v > 0] or [1.0]
+    high = 1.1 * min(max(positive), 10 * (median(first) if first else math.inf) or math.inf)
+    low = max(min(positive), high * 10**-DECADES) / 1.1
+    ticks = powers(low, high, most=4)
+    return Frame("training loss (log scale)", low, high, ticks, ".2g", logarithmic=True)
+
+
+def powers(low: float, high: float, *, most: int) -> tuple[float, ...]:
+    """Return round values between `low` and `high`, both positive, for a logarithmic axis.
+
+    Powers of ten, thinned to `most`, or 1, 2 and 5 times those where there are fewer than two.
+
+    >>> powers(0.05, 200, most=5), powers(30, 700, most=5)
+    ((0.1, 1.0, 10.0, 100.0), (50.0, 100.0, 200.0, 500.0))
+    """
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    inside = [float(f"1e{e}") for e in exponents if low <= 10.0**e <= high]
+    if len(inside) < 3:
+        inside = [float(f"{n}e{e}") for e in exponents for n in (1, 2, 5)]
+    inside = [value for value in inside if low <= value <= high]
+    return tuple(inside[:: math.ceil(len(inside) / most) or 1])
+
+
+def _spreads(curves: Iterable[Curves]) -> list[Spread]:
+    return [spread for each in curves for side in each.spreads.values() for spread in side]

@@ -1,0 +1,75 @@
+"""Colours and type of the charts: Okabe and Ito's blue and vermillion, told apart by anyone.
+
+(M. Okabe and K. Ito, "Color universal design", 2008.) The vermillion is darkened until small text
+in it is legible. On the page the colours are the style sheet's variables, so that one drawing
+serves light, dark and paper; in the exported files, which have no style sheet, they are its light
+ones.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+FONT = "system-ui, 'Segoe UI', Helvetica, Arial, 'Liberation Sans', sans-serif"
+
+
+@dataclass(frozen=True)
+class Palette:
+    """A colour, in any form that a browser reads, for each part of a chart."""
+
+    paper: str
+    ink: str
+    muted: str
+    grid: str
+    plain: str
+    batch_norm: str
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The look of all charts, as a Vega-Lite configuration."""
+        return {
+            "background": self.paper,
+            "font": FONT,
+            "view": {"stroke": None},
+            "range": {"category": [self.plain, self.batch_norm]},
+            "rule": {"color": self.muted},
+            "text": {"color": self.muted},
+            "title": {
+                "anchor": "start",
+                "frame": "group",
+                "color": self.ink,
+                "fontSize": 12,
+                "subtitleColor": self.muted,
+                "subtitleFontSize": 11,
+                "subtitlePadding": 2,
+                "offset": 8,
+            },
+            "axis": {
+                "labelColor": self.muted,
+                "titleColor": self.muted,
+                "titleFontWeight": "normal",
+                "titleFontSize": 11,
+                "gridColor": self.grid,
+                "domain": False,
+                "ticks": False,
+                "labelPadding": 5,
+            },
+            "axisX": {"grid": False, "domain": True, "domainColor": self.muted},
+        }
+
+
+PAGE = Palette(
+    paper="transparent",
+    ink="var(--ink)",
+    muted="var(--muted)",
+    grid="var(--grid)",
+    plain="var(--plain)",
+    batch_norm="var(--batch-norm)",
+)
+PAPER = Palette(
+    paper="#ffffff",
+    ink="#1a1d21",
+    muted="#5a626b",
+    grid="#e4e7ea",
+    plain="#c04e00",
+    batch_norm="#0072b2",
+)

@@ -1,0 +1,92 @@
+"""Numbers as words: one way to write each quantity, and a dash where there is none."""
+
+import math
+from collections.abc import Mapping
+
+NOTHING = "–"
+
+
+def percent(fraction: float | None) -> str:
+    """Return a fraction as a percentage with one decimal.
+
+    >>> percent(0.9312), percent(None)
+    ('93.1%', '–')
+    """
+    return NOTHING if fraction is None or math.isnan(fraction) else f"{100 * fraction:.1f}%"
+
+
+def percent_range(lowest: float | None, highest: float | None) -> str:
+    """Return a range of fractions as percentages.
+
+    >>> percent_range(0.9, 0.955)
+    '90.0 to 95.5%'
+    """
+    if lowest is None or highest is None:
+        return NOTHING
+    return f"{100 * lowest:.1f} to {percent(highest)}"
+
+
+def number(value: float | None) -> str:
+    """Return a number as people write it, to four digits.
+
+    >>> number(0.1), number(12345), number(1e-5), number(None)
+    ('0.1', '12,345', '1e-05', '–')
+    """
+    if value is None or math.isnan(value):
+        return NOTHING
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def milliseconds(value: float | None) -> str:
+    """Return a time of milliseconds with its unit.
+
+    >>> milliseconds(0.61234), milliseconds(None)
+    ('0.612 ms', '–')
+    """
+    return NOTHING if value is None else f"{value:.3g} ms"
+
+
+def several(count: int, noun: str) -> str:
+    """Return a count with its noun.
+
+    >>> several(1, "seed"), several(3, "seed")
+    ('1 seed', '3 seeds')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def counted(outcomes: Mapping[str, int]) -> str:
+    """Return the outcomes other than finished, each with its count.
+
+    >>> counted({"finished": 2, "diverged": 1, "not run": 3})
+    '1 diverged, 3 not run'
+    """
+    return ", ".join(f"{n} {outcome}" for outcome, n in outcomes.items() if outcome != "finished")
+
+
+def listed(value: object) -> str:
+    """Return a setting's value for reading: a list as its items, all else as it prints.
+
+    >>> listed([0.01, 0.1]), listed("digits"), listed(None), listed({"width": 100})
+    ('0.01, 0.1', 'digits', '–', 'width: 100')
+    """
+    match value:
+        case None | "" | [] | ():
+            return NOTHING
+        case list() | tuple():
+            return ", ".join(map(listed, value))
+        case dict():
+            return ", ".join(f"{name}: {listed(item)}" for name, item in value.items())
+        case float():
+            return f"{value:g}"
+        case _:
+            return str(value)
+
+
+def heading(activation: str) -> str:
+    """Return the name of an activation, empty where a model keeps those that it was built with.
+
+    >>> heading("relu"), heading("as built")
+    ('relu', '')
+    """
+    return "" if activation == "as built" else activation

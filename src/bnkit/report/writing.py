@@ -1,0 +1,75 @@
+"""Writing: everything is drawn first, then each file is put in its place whole."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bnkit.lab.summary import Comparison
+
+
+def write_report(comparison: Comparison, folder: str | Path) -> Path:
+    """Write the report of a comparison into `folder` and return the path of its page.
+
+    `report.html` opens offline; `charts/` holds each chart as PNG and SVG; `results.json` holds
+    all numbers, null where there is none. No file is ever half-written, and where drawing fails
+    an older report stays as it was.
+
+    Raises ValueError for a comparison without trials.
+    """
+    if not comparison.trials:
+        raise ValueError("`comparison` holds no trials, so there is nothing to report: run some")
+    from bnkit.report.figures import figures  # noqa: PLC0415  altair takes a second to import
+    from bnkit.report.page import page  # noqa: PLC0415  as does what it needs
+
+    folder = Path(folder)
+    drawn = figures(comparison)
+    files = {f"charts/{figure.name}{kind}": data for figure in drawn
+             for kind, data in export(figure.on_sheet).items()}
+    files["results.json"] = strict_json(comparison.to_json()).encode()
+    files["report.html"] = page(comparison, drawn).encode()
+    for name, data in files.items():  # the page comes last: it links to all others
+        put(folder / name, data)
+    return folder / "report.html"
+
+
+def export(specification: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return a Vega-Lite specification drawn as SVG and, two pixels a point, as PNG."""
+    import vl_convert  # noqa: PLC0415  50 megabytes, needed only here
+
+    svg = vl_convert.vegalite_to_svg(specification, vl_version=VEGA_LITE)
+    return {".svg": svg.encode(), ".png": vl_convert.svg_to_png(svg, scale=2)}
+
+
+def strict_json(document: Any) -> str:
+    """Return the document as JSON that every reader accepts: null for NaN and infinities.
+
+    >>> strict_json({"loss": [0.5, float("nan")]})
+    '{"loss": [0.5, null]}'
+    """
+    return json.dumps(_finite(document), allow_nan=False, default=str, ensure_ascii=False)
+
+
+def put(path: Path, data: bytes) -> None:
+    """Write the file under another name beside `path`, then move it there in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float() if not math.isfinite(value):
+            return None
+        case dict():
+            return {str(name): _finite(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+        case _:
+            return value

@@ -1,0 +1,197 @@
+"""What part a module or a torch call plays around a batch norm.
+
+A weight layer starts a stretch of the network, an activation ends it, and what passes values
+through (pooling, reshaping, dropout, concatenation, sums) belongs to neither.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, TypeGuard
+
+from torch import nn
+
+
+class Role(Enum):
+    """The parts that are told apart; `OTHER` ends a stretch without being one of the others."""
+
+    WEIGHTS = "a weight layer"
+    ACTIVATION = "an activation"
+    NORMALISATION = "a normalisation"
+    PASSAGE = "a passage"
+    OTHER = "another operation"
+
+
+# The layers that can own a batch norm, with the rank of a mini-batch of theirs (None: any).
+WEIGHT_LAYERS: dict[type[nn.Module], int | None] = {
+    nn.Linear: None,
+    nn.Conv1d: 3,
+    nn.Conv2d: 4,
+    nn.Conv3d: 5,
+    nn.ConvTranspose1d: 3,
+    nn.ConvTranspose2d: 4,
+    nn.ConvTranspose3d: 5,
+}
+
+# The file in which torch defines a layer says what family it is of.
+_FAMILIES = {
+    "linear": Role.WEIGHTS,
+    "conv": Role.WEIGHTS,
+    "rnn": Role.WEIGHTS,
+    "sparse": Role.WEIGHTS,
+    "activation": Role.ACTIVATION,
+    "batchnorm": Role.NORMALISATION,
+    "instancenorm": Role.NORMALISATION,
+    "normalization": Role.NORMALISATION,
+    "pooling": Role.PASSAGE,
+    "dropout": Role.PASSAGE,
+    "flatten": Role.PASSAGE,
+    "padding": Role.PASSAGE,
+    "upsampling": Role.PASSAGE,
+    "pixelshuffle": Role.PASSAGE,
+    "channelshuffle": Role.PASSAGE,
+    "fold": Role.PASSAGE,
+}
+
+_ACTIVATIONS = frozenset(
+    """
+    celu elu gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid log_softmax
+    logsigmoid mish prelu relu relu6 rrelu selu sigmoid expit silu softmax softmin softplus
+    softshrink softsign special_expit special_log_softmax special_softmax swish tanh tanhshrink
+    threshold
+    """.split()
+)
+_WEIGHTS = frozenset(
+    """
+    linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc
+    convolution embedding embedding_bag multi_head_attention_forward lstm gru rnn_tanh rnn_relu
+    """.split()
+)
+_NORMALISATIONS = frozenset(
+    """
+    batch_norm native_batch_norm instance_norm layer_norm group_norm rms_norm local_response_norm
+    normalize
+    """.split()
+)
+_PASSAGES = frozenset(
+    """
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
+    adaptive_max_pool2d adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d
+    lp_pool3d max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices
+    max_pool3d_with_indices fractional_max_pool2d fractional_max_pool3d max_unpool1d max_unpool2d
+    max_unpool3d mean amax amin max min logsumexp
+    dropout alpha_dropout dropout1d dropout2d dropout3d feature_alpha_dropout feature_dropout
+    T H mT mH t adjoint transpose swapaxes swapdims permute movedim moveaxis view view_as reshape
+    reshape_as flatten unflatten ravel squeeze unsqueeze expand expand_as repeat repeat_interleave
+    broadcast_to tile contiguous clone detach data to float half double bfloat16 type type_as cpu
+    cuda __getitem__ __setitem__ narrow select index_select gather take_along_dim chunk split
+    split_with_sizes tensor_split unbind unfold fold roll flip flipud fliplr rot90 as_strided
+    masked_fill masked_select unsafe_chunk unsafe_split copy
+    pad constant_pad_nd interpolate upsample pixel_shuffle pixel_unshuffle channel_shuffle
+    native_channel_shuffle grid_sample
+    cat concat concatenate stack hstack vstack dstack column_stack row_stack
+    add sub subtract rsub __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ sum neg negative
+    """.split()
+)
+# A product with a plain number passes the value on; one with a tensor (a gate) does not.
+_PRODUCTS = frozenset(
+    ["mul", "multiply", "div", "divide", "true_divide", "__mul__", "__rmul__", "__truediv__"]
+)
+# Activations through which a network hands out its answer: a probability, or one coordinate.
+_ANSWERS = frozenset(["sigmoid", "tanh", "softmax", "log_softmax", "softmin", "log_sigmoid"])
+_ANSWER_SPELLINGS = {
+    "expit": "sigmoid",
+    "special_expit": "sigmoid",
+    "special_softmax": "softmax",
+    "special_log_softmax": "log_softmax",
+    "logsigmoid": "log_sigmoid",
+    "softmax2d": "softmax",
+    "logsoftmax": "log_softmax",
+}
+
+
+def can_own_batch_norm(module: nn.Module | None) -> TypeGuard[nn.Module]:
+    """Return whether `module` is a dense or conv layer, which can own a batch norm."""
+    return isinstance(module, tuple(WEIGHT_LAYERS))
+
+
+def role_of_module(module: nn.Module) -> Role:
+    """Return the part that `module` plays, whatever library its class comes from.
+
+    >>> role_of_module(nn.ReLU()), role_of_module(nn.Identity())
+    (<Role.ACTIVATION: 'an activation'>, <Role.PASSAGE: 'a passage'>)
+    """
+    if isinstance(module, nn.Identity):
+        return Role.PASSAGE
+    if isinstance(module, nn.MultiheadAttention):
+        return Role.WEIGHTS
+    family = _family(module)
+    if family is None and _is_foreign_normalisation(module):
+        return Role.NORMALISATION
+    return _FAMILIES.get(family or "", Role.OTHER)
+
+
+def role_of_function(name: str, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Role:
+    """Return the part that the torch function `name` plays when called like this.
+
+    >>> role_of_function("clamp", (7,), {"min": 0})
+    <Role.ACTIVATION: 'an activation'>
+    """
+    name = _plain(name)
+    if name in _ACTIVATIONS or _is_rectifier(name, arguments, keywords):
+        return Role.ACTIVATION
+    if name in _WEIGHTS:
+        return Role.WEIGHTS
+    if name in _NORMALISATIONS:
+        return Role.NORMALISATION
+    if name in _PASSAGES or (name in _PRODUCTS and any(map(_is_number, arguments))):
+        return Role.PASSAGE
+    return Role.OTHER
+
+
+def gives_answers(name: str) -> bool:
+    """Return whether this activation, function or class, ends a network: sigmoid, tanh, softmax."""
+    name = _plain(name.lower())
+    return _ANSWER_SPELLINGS.get(name, name) in _ANSWERS
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Return whether a call of `module` is one step of the dataflow, not to be looked into.
+
+    Torch's own layers are (and subclasses of them), and childless normalisations of other
+    libraries; any other module is looked into, so that what its forward calls is seen.
+    """
+    if can_own_batch_norm(module):
+        return True
+    if _family(module) in (None, "container", "transformer"):
+        return _is_foreign_normalisation(module)
+    return not isinstance(module, nn.MultiheadAttention)
+
+
+def _family(module: nn.Module) -> str | None:
+    """Return the name of the torch file that defines the layer's class or its nearest base."""
+    for base in type(module).__mro__:
+        if base is nn.Module:
+            return None
+        if base.__module__.startswith("torch.nn.modules."):
+            return base.__module__.rpartition(".")[2]
+    return None
+
+
+def _is_foreign_normalisation(module: nn.Module) -> bool:
+    childless = next(module.children(), None) is None
+    return childless and "norm" in type(module).__name__.lower()
+
+
+def _is_rectifier(name: str, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> bool:
+    """Return whether the call is clamp(min=0), by whatever spelling."""
+    smallest = arguments[1] if len(arguments) > 1 else keywords.get("min")
+    return name in ("clamp", "clip", "clamp_min") and _is_number(smallest) and smallest == 0
+
+
+def _is_number(argument: Any) -> bool:
+    return type(argument) in (int, float, complex, bool)  # no subclass: those stand for tensors
+
+
+def _plain(name: str) -> str:
+    """Return a function's name without the underscore of its in-place form."""
+    return name if name.startswith("__") else name.rstrip("_")

@@ -1,0 +1,6 @@
+"""Changes to models, each planned, applied to a copy and checked: put batch norm in."""
+
+from bnkit.surgery.addition import add, plan_addition
+from bnkit.surgery.plan import Edit, LeftAlone, Plan, SurgeryError
+
+__all__ = ["Edit", "LeftAlone", "Plan", "SurgeryError", "add", "plan_addition"]

@@ -1,0 +1,116 @@
+"""Layers that own a batch norm: an instance of a layer's class becomes one of a subclass of it.
+
+So `isinstance` holds, the parameter names of old checkpoints stay valid, and no forward is
+rewritten: `Conv2d` becomes a `Conv2d` that passes its own output (or input) through its child
+`batchnorm`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+
+_BATCH_NORMS = {2: BatchNorm1d, 3: BatchNorm1d, 4: BatchNorm2d, 5: BatchNorm3d}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the features of a layer lie in a tensor.
+
+    `features` lie on `axis`: 1, or −1 in dense layers, where the statistics run over all other
+    axes. `rank` is the number of dimensions of a mini-batch, None for any; `path` names the layer
+    in messages.
+    """
+
+    path: str
+    features: int
+    axis: int
+    rank: int | None
+
+
+class Normalized(nn.Module):
+    """What the made classes share: the child `batchnorm`, and how it meets a tensor."""
+
+    batchnorm: nn.Module
+    batchnorm_layout: Layout
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The class was made at run time, so pickle and deepcopy must make it again.
+        state = super().__reduce_ex__(protocol)[2:]
+        return (_blank, type(self).__bases__, *state)
+
+
+class NormalizedOutput(Normalized):
+    """A layer whose own output passes through its batch norm."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return _normalise(self, super().forward(*args, **kwargs))
+
+
+class NormalizedInput(Normalized):
+    """A layer whose own input passes through its batch norm, before any padding."""
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return super().forward(_normalise(self, input), *args, **kwargs)
+
+
+def own_batch_norm(
+    layer: nn.Module, layout: Layout, *, place: type[Normalized], momentum: float | None, eps: float
+) -> None:
+    """Make `layer` own a new batch norm, in `place`; it keeps its identity, class and parameters.
+
+    The batch norm is on the layer's device, in its mode, with float32 parameters at least.
+
+    >>> layer = nn.Linear(4, 3)
+    >>> layout = Layout("fc", features=3, axis=-1, rank=None)
+    >>> own_batch_norm(layer, layout, place=NormalizedOutput, momentum=0.1, eps=1e-5)
+    >>> layer(torch.randn(8, 4)).mean(0).abs().max() < 1e-6
+    tensor(True)
+    """
+    like = next(layer.parameters(), torch.empty(0))
+    batch_norm = _BATCH_NORMS[layout.rank or 2](
+        layout.features,
+        momentum=momentum,
+        eps=eps,
+        device=like.device,
+        dtype=torch.promote_types(like.dtype, torch.float32),
+    )
+    layer.__class__ = normalized_class(place, type(layer))
+    object.__setattr__(layer, "batchnorm_layout", layout)
+    layer.batchnorm = batch_norm.train(layer.training)
+
+
+def normalized_class(place: type[Normalized], original: type[nn.Module]) -> type[nn.Module]:
+    """Return the subclass of `original` that owns a batch norm in `place`.
+
+    >>> normalized_class(NormalizedOutput, nn.Conv2d).__name__
+    'NormalizedConv2d'
+    """
+    if (place, original) not in _classes:
+        name = f"Normalized{original.__name__}"
+        _classes[place, original] = type(name, (place, original), {"__module__": __name__})
+    return _classes[place, original]
+
+
+_classes: dict[tuple[type[Normalized], type[nn.Module]], type[nn.Module]] = {}
+
+
+def _blank(place: type[Normalized], original: type[nn.Module]) -> nn.Module:
+    made = normalized_class(place, original)
+    return made.__new__(made)
+
+
+def _normalise(layer: Normalized, values: Tensor) -> Tensor:
+    layout = layer.batchnorm_layout
+    if values.dim() != (layout.rank or max(values.dim(), 2)):
+        raise ValueError(
+            f"layer '{layout.path}' normalises over the mini-batch and needs a batch axis: it got "
+            f"a tensor of shape {tuple(values.shape)}; add one with x.unsqueeze(0), or stack "
+            f"several examples"
+        )
+    if layout.axis == 1 or values.dim() == 2:
+        return layer.batchnorm(values)  # type: ignore[no-any-return]
+    return layer.batchnorm(values.flatten(0, -2)).view(values.shape)  # type: ignore[no-any-return]
