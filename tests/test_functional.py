@@ -147,6 +147,8 @@ def test_gradients_can_be_differentiated_again(activation):
     assert torch.autograd.gradgradcheck(function, leaves)
 
 
+# torch scripts its own forward derivatives, and warns that scripting is deprecated.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @TRAINING
 def test_torch_func_takes_gradients_and_jacobian_products(training):
     x, tangent = torch.randn(2, 6, 3, dtype=torch.float64)

@@ -244,12 +244,6 @@ def test_an_unknown_name_is_refused_with_those_that_look_like_it(find):
         find(asked)
 
 
-def test_an_unknown_name_like_no_other_gets_the_list_alone():
-    assert unknown_name("fruit", "xyzzy", ["pear", "apple"]) == (
-        "unknown fruit 'xyzzy': choose from apple, pear"
-    )
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_refuses_an_unknown_activation(name):
     with pytest.raises(ValueError, match="unknown activation 'rleu': did you mean 'relu"):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Generator, Tensor, nn
 
-from bnkit.lab.networks import unknown_name
+from bnkit.lab.names import unknown_name
 
 Draw = Callable[[Tensor, Generator], object]  # fills (out, in, ...) in place
 

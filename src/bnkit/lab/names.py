@@ -1,21 +1,30 @@
 """Names that people type: found in a table, or answered with the ones that are near."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 Entry = TypeVar("Entry")
 
 
-def one_of(table: Mapping[str, Entry], name: str, what: str) -> Entry:
+def one_of(table: Mapping[str, Entry], name: str, kind: str) -> Entry:
     """Return `table[name]`; ValueError, with near names and the whole list, if there is none.
 
-    >>> one_of({"sgd": 1, "adam": 2}, "adm", "optimizer")
-    Traceback (most recent call last):
-    ValueError: unknown optimizer 'adm': did you mean 'adam'? There are sgd, adam
+    >>> one_of({"sgd": 1, "adam": 2}, "sgd", "optimizer")
+    1
     """
-    if name in table:
-        return table[name]
-    near = difflib.get_close_matches(name, table, n=2)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    raise ValueError(f"unknown {what} {name!r}: {hint}There are {', '.join(table)}")
+    if name not in table:
+        raise ValueError(unknown_name(kind, name, table))
+    return table[name]
+
+
+def unknown_name(kind: str, name: str, choices: Iterable[str]) -> str:
+    """Return the message that `name` is none of `choices`, with those that look like it.
+
+    >>> unknown_name("network", "resnte", ["mlp", "resnet"])
+    "unknown network 'resnte': did you mean 'resnet'? Choose from mlp, resnet"
+    """
+    choices = sorted(choices)
+    near = " or ".join(map(repr, difflib.get_close_matches(name.lower(), choices)))
+    advice = f"did you mean {near}? Choose" if near else "choose"
+    return f"unknown {kind} {name!r}: {advice} from {', '.join(choices)}"

@@ -1,15 +1,15 @@
 """The named networks of the experiments, plain: each is built without batch norm."""
 
-import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from torch import Tensor, nn
 
-Kind = TypeVar("Kind")
+from bnkit.lab.names import one_of
+from bnkit.lab.twins import add_to_inputs, add_to_logits_too
 
 HIDDEN = (100, 100, 100)  # Ioffe and Szegedy 2015, section 4.1
 
@@ -35,25 +35,13 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def unknown_name(kind: str, name: str, choices: Iterable[str]) -> str:
-    """Return the message that `name` is none of `choices`, with those that look like it.
-
-    >>> unknown_name("network", "resnte", ["mlp", "resnet"])
-    "unknown network 'resnte': did you mean 'resnet'? Choose from mlp, resnet"
-    """
-    choices = sorted(choices)
-    near = " or ".join(map(repr, difflib.get_close_matches(name.lower(), choices)))
-    advice = f"did you mean {near}? Choose" if near else "choose"
-    return f"unknown {kind} {name!r}: {advice} from {', '.join(choices)}"
-
-
 def activation(name: str) -> Callable[[], nn.Module]:
     """Return the class that makes this activation; ValueError where there is none of the name.
 
     >>> activation("leaky-relu")()
     LeakyReLU(negative_slope=0.01)
     """
-    return _named(ACTIVATIONS, name, "activation")
+    return one_of(ACTIVATIONS, name, "activation")
 
 
 def mlp(
@@ -66,7 +54,7 @@ def mlp(
     """
     if any(size < 1 for size in hidden):
         raise ValueError(f"`hidden` is {tuple(hidden)}: each layer needs at least one unit")
-    make = _named(ACTIVATIONS, activation, "activation")
+    make = one_of(ACTIVATIONS, activation, "activation")
     sizes = [math.prod(input_shape), *hidden]
     layers = _dense(sizes, make)
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(sizes[-1], classes))
@@ -76,7 +64,7 @@ def logistic(
     input_shape: Sequence[int], classes: int, *, activation: str, hidden: Sequence[int] = HIDDEN
 ) -> nn.Sequential:
     """Return softmax regression: one linear layer, so nothing that `activation` could change."""
-    _named(ACTIVATIONS, activation, "activation")
+    one_of(ACTIVATIONS, activation, "activation")
     _fixed("logistic", hidden)
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), classes))
 
@@ -91,7 +79,7 @@ def dlology(
     """
     _fixed("dlology", hidden)
     channels, height, width = _image("dlology", input_shape, at_least=18)
-    make = _named(ACTIVATIONS, activation, "activation")
+    make = one_of(ACTIVATIONS, activation, "activation")
     places = math.prod(((side - 2) // 2 - 2) // 2 - 2 for side in (height, width))
     return nn.Sequential(
         *(nn.Conv2d(channels, 32, 3), make(), nn.MaxPool2d(2)),
@@ -112,7 +100,7 @@ def udacity(
     """
     _fixed("udacity", hidden)
     channels, height, width = _image("udacity", input_shape)
-    make = _named(ACTIVATIONS, activation, "activation")
+    make = one_of(ACTIVATIONS, activation, "activation")
     layers: list[nn.Module] = []
     for depth in range(1, 20):
         maps, stride = 4 * depth, 2 if depth % 3 == 0 else 1
@@ -131,7 +119,7 @@ def vgg(
     """
     _fixed("vgg", hidden)
     channels, height, width = _image("vgg", input_shape)
-    make = _named(ACTIVATIONS, activation, "activation")
+    make = one_of(ACTIVATIONS, activation, "activation")
     layers: list[nn.Module] = []
     for block in ((16,), (32,), (64, 64), (64, 64), (64, 64)):
         for maps in block:
@@ -177,7 +165,7 @@ def resnet(
     """
     _fixed("resnet", hidden)
     channels, _, _ = _image("resnet", input_shape)
-    make = _named(ACTIVATIONS, activation, "activation")
+    make = one_of(ACTIVATIONS, activation, "activation")
     return nn.Sequential(
         *(nn.Conv2d(channels, 8, 3, padding=1), make()),
         *(ResidualBlock(8, 8, stride=1, make=make), ResidualBlock(8, 8, stride=1, make=make)),
@@ -218,11 +206,13 @@ class Network:
 
 NETWORKS: dict[str, Network] = {
     "mlp": Network(mlp, "dense, three hidden layers of 100 units as in the paper, or --hidden"),
-    "dlology": Network(dlology, "3 convolutions and 2 dense layers, of the DLology post"),
+    "dlology": Network(
+        dlology, "3 convolutions and 2 dense layers, of the DLology post", add_to_logits_too
+    ),
     "udacity": Network(udacity, "19 convolutions and 2 dense layers, of the Udacity exercise"),
     "vgg": Network(vgg, "a narrow VGG-11: 8 convolutions, 3 dense layers"),
     "resnet": Network(resnet, "6 residual blocks, 14 layers"),
-    "logistic": Network(logistic, "one linear layer: nothing hidden, no activation"),
+    "logistic": Network(logistic, "one linear layer: nothing hidden, no activation", add_to_inputs),
 }
 
 
@@ -235,13 +225,7 @@ def network(name: str) -> Network:
       (1): Linear(in_features=64, out_features=10, bias=True)
     )
     """
-    return _named(NETWORKS, name, "network")
-
-
-def _named(table: Mapping[str, Kind], name: str, kind: str) -> Kind:
-    if name not in table:
-        raise ValueError(unknown_name(kind, name, table))
-    return table[name]
+    return one_of(NETWORKS, name, "network")
 
 
 def _dense(sizes: Sequence[int], make: Callable[[], nn.Module]) -> list[nn.Module]:

@@ -108,7 +108,7 @@ def _t_interval(values: list[float]) -> tuple[float, float]:
     moments = Moments.of(torch.tensor(values)[:, None].double())
     mean: float = moments.mean.item()
     error = math.sqrt(moments.unbiased_variance.item() / moments.count)
-    reach: float = t.ppf(0.975, moments.count - 1).item() * error
+    reach = float(t.ppf(0.975, moments.count - 1)) * error
     return mean - reach, mean + reach
 
 

@@ -174,7 +174,8 @@ class Comparison:
 
     def __str__(self) -> str:
         rows = [_row(cell) for cell in self.cells]
-        return f"{text_table(_COLUMNS, rows)}\n\n{self.verdict}"
+        legend = f"plain → batch norm, medians over {len(self.seeds)} seeds"
+        return f"{legend}\n\n{text_table(_COLUMNS, rows)}\n\n{self.verdict}"
 
 
 def summarise(trials: Sequence[TrialResult], target: float) -> SideSummary:
@@ -196,36 +197,22 @@ def summarise(trials: Sequence[TrialResult], target: float) -> SideSummary:
     )
 
 
-_COLUMNS = (
-    "activation",
-    "learning rate",
-    "accuracy: plain",
-    "batch norm",
-    "trains: plain",
-    "batch norm",
-    "steps to target: plain",
-    "batch norm",
-    "ratio",
-)
+# Two values in a column are of the plain network and of its twin.
+_COLUMNS = ("activation", "learning rate", "accuracy", "trains", "steps to target", "ratio (95%)")
 
 
 def _row(cell: Cell) -> list[str]:
     sides = (cell.plain, cell.batch_norm)
+    accuracies = ["none" if s.accuracy is None else f"{100 * s.accuracy:.1f}%" for s in sides]
+    steps = ["never" if s.steps_to_target is None else f"{s.steps_to_target:g}" for s in sides]
     return [
         cell.activation,
         f"{cell.learning_rate:g}",
-        *(_percent(side.accuracy) for side in sides),
-        *(str(side.success) for side in sides),
-        *(
-            "never" if side.steps_to_target is None else f"{side.steps_to_target:g}"
-            for side in sides
-        ),
+        " → ".join(accuracies),
+        " → ".join(str(s.success) for s in sides),
+        " → ".join(steps),
         str(cell.ratio) if cell.ratio.both else "",
     ]
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f}%"
 
 
 def _median_steps(steps: Sequence[int | None]) -> float | None:

@@ -7,9 +7,31 @@ from importlib.resources import files
 import jinja2
 import vl_convert
 
-from bnkit.lab.summary import Comparison
+from bnkit.lab.records import SIDES
+from bnkit.lab.statistics import SuccessRate
+from bnkit.lab.summary import Comparison, SideSummary
+from bnkit.report import words
 from bnkit.report.figure import VEGA_LITE, Figure
-from bnkit.report.tables import Tables
+from bnkit.report.views import costs, criteria, gaps, key_figures, two_modes
+
+
+def steps(side: SideSummary) -> str:
+    """Return the median of a side's steps to the target, "never" where it does not get there."""
+    if side.accuracy is None:
+        return words.NOTHING
+    return "never" if side.steps_to_target is None else f"{side.steps_to_target:,.0f}"
+
+
+FILTERS = {
+    "counted": words.counted,
+    "heading": words.heading,
+    "listed": words.listed,
+    "number": words.number,
+    "percent": words.percent,
+    "ratio": words.ratio,
+    "several": words.several,
+    "steps": steps,
+}
 
 
 def page(comparison: Comparison, figures: Sequence[Figure]) -> str:
@@ -17,15 +39,42 @@ def page(comparison: Comparison, figures: Sequence[Figure]) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters |= FILTERS
     panels = [each for figure in figures for group in figure.groups for each in group.panels]
     return environment.from_string(_beside("report.html")).render(
         comparison=comparison,
-        tables=Tables(comparison),
+        verdict=comparison.verdict,
+        cells={(cell.learning_rate, cell.activation): cell for cell in comparison.cells},
+        sides=SIDES,
+        named=any(map(words.heading, comparison.activations)),
+        subject=_subject(comparison),
+        target=f"{100 * comparison.target:g}%",
+        diverged=sum(trial.outcome == "diverged" for trial in comparison.trials),
+        gaps=gaps(comparison.unfinished),
+        key_figures=key_figures(comparison),
+        costs=costs(comparison),
+        two_modes=two_modes(comparison),
+        criteria=criteria(comparison),
+        few_seeds=_few_seeds(len(comparison.seeds)),
         figures={figure.name: figure for figure in figures},
         charts={panel.name: panel.on_page for panel in panels},
+        percent_range=words.percent_range,
         style=_beside("report.css"),
         script=_beside("report.js"),
         library=_library(),
+    )
+
+
+def _subject(comparison: Comparison) -> str:
+    named = (comparison.settings.get(name) for name in ("network", "data"))
+    return " on ".join(words.listed(value) for value in named if value)
+
+
+def _few_seeds(seeds: int) -> str:
+    low = SuccessRate(seeds, seeds).interval[0]
+    return (
+        f"{seeds}/{seeds} is not certainty: it leaves every success rate from {100 * low:.0f}% up "
+        "possible (Wilson's 95% interval)."
     )
 
 

@@ -90,3 +90,12 @@ def heading(activation: str) -> str:
     ('relu', '')
     """
     return "" if activation == "as built" else activation
+
+
+def ratio(value: float | None) -> str:
+    """Return how many times, to three digits.
+
+    >>> ratio(3.14159), ratio(None)
+    ('3.14', '–')
+    """
+    return NOTHING if value is None else f"{value:.3g}"

@@ -39,6 +39,8 @@ def export(specification: Mapping[str, Any]) -> dict[str, bytes]:
     """Return a Vega-Lite specification drawn as SVG and, two pixels a point, as PNG."""
     import vl_convert  # noqa: PLC0415  50 megabytes, needed only here
 
+    from bnkit.report.figure import VEGA_LITE  # noqa: PLC0415  as above
+
     svg = vl_convert.vegalite_to_svg(specification, vl_version=VEGA_LITE)
     return {".svg": svg.encode(), ".png": vl_convert.svg_to_png(svg, scale=2)}
 

@@ -1,7 +1,7 @@
 """`Plan`: what a change to a model does to each layer, what it leaves alone, and why."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from torch import nn
 
@@ -49,6 +49,13 @@ class Plan:
         for edit in self.edits:
             edit.change(changed.get_submodule(edit.layer))
         return changed
+
+    def to_json(self) -> dict[str, list[dict[str, str]]]:
+        """Return the edits and the layers left alone as plain dictionaries."""
+        edits = [
+            {"layer": e.layer, "kind": e.kind, "change": e.action, "why": e.why} for e in self.edits
+        ]
+        return {"edits": edits, "left_alone": [asdict(left) for left in self.left_alone]}
 
     def __str__(self) -> str:
         edits = [(e.layer or "(the model)", e.kind, e.action, e.why) for e in self.edits]

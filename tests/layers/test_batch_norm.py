@@ -1,0 +1,286 @@
+import copy
+import inspect
+import io
+import pickle
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from bnkit.kernels.activations import ACTIVATIONS
+from bnkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+
+PAIRS = {BatchNorm1d: nn.BatchNorm1d, BatchNorm2d: nn.BatchNorm2d, BatchNorm3d: nn.BatchNorm3d}
+KINDS = pytest.mark.parametrize("kind", PAIRS, ids=lambda kind: kind.__name__)
+INPUTS = pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        (BatchNorm1d, (6, 3)),
+        (BatchNorm1d, (6, 3, 5)),
+        (BatchNorm2d, (4, 3, 5, 2)),
+        (BatchNorm3d, (2, 3, 2, 4, 2)),
+    ],
+    ids=["1d", "1d with length", "2d", "3d"],
+)
+OPTIONS = pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"eps": 0.1, "momentum": 0.7},
+        {"momentum": None},  # the average over all batches so far
+        {"momentum": 0.0},
+        {"affine": False},
+        {"bias": False},
+        {"track_running_stats": False},
+        {"track_running_stats": False, "momentum": None, "affine": False},
+        {"dtype": torch.float64},
+    ],
+    ids=str,
+)
+
+
+def pair(kind, *, activation=None, **options):
+    """Return our layer and torch's, with the same parameters that are not 1 and 0."""
+    ours, theirs = kind(3, activation=activation, **options), PAIRS[kind](3, **options)
+    with torch.no_grad():
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            mine.copy_(other.copy_(torch.randn(3)))
+    return ours, theirs
+
+
+def batch(shape, layer, *, dtype=None):
+    dtype = dtype or next((p.dtype for p in layer.parameters()), torch.float32)
+    return torch.randn(shape).to(dtype) * 3 + 1
+
+
+def gradients(layer, x):
+    leaf = x.clone().requires_grad_()
+    y = layer(leaf)
+    return y, *torch.autograd.grad(y.square().sum(), [leaf, *layer.parameters()])
+
+
+def assert_same_step(ours, theirs, x):
+    """Check that outputs, gradients and the state after it are equal to the last bit."""
+    for mine, other in zip(gradients(ours, x), gradients(theirs, x), strict=True):
+        assert torch.equal(mine, other)
+    assert_same_state(ours, theirs)
+
+
+def assert_same_state(ours, theirs):
+    mine, other = ours.state_dict(), theirs.state_dict()
+    assert list(mine) == list(other)
+    assert mine._metadata == other._metadata
+    for key, value in mine.items():
+        assert value.dtype == other[key].dtype
+        assert torch.equal(value, other[key]), key
+
+
+@OPTIONS
+@INPUTS
+def test_a_life_of_training_and_evaluation_is_that_of_torch(kind, shape, options):
+    ours, theirs = pair(kind, **options)
+    assert_same_state(ours, theirs)
+    for training in (True, True, False, True, False):
+        ours.train(training)
+        theirs.train(training)
+        assert_same_step(ours, theirs, batch(shape, theirs))
+
+
+@pytest.mark.parametrize("track", [False, True])
+@INPUTS
+def test_switching_tracking_off_and_on_later_is_that_of_torch(kind, shape, track):
+    # Some libraries freeze layers so; the buffers stay, and eval mode reads them.
+    ours, theirs = pair(kind)
+    for layer in (ours, theirs):
+        layer(torch.ones(shape) * torch.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1)))
+        layer.track_running_stats = track
+    for training in (True, False):
+        ours.train(training)
+        theirs.train(training)
+        assert_same_step(ours, theirs, batch(shape, theirs))
+
+
+@INPUTS
+def test_removed_running_statistics_make_eval_mode_use_the_batch_as_in_torch(kind, shape):
+    ours, theirs = pair(kind)
+    for layer in (ours, theirs):
+        layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+    for training in (True, False):
+        ours.train(training)
+        theirs.train(training)
+        assert_same_step(ours, theirs, batch(shape, theirs))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@INPUTS
+def test_half_precision_inputs_keep_float32_state_as_in_torch(kind, shape, dtype):
+    ours, theirs = pair(kind)
+    x = batch(shape, theirs, dtype=dtype)
+    assert_same_step(ours, theirs, x)
+    assert ours(x).dtype == dtype
+    assert ours.running_mean.dtype == torch.float32
+
+
+@INPUTS
+def test_a_layer_in_half_precision_is_that_of_torch(kind, shape):
+    ours, theirs = pair(kind, dtype=torch.bfloat16)
+    assert_same_step(ours, theirs, batch(shape, theirs))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@INPUTS
+def test_activation_and_residual_follow_the_batch_norm_of_torch(kind, shape, activation):
+    ours, theirs = pair(kind, activation=activation)
+    x, residual = batch(shape, theirs), batch(shape, theirs)
+    function = ACTIVATIONS[activation].function
+    for training in (True, False):
+        ours.train(training)
+        theirs.train(training)
+        assert torch.equal(ours(x), function(theirs(x)))
+        assert torch.equal(ours(x, residual), function(theirs(x) + residual))
+        assert_same_state(ours, theirs)
+
+
+def test_the_activation_may_be_changed_later():
+    layer, x = BatchNorm1d(3), torch.randn(4, 3)
+    layer.activation = "relu"
+    assert torch.equal(layer(x), torch.relu(nn.BatchNorm1d(3)(x)))
+
+
+@KINDS
+def test_layers_are_those_of_torch_to_others(kind):
+    assert isinstance(kind(3), PAIRS[kind])
+    assert isinstance(kind(3), nn.modules.batchnorm._BatchNorm)
+
+
+@KINDS
+def test_the_constructor_is_that_of_torch_and_an_activation(kind):
+    ours = inspect.signature(kind).parameters
+    theirs = inspect.signature(PAIRS[kind]).parameters
+    assert [(p.name, p.default, p.kind) for p in theirs.values()] == [
+        (p.name, p.default, p.kind) for p in list(ours.values())[:-1]
+    ]
+    assert list(ours)[-1] == "activation"
+
+
+@KINDS
+def test_an_unknown_activation_is_refused_at_construction(kind):
+    with pytest.raises(ValueError, match=r"`activation` is 'mish': choose one of None, 'relu'"):
+        kind(3, activation="mish")
+
+
+@KINDS
+def test_the_number_of_dimensions_is_checked_as_in_torch(kind):
+    for dimensions in range(1, 7):
+        x = torch.randn([2, 3, 2, 2, 2, 2][:dimensions])
+        try:
+            expected = PAIRS[kind](3)(x).shape
+        except ValueError as refusal:
+            with pytest.raises(ValueError, match=re.escape(str(refusal))):
+                kind(3)(x)
+        else:
+            assert kind(3)(x).shape == expected
+
+
+def test_one_value_per_channel_is_refused_in_training():
+    with pytest.raises(ValueError, match=r"`input` of shape \(1, 3\) has 1 value per channel"):
+        BatchNorm1d(3)(torch.randn(1, 3))
+
+
+@KINDS
+def test_the_representation_is_that_of_torch_and_the_activation(kind):
+    assert repr(kind(3, momentum=None)) == repr(PAIRS[kind](3, momentum=None))
+    with_activation = repr(PAIRS[kind](3))[:-1] + ", activation='relu')"
+    assert repr(kind(3, activation="relu")) == with_activation
+
+
+# Checkpoints and copies
+
+
+@OPTIONS
+@INPUTS
+def test_checkpoints_load_both_ways(kind, shape, options):
+    ours, theirs = kind(3, activation="relu", **options), PAIRS[kind](3, **options)
+    ours(batch(shape, ours))
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    assert_same_state(ours, theirs)
+    theirs(batch(shape, theirs))
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    assert_same_state(ours, theirs)
+
+
+def test_checkpoints_from_before_the_batches_were_counted_load():
+    state = nn.BatchNorm2d(3).state_dict()
+    del state["num_batches_tracked"], state._metadata
+    layer = BatchNorm2d(3)
+    layer.load_state_dict(state, strict=True)
+    assert layer.num_batches_tracked.item() == 0
+
+
+def test_a_saved_state_dict_loads_with_weights_only():
+    layer, file = BatchNorm2d(3, activation="relu"), io.BytesIO()
+    layer(torch.randn(4, 3, 2, 2))
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    loaded = BatchNorm2d(3)
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    assert_same_state(loaded, layer)
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, copy.copy, lambda layer: pickle.loads(pickle.dumps(layer))],
+    ids=["deepcopy", "copy", "pickle"],
+)
+@INPUTS
+def test_copies_do_the_same_and_keep_the_activation(kind, shape, duplicate):
+    layer = kind(3, activation="hardswish", momentum=None)
+    layer(batch(shape, layer))
+    other = duplicate(layer).eval()
+    x = batch(shape, layer)
+    assert torch.equal(other(x, x), layer.eval()(x, x))
+    assert repr(other) == repr(layer)
+
+
+def test_a_deep_copy_shares_no_running_statistics():
+    layer = BatchNorm1d(3)
+    copy.deepcopy(layer)(torch.randn(4, 3))
+    assert layer.num_batches_tracked.item() == 0
+    assert torch.equal(layer.running_mean, torch.zeros(3))
+
+
+# What others do with layers
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_layers_compile_as_one_graph(backend):
+    torch.compiler.reset()
+    ours, theirs = BatchNorm2d(3, activation="relu"), nn.BatchNorm2d(3)
+    compiled = torch.compile(ours, fullgraph=True, backend=backend)
+    for training in (True, False):
+        ours.train(training)
+        theirs.train(training)
+        x, residual = torch.randn(2, 4, 3, 5, 5)
+        torch.testing.assert_close(compiled(x, residual), torch.relu(theirs(x) + residual))
+        assert_same_state(ours, theirs)
+
+
+def test_layers_export():
+    layer = BatchNorm2d(3, activation="relu").eval()
+    x = torch.randn(2, 3, 4, 4)
+    program = torch.export.export(layer, (x,))
+    torch.testing.assert_close(program.module()(x), layer(x))
+
+
+def test_functional_calls_take_other_parameters():
+    layer, x = BatchNorm1d(3, activation="relu").eval(), torch.randn(4, 3)
+    doubled = {name: 2 * value for name, value in layer.named_parameters()}
+    y = torch.func.functional_call(layer, doubled, (x,), {"residual": x})
+    torch.testing.assert_close(y, torch.relu(2 * nn.BatchNorm1d(3).eval()(x) + x))
+
+
+def test_meta_device_and_moving_are_those_of_torch():
+    layer = BatchNorm1d(3, device="meta", activation="relu")
+    assert layer(torch.randn(4, 3, device="meta")).shape == (4, 3)
+    assert layer.to_empty(device="cpu").running_mean.device.type == "cpu"
