@@ -169,7 +169,7 @@ def compare(
     ] = False,
     as_json: Annotated[
         bool,
-        _option(REPORTED, "print all numbers as JSON instead of the table", show_default=False),
+        _option(REPORTED, "print all numbers as JSON instead of the table", "--json"),
     ] = False,
 ) -> None:
     """Would batch norm help this network, and by how much?

@@ -16,7 +16,6 @@ from bnkit.lab.networks import (
     network,
     resnet,
     udacity,
-    unknown_name,
     vgg,
 )
 

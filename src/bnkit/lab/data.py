@@ -151,13 +151,14 @@ def _digits() -> Data:
 @cache
 def _published(name: str, folder: Path | None) -> Data:
     images, labels, test_images, test_labels = read_published(name, folder)
-    every, test = _examples(images, labels), _examples(test_images, test_labels)
+    every = _examples(name, images, labels)
+    test = _examples(name, test_images, test_labels)
     validation = Examples(every.inputs[:VALIDATION], every.targets[:VALIDATION])
     train = Examples(every.inputs[VALIDATION:], every.targets[VALIDATION:])
     return Data(name, train, validation, test, 10, fingerprint_of(train, validation, test))
 
 
-def _examples(images: Tensor, labels: Tensor) -> Examples:
+def _examples(name: str, images: Tensor, labels: Tensor) -> Examples:
     if len(images) != len(labels):
-        raise DataError(f"{len(images)} images and {len(labels)} labels do not match")
+        raise DataError(f"{len(images)} images and {len(labels)} labels in {name} do not match")
     return Examples(images[:, None].float().div_(255), labels.long())

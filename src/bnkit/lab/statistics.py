@@ -99,7 +99,7 @@ def sign_test(wins: int, losses: int) -> float:
     0.03125
     """
     rarer, both = min(wins, losses), wins + losses
-    return min(1.0, 2 * sum(math.comb(both, k) for k in range(rarer + 1)) / 2**both)
+    return min(1.0, 2 * sum(math.comb(both, k) for k in range(rarer + 1)) / 2.0**both)
 
 
 def _t_interval(values: list[float]) -> tuple[float, float]:
@@ -109,7 +109,7 @@ def _t_interval(values: list[float]) -> tuple[float, float]:
     mean: float = moments.mean.item()
     error = math.sqrt(moments.unbiased_variance.item() / moments.count)
     reach = float(t.ppf(0.975, moments.count - 1)) * error
-    return mean - reach, mean + reach
+    return (mean - reach, mean + reach)
 
 
 @dataclass(frozen=True)

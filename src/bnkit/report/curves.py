@@ -37,6 +37,11 @@ class Curves:
     spreads: Mapping[Side, tuple[Spread, ...]]
     divergences: tuple[Divergence, ...]
 
+    @property
+    def everything(self) -> tuple[Spread, ...]:
+        """The spreads of both sides."""
+        return tuple(spread for side in SIDES for spread in self.spreads[side])
+
     def end(self, side: Side) -> Spread | None:
         """Return the last spread of this side, or None where it has none."""
         return self.spreads[side][-1] if self.spreads[side] else None

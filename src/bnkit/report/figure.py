@@ -14,22 +14,24 @@ VEGA_LITE = "6.4"  # the version of the drawing language that altair 6 writes
 class Panel:
     """One drawing, and in words what it shows.
 
-    `hovering` is for the page only: readings under the pointer. `room` is what the drawing needs
-    to the right of its axes, in pixels.
+    `hovering` is for the page only: readings under the pointer.
     """
 
     name: str
     words: str
     drawing: alt.LayerChart
     hovering: alt.Chart | None = None
-    room: int = 0
 
     @property
     def on_page(self) -> dict[str, Any]:
         """The Vega-Lite specification for the page: as wide as its place, in the page's colours."""
         chart = self.drawing if self.hovering is None else self.drawing + self.hovering
-        padding = {"left": 2, "top": 2, "bottom": 2, "right": self.room + 2}
-        chart = chart.properties(width="container", padding=padding, description=self.words)
+        chart = chart.properties(
+            width="container",
+            autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
+            padding=2,
+            description=self.words,
+        )
         return chart.configure(**PAGE.config).to_dict()
 
 
@@ -51,7 +53,7 @@ class Group:
 class Figure:
     """What is shown, how to read it (a sentence each), and the panels in their groups.
 
-    `width` is that of a panel on the sheet, in pixels.
+    On the sheet a panel's axes are `width` pixels wide, with `room` to the next for its labels.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Figure:
     caption: tuple[str, ...]
     groups: tuple[Group, ...]
     width: int
+    room: int
 
     @property
     def on_sheet(self) -> dict[str, Any]:
@@ -73,6 +76,6 @@ class Figure:
             *(each.drawing.properties(width=self.width) for each in group.panels),
             columns=group.columns,
             bounds="flush",  # the axes line up; so the spacing holds titles and labels as well
-            spacing=alt.RowColnumber(row=100, column=group.panels[0].room + 50),
+            spacing=alt.RowColnumber(row=100, column=self.room),
             title=alt.Title(group.heading, fontSize=14),
         )

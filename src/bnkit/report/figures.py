@@ -9,7 +9,7 @@ from bnkit.report.dots import dots, track
 from bnkit.report.figure import Figure, Group, Panel
 from bnkit.report.frames import Frame, accuracy_frame, loss_frame
 from bnkit.report.panels import ROOM, hover, panel
-from bnkit.report.words import heading, number, percent, several
+from bnkit.report.words import heading, number, several, share
 
 Setting = tuple[float, str]  # learning rate, activation
 
@@ -26,9 +26,10 @@ def accuracy_figure(comparison: Comparison) -> Figure:
     return Figure(
         name="accuracy",
         title="Held-out accuracy while training: plain against batch norm (BN)",
-        caption=(*_how_to_read(comparison), f"Thin rule: the target, {frame.goal}."),
+        caption=(*_how_to_read(comparison), f"Thin rule: the target, {share(comparison.target)}."),
         groups=tuple(_groups("accuracy", comparison, curves, frame)),
         width=190,
+        room=ROOM,
     )
 
 
@@ -39,9 +40,10 @@ def loss_figure(comparison: Comparison) -> Figure:
     return Figure(
         name="loss",
         title="Training loss: plain against batch norm (BN)",
-        caption=(*_how_to_read(comparison), "What lies outside is drawn at the edge."),
+        caption=(*_how_to_read(comparison), *_beyond(curves, frame)),
         groups=tuple(_groups("loss", comparison, curves, frame)),
         width=190,
+        room=ROOM,
     )
 
 
@@ -58,13 +60,14 @@ def steps_figure(comparison: Comparison) -> Figure:
     )
     return Figure(
         name="steps",
-        title=f"Training steps to {percent(comparison.target)} held-out accuracy",
+        title=f"Training steps to {share(comparison.target)} held-out accuracy",
         caption=(
             "Ring: plain. Dot: batch norm. A line joins the two runs of one seed.",
             "“never”: the run ended without reaching the target.",
         ),
         groups=(Group("", panels),),
         width=330,
+        room=70,
     )
 
 
@@ -75,6 +78,13 @@ def _how_to_read(comparison: Comparison) -> tuple[str, ...]:
     cross = f"×: a run diverged there ({diverged} did); it counts with its last value from there on."
     styles = "Dashed: plain. Solid: batch norm."
     return (f"{styles} Line: {lines}.", *([cross] if diverged else []))
+
+
+def _beyond(curves: Mapping[Setting, Curves], frame: Frame) -> tuple[str, ...]:
+    highest = [spread.highest for each in curves.values() for spread in each.everything]
+    if max(highest, default=0) <= frame.high:
+        return ()
+    return (f"Losses above {frame.written(frame.high)} are drawn at the upper edge.",)
 
 
 def _curves(comparison: Comparison, measure: Measure) -> dict[Setting, Curves]:
@@ -99,7 +109,6 @@ def _groups(
             words=_in_words(setting, curves[setting], frame),
             drawing=panel(curves[setting], frame, last_step, title),
             hovering=hover(frame),
-            room=ROOM,
         )
 
     if len(comparison.learning_rates) == 1 and len(comparison.activations) > 1:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from bnkit.report.curves import Curves, Spread
+from bnkit.report.curves import Curves
 
 LINE = 0.1  # the height of a label as a share of the axis
 DECADES = 6  # below this many powers of ten under its top, a loss is as good as zero
@@ -30,11 +30,6 @@ class Frame:
     def written(self, value: float) -> str:
         """Return the value as it is written, with its unit."""
         return f"{value:{self.text}}{self.unit}"
-
-    @property
-    def goal(self) -> str:
-        """The target as it is written."""
-        return "none" if self.target is None else self.written(self.target)
 
     def inside(self, value: float) -> float:
         """Return the value, moved to the nearest end where it lies outside."""
@@ -70,7 +65,7 @@ class Frame:
 
 def accuracy_frame(curves: Iterable[Curves], target: float) -> Frame:
     """Return the frame of accuracies in percent: from 0 to the next ten above the highest."""
-    highest = max([target, *(spread.highest for spread in _spreads(curves))])
+    highest = max([target, *(spread.highest for each in curves for spread in each.everything)])
     high = min(100, 10 * math.ceil(highest / 10))
     step = 25 if high == 100 else 10 if high > 30 else 5
     ticks = tuple(float(tick) for tick in range(0, high + 1, step))
@@ -85,8 +80,8 @@ def loss_frame(curves: Iterable[Curves]) -> Frame:
     """
     curves = list(curves)
     first = [side[0].median for each in curves for side in each.spreads.values() if side]
-    spreads = _spreads(curves)
-    positive = [v for s in spreads for v in (s.lowest, s.highest) if v > 0] or [1.0]
+    values = [v for each in curves for s in each.everything for v in (s.lowest, s.highest)]
+    positive = [value for value in values if value > 0] or [1.0]
     high = 1.1 * min(max(positive), 10 * (median(first) if first else math.inf) or math.inf)
     low = max(min(positive), high * 10**-DECADES) / 1.1
     ticks = powers(low, high, most=4)
@@ -109,5 +104,3 @@ def powers(low: float, high: float, *, most: int) -> tuple[float, ...]:
     return tuple(inside[:: math.ceil(len(inside) / most) or 1])
 
 
-def _spreads(curves: Iterable[Curves]) -> list[Spread]:
-    return [spread for each in curves for side in each.spreads.values() for spread in side]

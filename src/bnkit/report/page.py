@@ -48,7 +48,7 @@ def page(comparison: Comparison, figures: Sequence[Figure]) -> str:
         sides=SIDES,
         named=any(map(words.heading, comparison.activations)),
         subject=_subject(comparison),
-        target=f"{100 * comparison.target:g}%",
+        target=words.share(comparison.target),
         diverged=sum(trial.outcome == "diverged" for trial in comparison.trials),
         gaps=gaps(comparison.unfinished),
         key_figures=key_figures(comparison),

@@ -19,7 +19,7 @@ STROKE: dict[Side, dict[str, Any]] = {
 CROSS = "M-1,-1L1,1M-1,1L1,-1"
 SIDE_COLOURS = alt.Color(scale=alt.Scale(domain=list(SIDES)), legend=None)
 HEIGHT = 140  # pixels
-ROOM = 62  # pixels to the right of the lines, for their names
+ROOM = 112  # pixels between two panels: the names of the lines, then the labels of the axis
 
 
 def panel(curves: Curves, frame: Frame, last_step: int, title: str) -> alt.LayerChart:
@@ -100,9 +100,8 @@ def _fields(side: Side, spread: Spread) -> dict[str, float]:
 
 
 def _target(target: float) -> alt.Chart:
-    return alt.Chart().mark_rule(strokeWidth=1, opacity=0.7).encode(
-        x=alt.XValue(0), x2=alt.X2Value("width"), y=alt.YDatum(target)
-    )  # fmt: skip
+    rule = alt.Chart(alt.InlineData(values=[{}])).mark_rule(opacity=0.7)
+    return rule.encode(x=alt.XValue(0), x2=alt.X2Value("width"), y=alt.YDatum(target))
 
 
 def _band(side: Side) -> alt.Chart:

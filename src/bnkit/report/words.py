@@ -15,6 +15,15 @@ def percent(fraction: float | None) -> str:
     return NOTHING if fraction is None or math.isnan(fraction) else f"{100 * fraction:.1f}%"
 
 
+def share(fraction: float) -> str:
+    """Return a chosen fraction as a percentage, as short as it is.
+
+    >>> share(0.9), share(0.925)
+    ('90%', '92.5%')
+    """
+    return f"{100 * fraction:g}%"
+
+
 def percent_range(lowest: float | None, highest: float | None) -> str:
     """Return a range of fractions as percentages.
 
@@ -40,10 +49,10 @@ def number(value: float | None) -> str:
 def milliseconds(value: float | None) -> str:
     """Return a time of milliseconds with its unit.
 
-    >>> milliseconds(0.61234), milliseconds(None)
-    ('0.612 ms', '–')
+    >>> milliseconds(0.61234), milliseconds(123.4), milliseconds(None)
+    ('0.61 ms', '120 ms', '–')
     """
-    return NOTHING if value is None else f"{value:.3g} ms"
+    return NOTHING if value is None else f"{number(float(f'{value:.2g}'))} ms"
 
 
 def several(count: int, noun: str) -> str:
