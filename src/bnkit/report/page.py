@@ -2,24 +2,21 @@
 
 from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 import jinja2
 import vl_convert
 
 from bnkit.lab.records import SIDES
 from bnkit.lab.statistics import SuccessRate
-from bnkit.lab.summary import Comparison, SideSummary
+from bnkit.lab.summary import Comparison
 from bnkit.report import words
+from bnkit.report.costs import costs
+from bnkit.report.criteria import criteria
 from bnkit.report.figure import VEGA_LITE, Figure
-from bnkit.report.views import costs, criteria, gaps, key_figures, two_modes
-
-
-def steps(side: SideSummary) -> str:
-    """Return the median of a side's steps to the target, "never" where it does not get there."""
-    if side.accuracy is None:
-        return words.NOTHING
-    return "never" if side.steps_to_target is None else f"{side.steps_to_target:,.0f}"
+from bnkit.report.gaps import gaps
+from bnkit.report.key_figures import key_figures
+from bnkit.report.modes import two_modes
 
 
 FILTERS = {
@@ -30,18 +27,22 @@ FILTERS = {
     "percent": words.percent,
     "ratio": words.ratio,
     "several": words.several,
-    "steps": steps,
+    "steps": words.steps_to_target,
 }
 
 
 def page(comparison: Comparison, figures: Sequence[Figure]) -> str:
     """Return the report as one HTML page that needs no other file and no network."""
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= FILTERS
     panels = [each for figure in figures for group in figure.groups for each in group.panels]
-    return environment.from_string(_beside("report.html")).render(
+    return environment.get_template("report.html").render(
         comparison=comparison,
         verdict=comparison.verdict,
         cells={(cell.learning_rate, cell.activation): cell for cell in comparison.cells},
@@ -59,8 +60,6 @@ def page(comparison: Comparison, figures: Sequence[Figure]) -> str:
         figures={figure.name: figure for figure in figures},
         charts={panel.name: panel.on_page for panel in panels},
         percent_range=words.percent_range,
-        style=_beside("report.css"),
-        script=_beside("report.js"),
         library=_library(),
     )
 
@@ -76,10 +75,6 @@ def _few_seeds(seeds: int) -> str:
         f"{seeds}/{seeds} is not certainty: it leaves every success rate from {100 * low:.0f}% up "
         "possible (Wilson's 95% interval)."
     )
-
-
-def _beside(name: str) -> str:
-    return files("bnkit.report").joinpath(name).read_text(encoding="utf-8")
 
 
 @cache

@@ -151,7 +151,7 @@ def _absences(curves: Curves, frame: Frame, last_step: int) -> alt.Chart:
     rows = [
         {
             "step": last_step / 2,
-            "value": frame.value(0.5 - 0.15 * n),
+            "value": frame.value(0.62 - 0.25 * n),
             "side": side,
             "name": f"{side}: nothing to show",
         }

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping
 
+from bnkit.lab.summary import SideSummary
+
 NOTHING = "–"
 
 
@@ -47,12 +49,19 @@ def number(value: float | None) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """Return a time of milliseconds with its unit.
+    """Return a time in milliseconds to two digits, which is all that such times are good for.
 
     >>> milliseconds(0.61234), milliseconds(123.4), milliseconds(None)
-    ('0.61 ms', '120 ms', '–')
+    ('0.61', '120', '–')
     """
-    return NOTHING if value is None else f"{number(float(f'{value:.2g}'))} ms"
+    return NOTHING if value is None else number(float(f"{value:.2g}"))
+
+
+def steps_to_target(side: SideSummary) -> str:
+    """Return the median of a side's steps to the target, "never" where it does not get there."""
+    if side.accuracy is None:
+        return NOTHING
+    return "never" if side.steps_to_target is None else f"{side.steps_to_target:,.0f}"
 
 
 def several(count: int, noun: str) -> str:

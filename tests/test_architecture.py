@@ -1,0 +1,123 @@
+"""The house keeps its floors: who imports whom, what each file says it is for, what is public."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bnkit
+
+PACKAGE = Path(bnkit.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+FLOORS = (
+    "moments tables kernels functional layers observation roles dataflow surgery lab report cli"
+).split()
+
+
+def floor_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_its_own_floor_and_those_above(path):
+    if path == PACKAGE / "__init__.py":
+        return
+    own = FLOORS.index(floor_of(path))
+    ours = [name.split(".")[1] for name in imports_of(path) if name.startswith("bnkit.")]
+    assert [name for name in ours if FLOORS.index(name) > own] == []
+
+
+def test_the_report_names_no_torch():
+    named = {
+        name.partition(".")[0]
+        for path in (PACKAGE / "report").glob("*.py")
+        for name in imports_of(path)
+    }
+    assert "torch" not in named
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_says_in_its_first_line_what_it_is_for(path):
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    assert text
+    assert text.splitlines()[0].endswith((".", ":"))
+
+
+def test_packages_only_hand_names_on():
+    for path in PACKAGE.rglob("__init__.py"):
+        body = ast.parse(path.read_text()).body[1:]
+        assert all(isinstance(node, ast.Import | ast.ImportFrom | ast.Assign) for node in body), (
+            path
+        )
+
+
+def test_the_public_surface_is_sorted_documented_and_complete():
+    public = {
+        name
+        for name, value in vars(bnkit).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert sorted(public | {"functional"}) == bnkit.__all__
+    assert [name for name in bnkit.__all__ if not getattr(bnkit, name).__doc__] == []
+
+
+def test_every_public_function_and_class_has_a_docstring():
+    bare = []
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                bare += [] if ast.get_docstring(node) else [f"{path.name}: {node.name}"]
+    assert bare == []
+
+
+def test_hooks_and_modes_are_switched_in_one_place_only():
+    others = [path for path in FILES if path.name != "observation.py"]
+    found = [p.name for p in others if "register_forward" in p.read_text() or ".eval()" in _code(p)]
+    assert found == []
+
+
+def test_variances_are_computed_in_one_place_only():
+    allowed = {"moments.py", "reference.py"}
+    calls = [
+        (p.name, c)
+        for p in FILES
+        if p.name not in allowed
+        for c in (".var(", ".std(", "var_mean(")
+        if c in _code(p)
+    ]
+    assert calls == []
+
+
+def _code(path):
+    """Return the source without its strings, in which docstrings show what users write."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            node.value = ""
+    return ast.unparse(tree)
+
+
+@pytest.mark.parametrize(
+    "heavy", ["altair", "joblib", "pooch", "rich", "scipy", "sklearn", "typer", "vl_convert"]
+)
+def test_importing_bnkit_does_not_import(heavy, loaded_modules):
+    assert heavy not in loaded_modules
+
+
+@pytest.fixture(scope="module")
+def loaded_modules():
+    program = "import sys, torch; old = {*sys.modules}; import bnkit; print(*{*sys.modules} - old)"
+    return subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout.split()
