@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -68,3 +70,9 @@ def command(line):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def test_the_table_of_published_experiments_is_made_from_the_kept_figures():
+    published = runpy.run_path(str(ROOT / "benchmarks" / "published.py"))
+    figures = json.loads((ROOT / "docs" / "published.json").read_text())
+    assert published["table"](figures) in (ROOT / "docs" / "published.md").read_text()
