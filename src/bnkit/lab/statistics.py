@@ -99,7 +99,7 @@ def sign_test(wins: int, losses: int) -> float:
     0.03125
     """
     rarer, both = min(wins, losses), wins + losses
-    return min(1.0, 2 * sum(math.comb(both, k) for k in range(rarer + 1)) / 2.0**both)
+    return min(1.0, 2 * sum(math.comb(both, k) for k in range(rarer + 1)) / (1 << both))
 
 
 def _t_interval(values: list[float]) -> tuple[float, float]:

@@ -180,11 +180,12 @@ class Comparison:
 
 def summarise(trials: Sequence[TrialResult], target: float) -> SideSummary:
     """Return what the seeds of one side of one setting found."""
+    ran = [t for t in trials if t.outcome != "not run"]
     accuracies = [t.accuracy for t in trials if t.accuracy is not None]
     tests = [t.test_accuracy for t in trials if t.test_accuracy is not None]
     times = [t.milliseconds_per_step for t in trials if t.steps]
     return SideSummary(
-        success=SuccessRate(sum(t.succeeds(target) for t in trials), len(trials)),
+        success=SuccessRate(sum(t.succeeds(target) for t in ran), len(ran)),
         accuracy=median(accuracies) if accuracies else None,
         lowest=min(accuracies, default=None),
         highest=max(accuracies, default=None),

@@ -56,7 +56,7 @@ class Verdict:
         )
 
     def __str__(self) -> str:
-        return " ".join(self.sentences)
+        return "\n".join(self.sentences)
 
     def _reliability(self) -> str:
         certainty = "clear" if self.p_value < LEVEL else "not clear"

@@ -9,7 +9,7 @@ import altair as alt
 from bnkit.lab.records import SIDES, Side, TrialResult
 from bnkit.lab.summary import Comparison
 from bnkit.report.frames import powers
-from bnkit.report.panels import FIELD, SIDE_COLOURS
+from bnkit.report.panels import FIELD, SIDE_COLOURS, at
 from bnkit.report.words import number
 
 # Shape and filling tell the sides apart without colour: a ring may lie around a dot.
@@ -37,14 +37,13 @@ class Track:
         """The right end of the axis."""
         return float(self.never * (self.last / self.first) ** 0.04)
 
-    @property
-    def axis(self) -> alt.X:
-        """The axis as it is drawn."""
-        ticks = [*powers(self.first, self.last, most=5), self.never]
+    def axis(self, field: str) -> alt.X:
+        """Return the axis as it is drawn, for a field of steps."""
+        ticks = [*powers(self.first, self.last, most=6), self.never]
         label = f"datum.value > {self.last} ? 'never' : format(datum.value, ',d')"
-        axis = alt.Axis(values=ticks, labelExpr=label, title="training steps to the target")
-        domain = [self.first, self.end]
-        return alt.X(type="quantitative").scale(type="log", domain=domain, nice=False).axis(axis)
+        axis = alt.Axis(**at(ticks), labelExpr=label, title="training steps to the target")
+        scale = alt.Scale(type="log", domain=[self.first, self.end], nice=False)
+        return alt.X(f"{field}:Q", axis=axis, scale=scale)
 
 
 def track(comparison: Comparison) -> Track:
@@ -58,15 +57,16 @@ def dots(comparison: Comparison, activation: str, track: Track, title: str) -> a
     """Return the drawing of one activation: each pair's ring and dot, joined by a line."""
     rows = list(_rows(comparison, activation, track))
     room = ROOM_OF_A_SEED * len(comparison.seeds) + ROOM_OF_A_SETTING
-    return (
-        alt.layer(_edge(track), _joins(), *(_points(side) for side in SIDES))
+    drawing: alt.LayerChart = (
+        alt.layer(_joins(comparison, track), _edge(track), *(_points(side) for side in SIDES))
         .properties(
             data=alt.InlineData(values=rows),
-            height=alt.Step(room, **{"for": "position"}),
+            height=room * len(comparison.learning_rates),
             title=alt.Title(title, subtitle="learning rate"),
         )
-        .encode(x=track.axis, y=_settings(comparison), yOffset=alt.YOffset("seed:O"), color=SIDE_COLOURS)
+        .encode(color=SIDE_COLOURS)
     )
+    return drawing
 
 
 def _rows(comparison: Comparison, activation: str, track: Track) -> Iterable[dict[str, Any]]:
@@ -86,21 +86,35 @@ def _rows(comparison: Comparison, activation: str, track: Track) -> Iterable[dic
 def _settings(comparison: Comparison) -> alt.Y:
     order = [number(learning_rate) for learning_rate in comparison.learning_rates]
     axis = alt.Axis(title=None, grid=True, tickBand="extent")
-    return alt.Y("learning rate:N").scale(domain=order).axis(axis)
+    return alt.Y("learning rate:N", axis=axis, scale=alt.Scale(domain=order))
 
 
 def _edge(track: Track) -> alt.Chart:
+    """The border between the steps that were taken and "never"."""
     between = (track.last * track.never) ** 0.5
-    rule = alt.Chart(alt.InlineData(values=[{}])).mark_rule(strokeDash=[2, 2])
-    return rule.encode(
-        x=alt.XDatum(between), y=alt.value(0), y2=alt.value("height"), yOffset=alt.value(0)
+    layer: alt.Chart = (
+        alt.Chart(alt.InlineData(values=[{}]))
+        .mark_rule(strokeDash=[2, 2])
+        .encode(x=alt.XDatum(between))
     )
+    return layer
 
 
-def _joins() -> alt.Chart:
+def _joins(comparison: Comparison, track: Track) -> alt.Chart:
+    """A line between the two runs of a pair; it brings the axes, which the other layers share."""
     both = f"isValid(datum.{FIELD['plain']}) && isValid(datum.{FIELD['batch norm']})"
-    rule = alt.Chart().transform_filter(both).mark_rule(strokeWidth=1.5, opacity=0.6)
-    return rule.encode(x=f"{FIELD['plain']}:Q", x2=f"{FIELD['batch norm']}:Q")
+    layer: alt.Chart = (
+        alt.Chart()
+        .transform_filter(both)
+        .mark_rule(strokeWidth=1.5, opacity=0.6)
+        .encode(
+            x=track.axis(FIELD["plain"]),
+            x2=alt.X2(FIELD["batch norm"]),
+            y=_settings(comparison),
+            yOffset=alt.YOffset("seed:O"),
+        )
+    )
+    return layer
 
 
 def _points(side: Side) -> alt.Chart:
@@ -108,11 +122,16 @@ def _points(side: Side) -> alt.Chart:
         alt.Tooltip(f"{FIELD[each]}_reading:N", title=f"{each}, steps to the target")
         for each in SIDES
     ]
-    place = [alt.Tooltip("learning rate:N"), alt.Tooltip("seed:O")]
-    points = alt.Chart().transform_filter(f"isValid(datum.{FIELD[side]})").mark_point(**MARK[side])
-    return points.encode(
-        x=f"{FIELD[side]}:Q",
-        color=alt.datum(side),
-        opacity=alt.value(1),
-        tooltip=[*place, *readings],
+    layer: alt.Chart = (
+        alt.Chart()
+        .transform_filter(f"isValid(datum.{FIELD[side]})")
+        .mark_point(opacity=1, **MARK[side])
+        .encode(
+            x=alt.X(f"{FIELD[side]}:Q"),
+            y=alt.Y("learning rate:N"),
+            yOffset=alt.YOffset("seed:O"),
+            color=alt.ColorDatum(side),
+            tooltip=[alt.Tooltip("learning rate:N"), alt.Tooltip("seed:O"), *readings],
+        )
     )
+    return layer

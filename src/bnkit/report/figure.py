@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from bnkit.report.palette import PAGE, PAPER
+from bnkit.report.palette import PAPER
 
 VEGA_LITE = "6.4"  # the version of the drawing language that altair 6 writes
 
@@ -24,7 +24,7 @@ class Panel:
 
     @property
     def on_page(self) -> dict[str, Any]:
-        """The Vega-Lite specification for the page: as wide as its place, in the page's colours."""
+        """The Vega-Lite specification for the page: as wide as its place, its look left open."""
         chart = self.drawing if self.hovering is None else self.drawing + self.hovering
         chart = chart.properties(
             width="container",
@@ -32,7 +32,7 @@ class Panel:
             padding=2,
             description=self.words,
         )
-        return chart.configure(**PAGE.config).to_dict()
+        return chart.to_dict(validate=False)
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,9 @@ class Figure:
         """The Vega-Lite specification of one sheet with all panels, for a file."""
         title = alt.Title(self.title, subtitle=list(self.caption), fontSize=16, offset=20)
         rows = [self._row(group) for group in self.groups]
-        sheet = alt.vconcat(*rows, title=title, spacing=35, padding=20)
-        return sheet.configure(**PAPER.config).to_dict()
+        sheet = alt.vconcat(*rows, title=title, spacing=35, padding=20).configure(**PAPER.config)
+        specification: dict[str, Any] = sheet.to_dict(validate=False)
+        return specification
 
     def _row(self, group: Group) -> alt.ConcatChart:
         return alt.concat(

@@ -63,7 +63,7 @@ def steps_figure(comparison: Comparison) -> Figure:
         title=f"Training steps to {share(comparison.target)} held-out accuracy",
         caption=(
             "Ring: plain. Dot: batch norm. A line joins the two runs of one seed.",
-            "“never”: the run ended without reaching the target.",
+            "“never”: the run ended or failed without reaching the target.",
         ),
         groups=(Group("", panels),),
         width=330,
@@ -75,8 +75,10 @@ def _how_to_read(comparison: Comparison) -> tuple[str, ...]:
     seeds = len(comparison.seeds)
     lines = "one run" if seeds == 1 else f"median of {seeds} seeds, band: lowest to highest"
     diverged = sum(trial.outcome == "diverged" for trial in comparison.trials)
-    cross = f"×: a run diverged there ({diverged} did); it counts with its last value from there on."
-    styles = "Dashed: plain. Solid: batch norm."
+    cross = (
+        f"×: a run diverged there ({diverged} did); it counts with its last value from there on."
+    )
+    styles = "Dashed: plain. Solid: batch norm (BN)."
     return (f"{styles} Line: {lines}.", *([cross] if diverged else []))
 
 

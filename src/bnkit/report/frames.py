@@ -50,25 +50,22 @@ class Frame:
     def apart(self, values: Sequence[float]) -> list[float]:
         """Return one or two values, moved apart so far that labels beside them do not overlap.
 
-        >>> Frame("accuracy", 0, 100, (), ".0f").apart([97, 98])
-        [92.5, 102.5]
+        >>> Frame("accuracy", 0, 100, (), ".0f").apart([98, 97])
+        [100.0, 90.0]
         """
         heights = [self.height(value) for value in values]
-        missing = LINE - (max(heights) - min(heights)) if len(heights) > 1 else 0
-        if missing <= 0:
-            return [self.value(height) for height in heights]
-        upper = min(max(heights) + missing / 2, 1)
-        ends = (upper - LINE, upper) if upper > LINE else (0, LINE)
-        ordered = ends if heights[0] <= heights[1] else ends[::-1]
-        return [self.value(height) for height in ordered]
+        if len(heights) == 2 and abs(heights[0] - heights[1]) < LINE:
+            lower = min(max((sum(heights) - LINE) / 2, 0), 1 - LINE)
+            rising = [lower, lower + LINE]
+            heights = rising if heights[0] <= heights[1] else rising[::-1]
+        return [self.value(height) for height in heights]
 
 
 def accuracy_frame(curves: Iterable[Curves], target: float) -> Frame:
-    """Return the frame of accuracies in percent: from 0 to the next ten above the highest."""
+    """Return the frame of accuracies in percent: from 0 to 100, or to the next ten below 50."""
     highest = max([target, *(spread.highest for each in curves for spread in each.everything)])
-    high = min(100, 10 * math.ceil(highest / 10))
-    step = 25 if high == 100 else 10 if high > 30 else 5
-    ticks = tuple(float(tick) for tick in range(0, high + 1, step))
+    high = 100 if highest > 50 else max(10, 10 * math.ceil(highest / 10))
+    ticks = tuple(float(tick) for tick in range(0, high + 1, 25 if high == 100 else 10))
     return Frame("held-out accuracy (%)", 0, high, ticks, ".1f", "%", target=target)
 
 
@@ -102,5 +99,3 @@ def powers(low: float, high: float, *, most: int) -> tuple[float, ...]:
         inside = [float(f"{n}e{e}") for e in exponents for n in (1, 2, 5)]
     inside = [value for value in inside if low <= value <= high]
     return tuple(inside[:: math.ceil(len(inside) / most) or 1])
-
-

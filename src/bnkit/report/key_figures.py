@@ -42,21 +42,21 @@ def _training_runs(comparison: Comparison) -> KeyFigure:
 
 def _steps(comparison: Comparison) -> KeyFigure:
     found = comparison.verdict.steps.ratio
-    times = "" if found is None else f"; without it {ratio(found)} times as many, pair by pair"
+    times = "" if found is None else f"; plain takes {ratio(found)} times as many"
     return KeyFigure(
         "Steps to the target",
         *_at_best(comparison, steps_to_target),
-        f"each at its best setting, median{times}",
+        f"medians at each side's best setting{times}",
     )
 
 
 def _accuracy(comparison: Comparison) -> KeyFigure:
     gap = comparison.verdict.accuracy.difference
-    points = "" if gap is None else f"; {100 * gap:+.2f} points with it, pair by pair"
+    points = "" if gap is None else f"; {100 * gap:+.2f} points with BN"
     return KeyFigure(
         "Test accuracy",
         *_at_best(comparison, lambda side: percent(side.test_accuracy)),
-        f"each at its best setting, median{points}",
+        f"medians at each side's best setting{points}",
     )
 
 
@@ -78,7 +78,7 @@ def _largest_rates(comparison: Comparison) -> KeyFigure:
 def _rates(comparison: Comparison, side: Side) -> str:
     rates = [comparison.largest_learning_rate(each, side) or 0 for each in comparison.activations]
     low, high = ("none" if rate == 0 else number(rate) for rate in (min(rates), max(rates)))
-    return low if low == high else f"{low} to {high}"
+    return low if low == high else f"{low}–{high}"
 
 
 def _time(comparison: Comparison) -> KeyFigure:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from statistics import median
 
-from bnkit.lab.records import SIDES, Side
-from bnkit.lab.summary import Comparison
+from bnkit.lab.records import SIDES, Curve, Side
+from bnkit.lab.summary import Cell, Comparison
 
 
 @dataclass(frozen=True)
@@ -23,26 +23,29 @@ class TwoModes:
 
 
 def two_modes(comparison: Comparison) -> tuple[TwoModes, ...]:
-    """Return both accuracies of every setting and side that measured them."""
-    found = (
-        (cell, side, [t.curve for t in comparison.at(cell.learning_rate, cell.activation, side)
-                      if t.curve.training_mode_accuracy])
-        for cell in comparison.cells
-        for side in SIDES
-    )  # fmt: skip
-    return tuple(
-        TwoModes(
-            cell.learning_rate,
-            cell.activation,
-            side,
-            running=median(curve.accuracy[-1] for curve in curves),
-            batch=median(curve.training_mode_accuracy[-1] for curve in curves),
-            widest=max(
-                abs(b - r)
-                for curve in curves
-                for r, b in zip(curve.accuracy, curve.training_mode_accuracy, strict=True)
-            ),
-        )
-        for cell, side, curves in found
-        if curves
+    """Return both accuracies of every setting and side that measured them.
+
+    A plain side whose accuracies never differ is left out.
+    """
+    everything = (_at(comparison, cell, side) for cell in comparison.cells for side in SIDES)
+    return tuple(row for row in everything if row and (row.widest or row.side == "batch norm"))
+
+
+def _at(comparison: Comparison, cell: Cell, side: Side) -> TwoModes | None:
+    trials = comparison.at(cell.learning_rate, cell.activation, side)
+    curves = [trial.curve for trial in trials if trial.curve.training_mode_accuracy]
+    if not curves:
+        return None
+    return TwoModes(
+        cell.learning_rate,
+        cell.activation,
+        side,
+        running=median(curve.accuracy[-1] for curve in curves),
+        batch=median(curve.training_mode_accuracy[-1] for curve in curves),
+        widest=max(_widest(curve) for curve in curves),
     )
+
+
+def _widest(curve: Curve) -> float:
+    pairs = zip(curve.accuracy, curve.training_mode_accuracy, strict=True)
+    return max(abs(batch - running) for running, batch in pairs)

@@ -1,6 +1,6 @@
 """Panels: the curves of both sides of one setting, drawn over each other."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
@@ -16,8 +16,10 @@ STROKE: dict[Side, dict[str, Any]] = {
     "plain": {"strokeWidth": 1.75, "strokeDash": [5, 3]},
     "batch norm": {"strokeWidth": 2.5},
 }
-CROSS = "M-1,-1L1,1M-1,1L1,-1"
 SIDE_COLOURS = alt.Color(scale=alt.Scale(domain=list(SIDES)), legend=None)
+NEAREST = "nearest"
+ROW = "(datum.datum || datum)"  # the area around a rule, which the pointer meets, wraps its row
+CROSS = "M-1,-1L1,1M-1,1L1,-1"
 HEIGHT = 140  # pixels
 ROOM = 112  # pixels between two panels: the names of the lines, then the labels of the axis
 
@@ -25,106 +27,134 @@ ROOM = 112  # pixels between two panels: the names of the lines, then the labels
 def panel(curves: Curves, frame: Frame, last_step: int, title: str) -> alt.LayerChart:
     """Return the drawing of one setting: bands, medians, their names, and diverged runs."""
     layers = [
+        *(_band(side, frame, last_step) for side in SIDES),
         *([] if frame.target is None else [_target(frame.target)]),
-        *(_band(side) for side in SIDES),
         *(_line(side) for side in SIDES),
-        _crosses(curves),
+        _crosses(curves, frame),
         _names(curves, frame),
         _absences(curves, frame, last_step),
     ]
-    return (
-        alt.layer(*layers, data=alt.InlineData(values=list(_rows(curves))))
-        .encode(x=_across(last_step), y=_upright(frame), color=SIDE_COLOURS)
+    drawing: alt.LayerChart = (
+        alt.layer(*layers, data=_table(curves))
+        .encode(color=SIDE_COLOURS)
         .properties(height=HEIGHT, title=alt.Title(title, subtitle=frame.label))
     )
+    return drawing
 
 
-def hover(frame: Frame) -> alt.LayerChart:
-    """Return the layer for a panel on the page: a rule that follows the pointer, with the values."""
+def hover(frame: Frame) -> alt.Chart:
+    """Return the layer that only the page has: a rule at the nearest step, with its values."""
     nearest = alt.selection_point(
-        "nearest", fields=["step"], nearest=True, on="pointerover", clear="pointerout", empty=False
+        NEAREST, fields=["step"], nearest=True, on="pointerover", clear="pointerout"
     )
-    chart: Any = alt.Chart().mark_rule()
-    for side in SIDES:
-        chart = chart.transform_calculate(**{NAME[side]: _reading(side, frame)})
-    opacity = alt.when(nearest).then(alt.value(0.6)).otherwise(alt.value(0))
-    readings = [alt.Tooltip(NAME[side], type="nominal", title=side) for side in SIDES]
-    step = alt.Tooltip("step:Q", title="training step", format=",d")
-    hovering: alt.LayerChart = chart.encode(
-        x="step:Q", y=alt.value(0), y2=alt.value(HEIGHT), opacity=opacity, tooltip=[step, *readings]
-    ).add_params(nearest)
-    return hovering
+    readings = ", ".join(f"'{side}': {_reading(side, frame)}" for side in SIDES)
+    found = f"{{'training step': format({ROW}.step, ',d'), {readings}}}"
+    layer: alt.Chart = (
+        alt.Chart()
+        .mark_rule()
+        .encode(
+            x=alt.X("step:Q"),
+            opacity=alt.when(nearest, empty=False).then(alt.value(0.6)).otherwise(alt.value(0)),
+            tooltip=alt.TooltipValue(alt.ExprRef(found)),
+        )
+        .add_params(nearest)
+    )
+    return layer
 
 
 def _reading(side: Side, frame: Frame) -> str:
     """An expression of the drawing library: the median and, in brackets, the range."""
-    median, low, high = (
-        f"format(datum.{FIELD[side]}{end}, '{frame.text}') + '{frame.unit}'"
+    middle, low, high = (
+        f"format({ROW}.{FIELD[side]}{end}, '{frame.text}') + '{frame.unit}'"
         for end in ("", "_low", "_high")
     )
-    return f"isValid(datum.{FIELD[side]}) ? {median} + ' (' + {low} + ' to ' + {high} + ')' : '–'"
+    found = f"isValid({ROW}.{FIELD[side]})"
+    return f"{found} ? {middle} + ' (' + {low} + ' to ' + {high} + ')' : 'nothing'"
+
+
+def _table(curves: Curves) -> alt.InlineData:
+    """One row a step with the six values of both sides, as text: a page may hold 200 of these."""
+    columns = ["step", *(f"{FIELD[side]}{end}" for side in SIDES for end in ("", "_low", "_high"))]
+    spreads = [{s.step: s for s in curves.spreads[side]} for side in SIDES]
+    steps = sorted({step for side in spreads for step in side})
+    rows = (",".join([str(step), *(_values(side.get(step)) for side in spreads)]) for step in steps)
+    return alt.InlineData(
+        values="\n".join([",".join(columns), *rows]),
+        format=alt.CsvDataFormat(type="csv", parse=dict.fromkeys(columns, "number")),
+    )
+
+
+def _values(spread: Spread | None) -> str:
+    if spread is None:
+        return ",,"
+    return ",".join(f"{value:.4g}" for value in (spread.median, spread.lowest, spread.highest))
+
+
+def _band(side: Side, frame: Frame, last_step: int) -> alt.Chart:
+    """The range over the seeds; it brings the axes, which the layers after it share."""
+    layer: alt.Chart = (
+        alt.Chart()
+        .mark_area(opacity=0.2)
+        .encode(
+            x=_across(last_step),
+            y=_upright(frame, f"{FIELD[side]}_low"),
+            y2=alt.Y2(f"{FIELD[side]}_high"),
+            color=alt.ColorDatum(side),
+        )
+    )
+    return layer
 
 
 def _across(last_step: int) -> alt.X:
-    axis = alt.Axis(
-        values=[0, last_step // 2, last_step], format=",d", labelFlush=True, title="training step"
+    ticks = [0, last_step // 2, last_step]
+    axis = alt.Axis(**at(ticks), format=",d", labelFlush=True, title="training step")
+    return alt.X("step:Q", axis=axis, scale=alt.Scale(domain=[0, last_step], nice=False))
+
+
+def _upright(frame: Frame, field: str) -> alt.Y:
+    label = "format(datum.value, '~g')"
+    axis = alt.Axis(**at(frame.ticks), labelExpr=label, grid=True, title=None)
+    scale = alt.Scale(
+        domain=[frame.low, frame.high],
+        type="log" if frame.logarithmic else "linear",
+        clamp=True,
+        nice=False,
     )
-    return alt.X("step:Q").scale(domain=[0, last_step], nice=False).axis(axis)
+    return alt.Y(f"{field}:Q", axis=axis, scale=scale)
 
 
-def _upright(frame: Frame) -> alt.Y:
-    kind = "log" if frame.logarithmic else "linear"
-    scale = alt.Scale(domain=[frame.low, frame.high], type=kind, clamp=True, nice=False)
-    return alt.Y(
-        type="quantitative",
-        scale=scale,
-        axis=alt.Axis(
-            values=list(frame.ticks), labelExpr="format(datum.value, '~g')", grid=True, title=None
-        ),
-    )
-
-
-def _rows(curves: Curves) -> Iterable[dict[str, float]]:
-    """One row a step, with the six values of both sides: the least to store and to look up."""
-    rows: dict[int, dict[str, float]] = {}
-    for side in SIDES:
-        for spread in curves.spreads[side]:
-            rows.setdefault(spread.step, {"step": spread.step}).update(_fields(side, spread))
-    return (rows[step] for step in sorted(rows))
-
-
-def _fields(side: Side, spread: Spread) -> dict[str, float]:
-    field = FIELD[side]
-    values = {"": spread.median, "_low": spread.lowest, "_high": spread.highest}
-    return {f"{field}{name}": float(f"{value:.4g}") for name, value in values.items()}
-
-
-def _target(target: float) -> alt.Chart:
-    rule = alt.Chart(alt.InlineData(values=[{}])).mark_rule(opacity=0.7)
-    return rule.encode(x=alt.XValue(0), x2=alt.X2Value("width"), y=alt.YDatum(target))
-
-
-def _band(side: Side) -> alt.Chart:
-    field = FIELD[side]
-    return (
-        alt.Chart()
-        .mark_area(opacity=0.2)
-        .encode(y=f"{field}_low:Q", y2=f"{field}_high:Q", color=alt.datum(side))
-    )
+def at(ticks: Sequence[float]) -> dict[str, Any]:
+    """Return the options of an axis with exactly these ticks; without a count, some are dropped."""
+    return {"values": list(ticks), "tickCount": len(ticks)}
 
 
 def _line(side: Side) -> alt.Chart:
-    return alt.Chart().mark_line(**STROKE[side]).encode(y=f"{FIELD[side]}:Q", color=alt.datum(side))
-
-
-def _crosses(curves: Curves) -> alt.Chart:
-    rows = [
-        {"step": each.step, "value": each.value, "side": each.side} for each in curves.divergences
-    ]
-    mark = alt.Chart(alt.InlineData(values=rows)).mark_point(
-        shape=CROSS, size=28, strokeWidth=2, opacity=1
+    layer: alt.Chart = (
+        alt.Chart()
+        .mark_line(**STROKE[side])
+        .encode(x=alt.X("step:Q"), y=alt.Y(f"{FIELD[side]}:Q"), color=alt.ColorDatum(side))
     )
-    return mark.encode(y="value:Q", color="side:N")
+    return layer
+
+
+def _target(target: float) -> alt.Chart:
+    layer: alt.Chart = (
+        alt.Chart(alt.InlineData(values=[{}])).mark_rule(opacity=0.7).encode(y=alt.YDatum(target))
+    )
+    return layer
+
+
+def _crosses(curves: Curves, frame: Frame) -> alt.Chart:
+    """A cross where a run diverged, far enough inside that it does not stand out at the top."""
+    rows = [
+        {
+            "step": each.step,
+            "value": frame.value(min(frame.height(each.value), 0.96)),
+            "side": each.side,
+        }
+        for each in curves.divergences
+    ]
+    return _marks(rows, alt.Chart().mark_point(shape=CROSS, size=28, strokeWidth=2, opacity=1))
 
 
 def _names(curves: Curves, frame: Frame) -> alt.Chart:
@@ -140,14 +170,12 @@ def _names(curves: Curves, frame: Frame) -> alt.Chart:
         }
         for (side, end), height in zip(ends.items(), heights, strict=True)
     ]
-    mark = alt.Chart(alt.InlineData(values=rows)).mark_text(
-        align="left", dx=5, fontWeight="bold", fontSize=11
-    )
-    return mark.encode(y="value:Q", text="name:N", color="side:N")
+    mark = alt.Chart().mark_text(align="left", dx=5, fontWeight="bold", fontSize=11)
+    return _marks(rows, mark.encode(text=alt.Text("name:N")))
 
 
 def _absences(curves: Curves, frame: Frame, last_step: int) -> alt.Chart:
-    """A side without a curve says so, in the middle."""
+    """A side without a curve says so, in the middle, between two lines of the grid."""
     rows = [
         {
             "step": last_step / 2,
@@ -158,5 +186,12 @@ def _absences(curves: Curves, frame: Frame, last_step: int) -> alt.Chart:
         for n, side in enumerate(SIDES)
         if curves.end(side) is None
     ]
-    mark = alt.Chart(alt.InlineData(values=rows)).mark_text(fontSize=11)
-    return mark.encode(y="value:Q", text="name:N", color="side:N")
+    return _marks(rows, alt.Chart().mark_text(fontSize=11).encode(text=alt.Text("name:N")))
+
+
+def _marks(rows: list[dict[str, Any]], mark: alt.Chart) -> alt.Chart:
+    """The mark at each row's step and value, in the colour of its side."""
+    layer: alt.Chart = mark.properties(data=alt.InlineData(values=rows)).encode(
+        x=alt.X("step:Q"), y=alt.Y("value:Q"), color=alt.Color("side:N")
+    )
+    return layer

@@ -1,8 +1,7 @@
-// Draws each chart into its place. Colours are the style sheet's variables, so that one drawing
-// serves light, dark and paper.
-const charts = JSON.parse(document.getElementById("charts").textContent);
-// Only errors are logged (level 1): a warning about heights that does not matter is not.
-const options = { actions: false, renderer: "svg", logLevel: 1, tooltip: { theme: "page" } };
+// Draws each chart into its place. The look names variables of the style sheet for its colours, so
+// that one drawing serves light, dark and paper.
+const { look, charts } = JSON.parse(document.getElementById("charts").textContent);
+const options = { actions: false, config: look, renderer: "svg", tooltip: { theme: "page" } };
 
 for (const [name, chart] of Object.entries(charts)) {
   const place = document.getElementById(name);

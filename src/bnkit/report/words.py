@@ -85,8 +85,8 @@ def counted(outcomes: Mapping[str, int]) -> str:
 def listed(value: object) -> str:
     """Return a setting's value for reading: a list as its items, all else as it prints.
 
-    >>> listed([0.01, 0.1]), listed("digits"), listed(None), listed({"width": 100})
-    ('0.01, 0.1', 'digits', '–', 'width: 100')
+    >>> listed([0.01, 0.1]), listed("digits"), listed(None), listed({"width": 100}), listed(True)
+    ('0.01, 0.1', 'digits', '–', 'width: 100', 'yes')
     """
     match value:
         case None | "" | [] | ():
@@ -95,6 +95,8 @@ def listed(value: object) -> str:
             return ", ".join(map(listed, value))
         case dict():
             return ", ".join(f"{name}: {listed(item)}" for name, item in value.items())
+        case bool():
+            return "yes" if value else "no"
         case float():
             return f"{value:g}"
         case _:

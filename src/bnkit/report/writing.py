@@ -3,7 +3,6 @@
 import json
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,13 @@ def write_report(comparison: Comparison, folder: str | Path) -> Path:
     an older report stays as it was.
 
     Raises ValueError for a comparison without trials.
+
+    >>> import tempfile
+    >>> from bnkit.lab.records import TrialResult
+    >>> trial = TrialResult("a1", "plain", 0.1, "relu", 0, "not run", "interrupted")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_report(Comparison({}, {}, 0.9, "bnkit compare", (trial,)), folder).name
+    'report.html'
     """
     if not comparison.trials:
         raise ValueError("`comparison` holds no trials, so there is nothing to report: run some")
@@ -26,8 +32,11 @@ def write_report(comparison: Comparison, folder: str | Path) -> Path:
 
     folder = Path(folder)
     drawn = figures(comparison)
-    files = {f"charts/{figure.name}{kind}": data for figure in drawn
-             for kind, data in export(figure.on_sheet).items()}
+    files = {
+        f"charts/{figure.name}{kind}": data
+        for figure in drawn
+        for kind, data in export(figure.on_sheet).items()
+    }
     files["results.json"] = strict_json(comparison.to_json()).encode()
     files["report.html"] = page(comparison, drawn).encode()
     for name, data in files.items():  # the page comes last: it links to all others
@@ -35,7 +44,7 @@ def write_report(comparison: Comparison, folder: str | Path) -> Path:
     return folder / "report.html"
 
 
-def export(specification: Mapping[str, Any]) -> dict[str, bytes]:
+def export(specification: dict[str, Any]) -> dict[str, bytes]:
     """Return a Vega-Lite specification drawn as SVG and, two pixels a point, as PNG."""
     import vl_convert  # noqa: PLC0415  50 megabytes, needed only here
 

@@ -1,0 +1,79 @@
+"""Figures have one panel for each setting, say how to read them, and keep to the grammar."""
+
+import altair as alt
+import pytest
+import vl_convert
+
+from bnkit.report.figure import VEGA_LITE
+from bnkit.report.figures import accuracy_figure, figures, loss_figure, steps_figure
+from report.fabricate import comparison, never_run
+
+SMALL = comparison([0.1, 3.0], ["relu"], 2)  # plain networks diverge at 3
+
+
+def panels(figure):
+    return [panel for group in figure.groups for panel in group.panels]
+
+
+def test_there_is_a_panel_for_each_learning_rate_and_activation_grouped_by_activation():
+    figure = accuracy_figure(comparison([0.1, 1.0, 3.0], ["sigmoid", "relu"], 1))
+    assert [(g.heading, len(g.panels)) for g in figure.groups] == [("sigmoid", 3), ("relu", 3)]
+
+
+def test_with_one_learning_rate_the_activations_stand_side_by_side():
+    figure = accuracy_figure(comparison([0.1], ["sigmoid", "tanh", "relu"], 1))
+    assert [(g.heading, len(g.panels)) for g in figure.groups] == [("", 3)]
+    assert [panel.drawing.title.text for panel in panels(figure)] == ["sigmoid", "tanh", "relu"]
+
+
+@pytest.mark.parametrize("activation", ["", "as built"])
+def test_a_model_with_activations_of_its_own_has_no_heading(activation):
+    assert [g.heading for g in loss_figure(comparison([0.1, 1.0], [activation], 1)).groups] == [""]
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (4, 4), (5, 3), (6, 3), (7, 4), (8, 4)])
+def test_rows_are_of_four_at_most_and_evenly_filled(count, columns):
+    rates = [0.1 * (n + 1) for n in range(count)]
+    assert accuracy_figure(comparison(rates, ["relu"], 1)).groups[0].columns == columns
+
+
+def test_divergence_is_explained_only_where_there_is_any():
+    assert any("diverged" in line for line in accuracy_figure(SMALL).caption)
+    calm = accuracy_figure(comparison([0.1], ["relu"], 2))
+    assert not any("diverged" in line for line in calm.caption)
+
+
+def test_one_seed_is_not_called_a_median():
+    assert "median" not in " ".join(accuracy_figure(comparison([0.1], ["relu"], 1)).caption)
+
+
+def test_losses_beyond_the_frame_are_announced():
+    explodes = loss_figure(comparison([0.1, 3.0], ["relu"], 8))
+    assert any("upper edge" in line for line in explodes.caption)
+    assert not any("upper edge" in line for line in loss_figure(comparison([0.1])).caption)
+
+
+def test_a_panel_says_in_words_what_it_shows():
+    words = panels(accuracy_figure(SMALL))[1].words
+    assert "learning rate 3, relu" in words
+    assert "2 runs diverged" in words
+    assert "batch norm 9" in words  # ninety-odd percent
+    empty = accuracy_figure(comparison([0.1], ["relu"], 1, change=never_run))
+    assert "plain nothing to show, batch norm nothing to show" in panels(empty)[0].words
+
+
+def test_names_of_panels_are_unique():
+    names = [panel.name for figure in figures(SMALL) for panel in panels(figure)]
+    assert len(set(names)) == len(names) == 5
+
+
+def valid(specification):
+    return alt.Chart.from_dict(specification)  # raises where the grammar is broken
+
+
+@pytest.mark.parametrize("make", [accuracy_figure, loss_figure, steps_figure])
+def test_specifications_are_valid_and_compile_for_page_and_sheet(make):
+    figure = make(SMALL)
+    for specification in (figure.on_sheet, panels(figure)[-1].on_page):
+        valid(specification)
+        vl_convert.vegalite_to_vega(specification, vl_version=VEGA_LITE)
