@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from bnkit.lab.comparison import Interrupted, plan_comparison
-from bnkit.lab.references import import_reference
+from bnkit.lab.references import called, import_reference
 from bnkit.lab.settings import Settings
 from bnkit.lab.summary import Comparison
 from bnkit.report import write_report
@@ -182,7 +182,7 @@ def compare(
     - `bnkit compare --data mnist --network vgg --optimizer adam --learning-rate 0.001,0.01`
     - `bnkit compare --model my.code:build --data my.code:loaders --steps 500`
 
-    Exit codes: 0 done, 2 wrong use, 130 interrupted.
+    Exit codes: 0 done, 1 done but some runs failed, 2 wrong use, 130 interrupted.
     """
     if model is not None and activation is not None:
         _refuse("--activation is for the named networks: your own --model builds its own")
@@ -218,10 +218,12 @@ def compare(
             comparison = sweep.collect() if report_only else sweep.run(jobs=jobs)
         except Interrupted as interruption:
             _print_comparison(interruption.comparison, as_json=as_json)
-            messages.print(f"\nInterrupted. This goes on from here:  {_command()}", highlight=False)
+            _say(f"\nInterrupted. This goes on from here:  {_command()}")
             raise typer.Exit(130) from None
         _print_comparison(comparison, as_json=as_json)
         _report(comparison, out)
+    if any(trial.outcome == "failed" for trial in comparison.trials):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -250,11 +252,10 @@ def add(
     """
     with _explained():
         shape = _numbers(int)(example)
-        plan = plan_addition(
-            import_reference(model)(),
-            torch.randn(shape),
-            placement=placement,
-        )
+        if not shape or min(shape) < 1:
+            raise ValueError(f"--example is {example!r}: give sizes of at least 1, as in 8,3,32,32")
+        network = called(import_reference(model), "model")
+        plan = plan_addition(network, torch.randn(shape), placement=placement)
     print(json.dumps(plan.to_json(), indent=2) if as_json else plan)  # noqa: T201  the output
 
 
@@ -266,7 +267,7 @@ def _print_comparison(comparison: Comparison, *, as_json: bool) -> None:
 def _report(comparison: Comparison, out: Path) -> None:
     with messages.status("writing the report"):
         path = write_report(comparison, out)
-    messages.print(f"\nReport: {path}", highlight=False, soft_wrap=True)
+    _say(f"\nReport: {path}")
 
 
 def _command() -> str:
@@ -283,5 +284,9 @@ def _explained() -> Iterator[None]:
 
 
 def _refuse(sentence: str) -> None:
-    messages.print(f"Error: {sentence}", highlight=False, markup=False, soft_wrap=True)
+    _say(f"Error: {sentence}")
     raise typer.Exit(2)
+
+
+def _say(sentence: str) -> None:
+    messages.print(sentence, highlight=False, markup=False, soft_wrap=True)

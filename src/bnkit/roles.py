@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, TypeGuard
 
+import numpy as np
 from torch import nn
 
 
@@ -54,10 +55,10 @@ _FAMILIES = {
 
 _ACTIVATIONS = frozenset(
     """
-    celu elu gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid log_softmax
-    logsigmoid mish prelu relu relu6 rrelu selu sigmoid expit silu softmax softmin softplus
-    softshrink softsign special_expit special_log_softmax special_softmax swish tanh tanhshrink
-    threshold
+    celu elu gelu glu gumbel_softmax hardshrink hardsigmoid hardswish hardtanh leaky_relu
+    log_sigmoid log_softmax logsigmoid mish prelu relu relu6 rrelu selu sigmoid expit silu softmax
+    softmin softplus softshrink softsign special_expit special_log_softmax special_softmax tanh
+    tanhshrink threshold
     """.split()
 )
 _WEIGHTS = frozenset(
@@ -76,37 +77,38 @@ _PASSAGES = frozenset(
     """
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
     adaptive_max_pool2d adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d
-    lp_pool3d max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices
-    max_pool3d_with_indices fractional_max_pool2d fractional_max_pool3d max_unpool1d max_unpool2d
-    max_unpool3d mean amax amin max min logsumexp
+    lp_pool3d max_pool1d max_pool2d max_pool3d fractional_max_pool2d fractional_max_pool3d
+    max_unpool1d max_unpool2d max_unpool3d mean amax amin max min logsumexp
     dropout alpha_dropout dropout1d dropout2d dropout3d feature_alpha_dropout feature_dropout
     T H mT mH t adjoint transpose swapaxes swapdims permute movedim moveaxis view view_as reshape
     reshape_as flatten unflatten ravel squeeze unsqueeze expand expand_as repeat repeat_interleave
     broadcast_to tile contiguous clone detach data to float half double bfloat16 type type_as cpu
     cuda __getitem__ __setitem__ narrow select index_select gather take_along_dim chunk split
-    split_with_sizes tensor_split unbind unfold fold roll flip flipud fliplr rot90 as_strided
-    masked_fill masked_select unsafe_chunk unsafe_split copy
-    pad constant_pad_nd interpolate upsample pixel_shuffle pixel_unshuffle channel_shuffle
-    native_channel_shuffle grid_sample
+    split_with_sizes tensor_split hsplit vsplit dsplit unbind unfold fold roll flip flipud fliplr
+    rot90 as_strided where masked_fill masked_scatter masked_select unsafe_chunk unsafe_split copy
+    nan_to_num
+    pad constant_pad_nd interpolate upsample upsample_nearest upsample_bilinear pixel_shuffle
+    pixel_unshuffle channel_shuffle native_channel_shuffle grid_sample
     cat concat concatenate stack hstack vstack dstack column_stack row_stack
+    index_copy index_put index_add index_reduce scatter scatter_add scatter_reduce
     add sub subtract rsub __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ sum neg negative
+    positive
     """.split()
 )
-# A product with a plain number passes the value on; one with a tensor (a gate) does not.
+# A product with a number or a parameter scales the value; one with another value (a gate) does not.
 _PRODUCTS = frozenset(
-    ["mul", "multiply", "div", "divide", "true_divide", "__mul__", "__rmul__", "__truediv__"]
+    """
+    mul multiply div divide true_divide __mul__ __rmul__ __imul__ __truediv__ __itruediv__
+    """.split()
 )
-# Activations through which a network hands out its answer: a probability, or one coordinate.
-_ANSWERS = frozenset(["sigmoid", "tanh", "softmax", "log_softmax", "softmin", "log_sigmoid"])
-_ANSWER_SPELLINGS = {
-    "expit": "sigmoid",
-    "special_expit": "sigmoid",
-    "special_softmax": "softmax",
-    "special_log_softmax": "log_softmax",
-    "logsigmoid": "log_sigmoid",
-    "softmax2d": "softmax",
-    "logsoftmax": "log_softmax",
-}
+# Activations through which a network hands out its answer, a probability or one coordinate, by the
+# names of torch's functions and classes in lower case.
+_ANSWERS = frozenset(
+    """
+    sigmoid expit special_expit tanh softmax softmax2d special_softmax gumbel_softmax softmin
+    log_softmax logsoftmax special_log_softmax logsigmoid log_sigmoid
+    """.split()
+)
 
 
 def can_own_batch_norm(module: nn.Module | None) -> TypeGuard[nn.Module]:
@@ -133,6 +135,8 @@ def role_of_module(module: nn.Module) -> Role:
 def role_of_function(name: str, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Role:
     """Return the part that the torch function `name` plays when called like this.
 
+    A tensor stands as its `Value` in the arguments, a parameter or buffer of the model as its name.
+
     >>> role_of_function("clamp", (7,), {"min": 0})
     <Role.ACTIVATION: 'an activation'>
     """
@@ -143,15 +147,31 @@ def role_of_function(name: str, arguments: tuple[Any, ...], keywords: Mapping[st
         return Role.WEIGHTS
     if name in _NORMALISATIONS:
         return Role.NORMALISATION
-    if name in _PASSAGES or (name in _PRODUCTS and any(map(_is_number, arguments))):
+    if name in _PASSAGES or _is_scaling(name, arguments, keywords):
         return Role.PASSAGE
     return Role.OTHER
 
 
-def gives_answers(name: str) -> bool:
-    """Return whether this activation, function or class, ends a network: sigmoid, tanh, softmax."""
-    name = _plain(name.lower())
-    return _ANSWER_SPELLINGS.get(name, name) in _ANSWERS
+def gives_answers(activation: nn.Module | str) -> bool:
+    """Return whether this activation, a module or a function's name, may end a network.
+
+    >>> gives_answers(nn.Softmax(1)), gives_answers("tanh_"), gives_answers("relu")
+    (True, True, False)
+    """
+    if isinstance(activation, str):
+        return _plain(activation) in _ANSWERS
+    return any(base.__name__.lower() in _ANSWERS for base in type(activation).__mro__)
+
+
+def is_batch_norm(normalisation: nn.Module | str) -> bool:
+    """Return whether this normalisation, a module or a function's name, is a batch norm.
+
+    >>> is_batch_norm(nn.SyncBatchNorm(2)), is_batch_norm("batch_norm"), is_batch_norm("layer_norm")
+    (True, True, False)
+    """
+    if isinstance(normalisation, str):
+        return "batch_norm" in normalisation
+    return any("batchnorm" in base.__name__.lower() for base in type(normalisation).__mro__)
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -185,13 +205,19 @@ def _is_foreign_normalisation(module: nn.Module) -> bool:
 def _is_rectifier(name: str, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> bool:
     """Return whether the call is clamp(min=0), by whatever spelling."""
     smallest = arguments[1] if len(arguments) > 1 else keywords.get("min")
-    return name in ("clamp", "clip", "clamp_min") and _is_number(smallest) and smallest == 0
+    return name in ("clamp", "clip", "clamp_min") and _is_constant(smallest) and smallest == 0
 
 
-def _is_number(argument: Any) -> bool:
-    return type(argument) in (int, float, complex, bool)  # no subclass: those stand for tensors
+def _is_scaling(name: str, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> bool:
+    return name in _PRODUCTS and any(map(_is_constant, (*arguments, keywords.get("other"))))
+
+
+def _is_constant(argument: Any) -> bool:
+    """Return whether this is a number, or the name of a parameter: no value of the dataflow."""
+    # A Value is a subclass of int, so types are compared; numpy's numbers are of many types.
+    return type(argument) in (int, float, complex, bool, str) or isinstance(argument, np.number)
 
 
 def _plain(name: str) -> str:
-    """Return a function's name without the underscore of its in-place form."""
-    return name if name.startswith("__") else name.rstrip("_")
+    """Return a function's name without the endings of its other forms."""
+    return name if name.startswith("__") else name.strip("_").removesuffix("_with_indices")

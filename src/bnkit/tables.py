@@ -7,7 +7,7 @@ from io import StringIO
 def text_table(
     headers: Sequence[str], rows: Iterable[Sequence[object]], *, width: int = 100
 ) -> str:
-    """Return a table in plain text, wrapped to `width` characters, without a trailing newline.
+    """Return a table in plain text, wrapped between words to `width` characters where that can be.
 
     >>> print(text_table(["layer", "features"], [["fc1", 100]]))
      layer   features
@@ -19,9 +19,16 @@ def text_table(
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(*headers, box=box.SIMPLE_HEAD, show_edge=False)
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+    lines = [[str(cell) for cell in line] for line in (headers, *rows)]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for column in zip(*lines, strict=True):
+        longest = max(len(word) for cell in column for word in (cell.split() or [""]))
+        table.add_column(Text(column[0]), min_width=longest)  # else names end in an ellipsis
+    for line in lines[1:]:
+        table.add_row(*map(Text, line))
     page = StringIO()
-    Console(file=page, width=width, color_system=None, legacy_windows=False).print(table)
+    console = Console(
+        file=page, width=width, color_system=None, legacy_windows=False, force_jupyter=False
+    )
+    console.print(table, crop=False)
     return "\n".join(line.rstrip() for line in page.getvalue().rstrip().splitlines())

@@ -18,9 +18,10 @@ class Call:
     """One call of a leaf module or of a torch function, with the values it read and made.
 
     `name` is the module's path, or the name of the torch function; `module` is None for the
-    latter, and `scope` is the path of the module in whose forward it happened. `parameters` are
-    the model's parameters and buffers that a torch function was given, `arguments` and `keywords`
-    what it was called with, where a tensor stands as its value.
+    latter, and `scope` is the path of the module in whose forward it happened. `parameters` names
+    the model's parameters and buffers that it was given, `arguments` and `keywords` are what it was
+    called with and `result` what it returned: there a tensor stands as its value, a parameter or
+    buffer as its name.
     """
 
     index: int
@@ -32,6 +33,7 @@ class Call:
     parameters: tuple[str, ...] = ()
     arguments: tuple[Any, ...] = ()
     keywords: Mapping[str, Any] = field(default_factory=dict)
+    result: Any = None
 
     @property
     def kind(self) -> str:
@@ -60,6 +62,10 @@ class Dataflow:
         """Return the calls of the leaf module at this path, in order."""
         return self._calls_of.get(path, ())
 
+    def calls_reading(self, path: str) -> Sequence[Call]:
+        """Return the torch functions that were given parameters of the module at this path."""
+        return self._calls_reading.get(path, ())
+
     def following(self, call: Call) -> Iterator[Call]:
         """Yield the calls that read what this call made, each once."""
         seen = {reader.index: reader for value in call.outputs for reader in self.readers(value)}
@@ -83,4 +89,12 @@ class Dataflow:
         for call in self.calls:
             if call.module is not None:
                 calls[call.name].append(call)
+        return calls
+
+    @cached_property
+    def _calls_reading(self) -> Mapping[str, Sequence[Call]]:
+        calls: dict[str, list[Call]] = defaultdict(list)
+        for call in self.calls:
+            for path in dict.fromkeys(name.rpartition(".")[0] for name in call.parameters):
+                calls[path].append(call)
         return calls

@@ -3,21 +3,31 @@
 Module calls arrive through hooks, all other torch calls through a `TorchFunctionMode`.
 """
 
-import dataclasses
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bnkit.dataflow.calls import Call, Dataflow, Value
+from bnkit.dataflow.tensors import memory_of, replace_tensors, shape_of, tensors_in, version_of
 from bnkit.roles import is_leaf
 
-_READS = frozenset(  # calls that take a tensor's numbers out of torch
-    ["item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__"]
+# Calls that take a tensor's numbers out of torch; with the first ones they leave the model.
+_HAND_OUT = frozenset(["numpy", "tolist", "__array__"])
+_READ = _HAND_OUT | {"item", "__bool__", "__int__", "__float__", "__index__"}
+# Calls that ask a tensor for its shape, dtype and device only: the first ones all, the others all
+# but their first argument.
+_LIKE = frozenset(
+    """
+    empty_like full_like ones_like rand_like randint_like randn_like zeros_like
+    new_empty new_empty_strided new_full new_ones new_tensor new_zeros
+    """.split()
 )
+_AS = frozenset(["expand_as", "reshape_as", "to", "type_as", "view_as"])
 
 
 class Recorder(TorchFunctionMode):
@@ -28,32 +38,35 @@ class Recorder(TorchFunctionMode):
         self.calls: list[Call] = []
         self.shapes: dict[Value, tuple[int, ...]] = {}
         self.values: dict[int, Value] = {}  # id of a tensor -> what it holds now
-        self.alive: dict[int, list[Tensor]] = defaultdict(list)  # by storage; no id is used twice
-        self.scopes: list[tuple[str, list[Tensor], list[int]]] = []
+        self.alive: dict[int, list[Tensor]] = defaultdict(list)  # by memory; no id is used twice
+        self.scopes: list[tuple[str, _Reading]] = []
         self.leaf: str | None = None
+        self.failure: tuple[BaseException, str] | None = None
         named = [*model.named_parameters(), *model.named_buffers()]
         self.parameters = {id(tensor): name for name, tensor in named}
+        self.owned = named  # alive too, also those that the model replaces while it runs
 
     # --- module calls
 
     def enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        tensors = [] if self.leaf is not None else _tensors((args, kwargs))
-        self.scopes.append((path, tensors, [_version(t) for t in tensors]))
+        self.scopes.append((path, _Reading.of(() if self.leaf is not None else (args, kwargs))))
         if self.leaf is None and is_leaf(module):
             self.leaf = path
 
-    def leave(self, path: str, module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
-        while self.scopes[-1][0] != path:  # a forward that failed, and whose caller went on
-            self._close()
-        tensors, versions, leaf = self._close()
-        if leaf:
-            self._record(path, module, tensors, versions, output)
+    def leave(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        self._notice_failure(f"layer '{path}' ({type(module).__name__})" if path else "")
+        if not self.scopes or self.scopes[-1][0] != path:
+            return  # a hook of its own refused the input, so its forward never began
+        _, reading = self.scopes.pop()
+        if self.leaf == path:
+            self.leaf = None
+            self._record(path, module, reading, output, args, kwargs)
 
-    def _close(self) -> tuple[list[Tensor], list[int], bool]:
-        path, tensors, versions = self.scopes.pop()
-        leaf = self.leaf == path
-        self.leaf = None if leaf else self.leaf
-        return tensors, versions, leaf
+    def _notice_failure(self, place: str) -> None:
+        """Keep the innermost place that the exception in flight has passed."""
+        error = sys.exception()
+        if error is not None and (self.failure is None or self.failure[0] is not error):
+            self.failure = error, place
 
     # --- torch calls
 
@@ -67,35 +80,41 @@ class Recorder(TorchFunctionMode):
         keywords = kwargs or {}
         if self.leaf is not None:
             return func(*args, **keywords)
-        tensors = _tensors((args, keywords))
-        versions = [_version(t) for t in tensors]
+        name = _name(func)
+        reading = _Reading.of(_read_arguments(name, args, keywords))
         output = func(*args, **keywords)
-        self._record(_name(func), None, tensors, versions, output, args, keywords)
+        self._record(name, None, reading, output, args, keywords)
         return output
 
     # --- values
 
     def introduce(self, inputs: Any) -> None:
-        for tensor in _tensors(inputs):
+        for tensor in tensors_in(inputs):
             self._new_value(tensor)
 
     def _record(
         self,
         name: str,
         module: nn.Module | None,
-        tensors: list[Tensor],
-        versions: list[int],
+        reading: "_Reading",
         output: Any,
-        args: tuple[Any, ...] = (),
-        keywords: Mapping[str, Any] | None = None,
+        args: tuple[Any, ...],
+        keywords: Mapping[str, Any],
     ) -> None:
-        made = _tensors(output)
-        changed = [t for t, v in zip(tensors, versions, strict=True) if _version(t) != v]
-        if not (made or changed or name in _READS):
+        changed = reading.changed()
+        made = tensors_in(output)
+        if module is None:
+            # A function that returns its input as it was (contiguous, requires_grad_) did nothing.
+            made = [t for t in made if not reading.holds_unchanged(t)]
+        if not (made or changed or name in _READ):
             return
-        inputs = tuple(self._value(t) for t in tensors if id(t) not in self.parameters)
-        arguments = self._as_values(args), self._as_values(dict(keywords or {}))
+        inputs = tuple(self._value(t) for t in reading.tensors if not self._is_constant(t))
+        parameters = tuple(
+            self.parameters[id(t)] for t in reading.tensors if id(t) in self.parameters
+        )
+        arguments, named = self._as_values(args), self._as_values(dict(keywords))
         made += [t for t in self._sharing_memory(changed) if all(t is not m for m in made)]
+        outputs = tuple(self._new_value(t) for t in made)
         self.calls.append(
             Call(
                 index=len(self.calls),
@@ -103,14 +122,17 @@ class Recorder(TorchFunctionMode):
                 module=module,
                 scope=self.scopes[-1][0] if self.scopes else "",
                 inputs=inputs,
-                outputs=tuple(self._new_value(t) for t in made),
-                parameters=tuple(
-                    self.parameters[id(t)] for t in tensors if id(t) in self.parameters
-                ),
-                arguments=arguments[0],
-                keywords=arguments[1],
+                outputs=outputs,
+                parameters=parameters,
+                arguments=arguments,
+                keywords=named,
+                result=self._as_values(output),
             )
         )
+
+    def _is_constant(self, tensor: Tensor) -> bool:
+        """Return whether it is a parameter or buffer into which the model has written nothing."""
+        return id(tensor) in self.parameters and id(tensor) not in self.values
 
     def _value(self, tensor: Tensor) -> Value:
         known = self.values.get(id(tensor))
@@ -118,27 +140,31 @@ class Recorder(TorchFunctionMode):
 
     def _new_value(self, tensor: Tensor) -> Value:
         value = Value(len(self.shapes))
-        self.shapes[value] = tuple(tensor.shape)
+        self.shapes[value] = shape_of(tensor)
         if id(tensor) not in self.values:
-            self.alive[_memory(tensor)].append(tensor)
+            self.alive[memory_of(tensor)].append(tensor)
         self.values[id(tensor)] = value
         return value
 
     def _sharing_memory(self, changed: Iterable[Tensor]) -> list[Tensor]:
         """Return every known tensor that a write into these has changed: themselves and views."""
-        return [t for memory in {_memory(t) for t in changed} for t in self.alive[memory]]
+        return [t for memory in {memory_of(t) for t in changed} for t in self.alive[memory]]
 
-    def _as_values(self, arguments: Any) -> Any:
-        def replace(item: Any) -> Any:
-            return self.values.get(id(item)) if isinstance(item, Tensor) else item
+    def _as_values(self, tree: Any) -> Any:
+        def replacement(tensor: Tensor) -> Value | str | None:
+            if self._is_constant(tensor):
+                return self.parameters[id(tensor)]
+            return self.values.get(id(tensor))
 
-        return torch.utils._pytree.tree_map(replace, arguments)  # noqa: SLF001  torch's own trees
+        return replace_tensors(tree, replacement)
 
     # --- the end
 
     def dataflow(self, result: Any) -> Dataflow:
-        returned = {self.values[id(t)] for t in _tensors(result) if id(t) in self.values}
-        outputs = returned or self._unread()
+        """Return what was written down, of a run that returned `result`."""
+        returned = {self.values[id(t)] for t in tensors_in(result) if id(t) in self.values}
+        handed_out = {v for call in self.calls if call.name in _HAND_OUT for v in call.inputs}
+        outputs = (returned or self._unread()) | handed_out
         return Dataflow(tuple(self.calls), self.shapes, frozenset(outputs))
 
     def _unread(self) -> set[Value]:
@@ -147,52 +173,45 @@ class Recorder(TorchFunctionMode):
         return {value for call in self.calls for value in call.outputs} - read
 
     def explain(self, error: Exception, inputs: Any) -> str:
-        shapes = ", ".join(str(tuple(t.shape)) for t in _tensors(inputs))
-        path, *_ = self.scopes[-1] if self.scopes else ("",)
-        where = f"in layer '{path}'" if path else "in the model's own forward"
+        """Return one sentence on an error that ended the run."""
+        shapes = ", ".join(str(shape_of(t)) for t in tensors_in(inputs))
+        place = self.failure[1] if self.failure is not None and self.failure[0] is error else ""
         return (
-            f"the model fails on `example` of shape {shapes or 'unknown'} {where}: "
-            f"{type(error).__name__}: {error}"
+            f"the model fails on `example` of shape {shapes or 'unknown'} in "
+            f"{place or 'its own forward'}: {type(error).__name__}: {error}"
         )
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """The tensors that a call is given, and which version of each it reads."""
+
+    tensors: list[Tensor]
+    versions: list[int]
+
+    @classmethod
+    def of(cls, tree: Any) -> "_Reading":
+        tensors = tensors_in(tree)
+        return cls(tensors, [version_of(t) for t in tensors])
+
+    def changed(self) -> list[Tensor]:
+        pairs = zip(self.tensors, self.versions, strict=True)
+        return [tensor for tensor, version in pairs if version_of(tensor) != version]
+
+    def holds_unchanged(self, tensor: Tensor) -> bool:
+        pairs = zip(self.tensors, self.versions, strict=True)
+        same = any(t is tensor and version_of(t) == version for t, version in pairs)
+        return same and not tensor.is_inference()  # of those torch counts no versions
+
+
+def _read_arguments(name: str, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+    if name in _LIKE:
+        return ()
+    return args[:1] if name in _AS else (args, keywords)
 
 
 def _name(func: Callable[..., Any]) -> str:
     name = getattr(func, "__name__", type(func).__name__)
     if name == "__get__":  # an attribute such as x.mT
-        return str(getattr(getattr(func, "__self__", None), "__name__", name))
-    return name
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001  no public name
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)  # noqa: SLF001
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    """Return the tensors in any nest of containers, dataclasses and objects of other libraries."""
-    found: dict[int, Tensor] = {}
-    visited: set[int] = set()
-
-    def visit(item: Any) -> None:
-        if isinstance(item, Tensor):
-            found[id(item)] = item
-        elif id(item) not in visited and not isinstance(item, str | bytes | type | nn.Module):
-            visited.add(id(item))
-            for part in _parts(item):
-                visit(part)
-
-    visit(tree)
-    return list(found.values())
-
-
-def _parts(item: Any) -> Iterable[Any]:
-    if isinstance(item, Mapping):
-        return item.values()
-    if isinstance(item, list | tuple | set | frozenset):
-        return item
-    if dataclasses.is_dataclass(item):
-        return [getattr(item, f.name) for f in dataclasses.fields(item)]
-    return getattr(item, "__dict__", {}).values() if not callable(item) else ()
+        name = str(getattr(getattr(func, "__self__", None), "__name__", name))
+    return name.partition(".")[0]  # torch.ops.aten.relu.default

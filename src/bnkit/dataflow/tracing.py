@@ -1,6 +1,8 @@
 """`trace`: run a copy of a model once on an example, and return its dataflow."""
 
 import copy
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from bnkit.dataflow.calls import Dataflow
 from bnkit.dataflow.recording import Recorder
+from bnkit.dataflow.tensors import replace_tensors, tensors_in
 from bnkit.observation import evaluating, preserved_random_state, watching
 
 
@@ -41,9 +44,9 @@ def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def trace(model: nn.Module, example: Any) -> Dataflow:
     """Return the dataflow of one run of `model` on `example`.
 
-    The run is made on a deep copy in eval mode, without gradients, and the state of the random
-    generators is given back: `model` stays as it was. Raises ExampleError, naming the layer, if
-    the model fails on the example.
+    The run is made on a deep copy in eval mode, without gradients, on a copy of the example's
+    tensors, and the state of the random generators is given back: `model` and `example` stay as
+    they were. Raises ExampleError, naming the layer, if the model fails on the example.
 
     >>> flow = trace(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.zeros(2, 4))
     >>> [str(call) for call in flow.calls]
@@ -54,31 +57,54 @@ def trace(model: nn.Module, example: Any) -> Dataflow:
 
 def observe(model: nn.Module, example: Any) -> Dataflow:
     """Return the dataflow of `model` itself, run as `trace` runs its copy."""
-    args, kwargs = as_call(example)
-    recorder = Recorder(model)
-    recorder.introduce((args, kwargs))
     with (
+        torch.inference_mode(mode=False),  # in it torch would not count the writes into a tensor
         torch.no_grad(),
         preserved_random_state(),
         evaluating(model),
-        watching(model, before=recorder.enter, after=recorder.leave),
+        _eagerly(),
     ):
-        try:
-            with recorder:
-                result = model(*args, **kwargs)
-        except Exception as error:
-            raise ExampleError(recorder.explain(error, (args, kwargs))) from error
+        args, kwargs = replace_tensors(as_call(example), _copied)
+        recorder = Recorder(model)
+        recorder.introduce((args, kwargs))
+        with watching(model, before=recorder.enter, after=recorder.leave):
+            try:
+                with recorder:
+                    result = model(*args, **kwargs)
+            except Exception as error:
+                raise ExampleError(recorder.explain(error, (args, kwargs))) from error
     return recorder.dataflow(result)
 
 
+def _eagerly() -> AbstractContextManager[object]:
+    """Keep compiled parts of a model from running compiled: no call in them would be seen."""
+    return torch.compiler.set_stance("force_eager") if _dynamo() else nullcontext()
+
+
+def _dynamo() -> Any:
+    """Return the module behind torch.compile, or None while nothing can be compiled."""
+    return sys.modules.get("torch._dynamo")  # it takes two seconds to import
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+
 def duplicate(model: nn.Module) -> nn.Module:
-    """Return a deep copy; TypeError or ValueError, with what to do, where none is possible."""
+    """Return a deep copy; TypeError or ValueError, with what to do, where none is possible.
+
+    >>> duplicate(nn.DataParallel(nn.Linear(2, 2)))
+    Traceback (most recent call last):
+    TypeError: the model is a DataParallel: pass its .module, and wrap the result
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` is a {type(model).__name__}: pass a torch.nn.Module")
     for path, module in model.named_modules():
-        _refuse_uncopiable(path or "the model itself", module)
+        _refuse_uncopiable(f"layer '{path}'" if path else "the model", module)
     try:
-        return copy.deepcopy(model)
+        # A copy made in inference mode could not be trained; one made by a constructor draws.
+        with torch.inference_mode(mode=False), preserved_random_state():
+            return copy.deepcopy(model, _copies_of_computed_tensors(model))
     except Exception as error:
         raise ValueError(
             f"`model` ({type(model).__name__}) cannot be copied: {error}. bnkit changes a copy and "
@@ -86,12 +112,25 @@ def duplicate(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _refuse_uncopiable(path: str, module: nn.Module) -> None:
+def _copies_of_computed_tensors(model: nn.Module) -> dict[int, Any]:
+    """Return copies, by identity, of the tensors that copy.deepcopy refuses: those with a history.
+
+    Hooks of weight norm and pruning keep such tensors in layers, and so do models that cache.
+    """
+    held = (tensor for module in model.modules() for tensor in tensors_in(vars(module)))
+    return {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}
+
+
+def _refuse_uncopiable(place: str, module: nn.Module) -> None:
     if isinstance(module, torch.jit.ScriptModule):
-        raise TypeError(f"{path} is TorchScript, whose layers are fixed: pass the eager model")
-    if isinstance(module, torch._dynamo.OptimizedModule):  # noqa: SLF001  it has no public name
-        raise TypeError(f"{path} is compiled: pass the model given to torch.compile, compile after")
+        raise TypeError(f"{place} is TorchScript, whose layers are fixed: pass the eager model")
+    if _dynamo() and isinstance(module, _dynamo().OptimizedModule):
+        raise TypeError(
+            f"{place} is compiled: pass what torch.compile was given, and compile the result"
+        )
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise TypeError(f"{path} is a {type(module).__name__}: pass its .module and wrap after")
+        raise TypeError(
+            f"{place} is a {type(module).__name__}: pass its .module, and wrap the result"
+        )
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
-        raise ValueError(f"{path} is lazy and has no shape yet: run one mini-batch through `model`")
+        raise ValueError(f"{place} is lazy and has no shape yet: run one mini-batch through it")

@@ -152,7 +152,7 @@ def plan_comparison(
     with preserved_random_state():
         subject = subject_of(build, data, settings, folder=folder)
         steps = _steps(subject, settings)
-        rehearse(subject)
+        rehearse(subject, settings)
         trials = tuple(_trials(subject, replace(settings, steps=steps)))
     described = {**subject.description, **settings.to_json(), "steps": steps}
     return Sweep(settings, trials, Store(Path(out) / "trials"), described, command)

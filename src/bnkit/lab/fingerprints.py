@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import torch
@@ -52,8 +52,7 @@ def source_of(function: Any) -> str:
     path = getattr(module, "__file__", None) if isinstance(module, ModuleType) else None
     if path and Path(path).is_file():
         return Path(path).read_text(encoding="utf-8", errors="replace")
-    code = getattr(function, "__code__", None)
-    return repr((code.co_code, code.co_consts, code.co_names)) if code else repr(function)
+    return repr(_compiled(function))
 
 
 def of_batches(*loaders: Iterable[Any]) -> str:
@@ -74,6 +73,21 @@ def of_batches(*loaders: Iterable[Any]) -> str:
 def versions() -> dict[str, str]:
     """Return the versions that may change a number: bnkit's and torch's."""
     return {"bnkit": importlib.metadata.version("bnkit"), "torch": torch.__version__}
+
+
+def _compiled(thing: Any) -> Any:
+    """Return what a function or class is compiled to, without addresses and line numbers."""
+    thing = getattr(thing, "__code__", thing)
+    match thing:
+        case CodeType():
+            return thing.co_code, thing.co_names, [_compiled(c) for c in thing.co_consts]
+        case frozenset():  # its order differs between processes
+            return sorted(map(repr, thing))
+        case type() if not _is_ours_or_torchs(thing.__module__):
+            own = {n: v for n, v in vars(thing).items() if hasattr(v, "__code__")}
+            return thing.__qualname__, {name: _compiled(v) for name, v in own.items()}
+    own_class = type(thing)
+    return repr(thing) if _is_ours_or_torchs(own_class.__module__) else _compiled(own_class)
 
 
 def _add_array(digest: Any, name: str, array: Tensor) -> None:

@@ -32,6 +32,21 @@ def import_reference(reference: str) -> Callable[..., Any]:
     raise ValueError(f"{reference!r} is a {kind}: it must be a function without arguments")
 
 
+def called(function: Callable[[], Any], argument: str) -> Any:
+    """Return what a function of the user's own returns; ValueError, saying which, if it fails.
+
+    >>> called(lambda: 1 / 0, "build")
+    Traceback (most recent call last):
+    ValueError: `build` (<lambda>) fails: ZeroDivisionError: division by zero
+    """
+    try:
+        return function()
+    except Exception as error:  # any code of the user's may raise anything
+        name = getattr(function, "__qualname__", type(function).__name__)
+        kind = type(error).__name__
+        raise ValueError(f"`{argument}` ({name}) fails: {kind}: {error}") from error
+
+
 def _module(reference: str, name: str) -> Any:
     folder = str(Path.cwd())
     if folder not in sys.path:

@@ -5,25 +5,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnkit.dataflow import ExampleError, as_call
+from bnkit.dataflow import ExampleError, as_call, observe
+from bnkit.lab.records import SIDES, Side
+from bnkit.lab.settings import Settings
 from bnkit.lab.subject import Subject
-from bnkit.lab.training import inputs_and_targets
+from bnkit.lab.training import Training, inputs_and_targets, train
 from bnkit.observation import evaluating
 
 
-def rehearse(subject: Subject) -> None:
-    """Build both sides and run one training and one test batch through them.
+def rehearse(subject: Subject, settings: Settings) -> None:
+    """Build both sides, run one training and one test batch through them, and train one step.
 
     Raises ValueError or TypeError, in one sentence, for a network that cannot be normalised, a
-    batch that it cannot take, outputs that are no scores of classes, targets of the wrong kind
-    or out of range, and empty loaders.
+    batch that it cannot take (naming the layer), outputs that are no scores of classes, targets
+    of the wrong kind or out of range, empty loaders, and a training step that fails.
     """
     for activation in subject.activations:
-        for side in ("plain", "batch norm"):
-            model = subject.network(side, activation, 0)
-            loaders = subject.loaders(0)
-            for name, batches in (("training", loaders.train), ("test", loaders.test)):
-                _check_batch(model, _first(name, batches), name)
+        for side in SIDES:
+            _rehearse_side(subject, settings, side, activation)
+
+
+def _rehearse_side(subject: Subject, settings: Settings, side: Side, activation: str) -> None:
+    model = subject.network(side, activation, 0)
+    loaders = subject.loaders(0)
+    batches = {"training": _first("training", loaders.train), "test": _first("test", loaders.test)}
+    for name, batch in batches.items():
+        _check_batch(model, batch, name)
+    step = Training(
+        settings.learning_rates[0], settings.optimizer, settings.loss, steps=1, evaluate_every=1
+    )
+    try:
+        train(model, [batches["training"]], [batches["test"]], step)
+    except Exception as error:  # the user's own network may raise anything
+        kind = type(error).__name__
+        raise ValueError(f"a training step of the {side} network fails: {kind}: {error}") from error
 
 
 def _first(name: str, batches: Any) -> Any:
@@ -34,7 +49,7 @@ def _first(name: str, batches: Any) -> Any:
 
 def _check_batch(model: nn.Module, batch: Any, name: str) -> None:
     inputs, targets = inputs_and_targets(batch)
-    outputs = _outputs(model, inputs)
+    outputs = _outputs(model, inputs, name)
     if not isinstance(outputs, Tensor) or outputs.dim() != 2:
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(
@@ -44,15 +59,14 @@ def _check_batch(model: nn.Module, batch: Any, name: str) -> None:
     _check_targets(targets, outputs, name)
 
 
-def _outputs(model: nn.Module, inputs: Any) -> Any:
-    args, kwargs = as_call(inputs)
+def _outputs(model: nn.Module, inputs: Any, name: str) -> Any:
     try:
-        with torch.no_grad(), evaluating(model):
-            return model(*args, **kwargs)
-    except Exception as error:
-        raise ExampleError(
-            f"the network fails on the data: {type(error).__name__}: {error}"
-        ) from error
+        observe(model, inputs)
+    except ExampleError as error:  # it names the layer
+        raise ExampleError(f"a {name} batch does not fit the network: {error}") from error
+    args, kwargs = as_call(inputs)
+    with torch.no_grad(), evaluating(model):
+        return model(*args, **kwargs)
 
 
 def _check_targets(targets: Any, outputs: Tensor, name: str) -> None:

@@ -1,7 +1,7 @@
 """`Settings`: all that a comparison can be told, with its defaults, checked at once."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
@@ -19,7 +19,8 @@ class Settings:
     `steps` counts optimizer steps; `epochs`, where given, counts passes over the training data
     instead. `target` is the held-out accuracy, in [0, 1], whose first step is reported. `init` is
     "default", "glorot", "he" or "normal:STD". `hidden`, `batch_size`, `shuffle` and `activations`
-    apply to the named networks and data sets. Raises ValueError for a value out of range.
+    apply to the named networks and data sets. Raises ValueError for a value out of range,
+    TypeError for one value in the place of several.
 
     >>> Settings(steps=0)
     Traceback (most recent call last):
@@ -46,7 +47,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("learning_rates", "activations", "hidden"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, _several(name, getattr(self, name)))
         _check_sweep(self)
         _check_whole("seeds", self.seeds)
         _check_whole("batch_size", self.batch_size)
@@ -65,6 +66,12 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain lists, numbers and strings."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def _several(name: str, values: object) -> tuple[Any, ...]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"`{name}` is {values!r}: give several in a list, or one as [{values!r}]")
+    return tuple(values)
 
 
 def _check_sweep(settings: Settings) -> None:

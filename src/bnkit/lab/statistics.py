@@ -105,7 +105,7 @@ def sign_test(wins: int, losses: int) -> float:
 def _t_interval(values: list[float]) -> tuple[float, float]:
     from scipy.stats import t  # noqa: PLC0415  half a second, needed only here
 
-    moments = Moments.of(torch.tensor(values)[:, None].double())
+    moments = Moments.of(torch.tensor(values, dtype=torch.float64)[:, None])
     mean: float = moments.mean.item()
     error = math.sqrt(moments.unbiased_variance.item() / moments.count)
     reach = float(t.ppf(0.975, moments.count - 1)) * error

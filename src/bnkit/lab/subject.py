@@ -16,6 +16,7 @@ from bnkit.lab import fingerprints
 from bnkit.lab.initialisation import initialise_
 from bnkit.lab.networks import network as network_named
 from bnkit.lab.records import Side
+from bnkit.lab.references import called
 from bnkit.lab.settings import Settings
 from bnkit.lab.training import inputs_and_targets
 from bnkit.surgery import add
@@ -126,15 +127,23 @@ def _own_data(loaders: OwnLoaders) -> Opened:
     open_loaders = partial(_open_own, loaders)
     seed_everything(0)
     train, test, _ = open_loaders()
-    length = len(train) if isinstance(train, Sized) else None
     examples = fingerprints.of_batches(train, test)
-    return open_loaders, length, {"loaders": fingerprints.source_of(loaders), "examples": examples}
+    identity = {"loaders": fingerprints.source_of(loaders), "examples": examples}
+    return open_loaders, _length(train), identity
+
+
+def _length(batches: Iterable[Any]) -> int | None:
+    try:
+        return len(batches) if isinstance(batches, Sized) else None
+    except TypeError:  # a DataLoader over a stream of examples
+        return None
 
 
 def _name(thing: Callable[[], Any] | str) -> str:
     if isinstance(thing, str):
         return thing
-    return f"{thing.__module__}:{getattr(thing, '__qualname__', type(thing).__name__)}"
+    module = getattr(thing, "__module__", type(thing).__module__)
+    return f"{module}:{getattr(thing, '__qualname__', type(thing).__name__)}"
 
 
 def _draw_named(
@@ -166,7 +175,7 @@ def _whole(examples: data_sets.Examples) -> list[tuple[torch.Tensor, torch.Tenso
 
 
 def _draw_own(build: Build, init: str, _activation: str) -> nn.Module:
-    model = build()
+    model = called(build, "build")
     if not isinstance(model, nn.Module):
         raise TypeError(f"`build` returned a {type(model).__name__}: it must return a torch module")
     initialise_(model, init, generator=torch.default_generator)
@@ -174,7 +183,7 @@ def _draw_own(build: Build, init: str, _activation: str) -> nn.Module:
 
 
 def _open_own(loaders: OwnLoaders) -> Loaders:
-    found = loaders()
+    found = called(loaders, "data")
     if not isinstance(found, tuple | list) or len(found) != 2:
         raise TypeError(
             f"`data` returned a {type(found).__name__}: it must return (train, test), two "

@@ -125,7 +125,8 @@ class Comparison:
     @cached_property
     def verdict(self) -> Verdict:
         """What the comparison answers, and the three measurements that it rests on."""
-        successes = self._all_pairs(lambda t: t.succeeds(self.target))
+        tried = any(t.outcome in ("finished", "diverged") for t in self.trials)
+        successes = self._all_pairs(lambda t: t.succeeds(self.target)) if tried else []
         return judge(
             successes=successes,
             steps=self.best_pairs(lambda t: t.curve.first_step_at(self.target)),
@@ -175,7 +176,8 @@ class Comparison:
     def __str__(self) -> str:
         rows = [_row(cell) for cell in self.cells]
         legend = f"plain → batch norm, medians over {len(self.seeds)} seeds"
-        return f"{legend}\n\n{text_table(_COLUMNS, rows)}\n\n{self.verdict}"
+        parts = [legend, text_table(_COLUMNS, rows), *_absences(self.unfinished), str(self.verdict)]
+        return "\n\n".join(parts)
 
 
 def summarise(trials: Sequence[TrialResult], target: float) -> SideSummary:
@@ -214,6 +216,16 @@ def _row(cell: Cell) -> list[str]:
         " → ".join(steps),
         str(cell.ratio) if cell.ratio.both else "",
     ]
+
+
+def _absences(unfinished: Sequence[TrialResult]) -> list[str]:
+    """Return a paragraph on the trials that failed or were not run, if there are any."""
+    reasons = Counter(
+        f"failed: {trial.reason}" if trial.outcome == "failed" else "not run"
+        for trial in unfinished
+    )
+    lines = [f"{count} {'run' if count == 1 else 'runs'} {why}" for why, count in reasons.items()]
+    return ["\n".join(lines)] if lines else []
 
 
 def _median_steps(steps: Sequence[int | None]) -> float | None:

@@ -22,7 +22,7 @@ Batches = Iterable[Any]
 class Training:
     """How one network is trained, and when it is measured.
 
-    `steps` is a number of optimizer steps, or of epochs where `epochs` is given instead.
+    `steps` counts optimizer steps; it is measured every `evaluate_every` of them, and at the end.
     """
 
     learning_rate: float

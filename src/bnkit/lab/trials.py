@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import PicklingError
 
 import torch
 
@@ -111,7 +112,7 @@ class Store:
         path = self._path(key)
         try:
             return TrialResult.from_json(json.loads(path.read_text()))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, TypeError, KeyError) as error:
             warnings.warn(f"{path} is damaged ({error}): its trial is run again", stacklevel=2)
@@ -153,6 +154,13 @@ def run_trials(
     """
     store.prepare()
     waiting = [trial for trial in trials if store.load(trial.key) is None]
+    with _fresh_processes():
+        _run_all(waiting, store, jobs, on_result)
+
+
+def _run_all(
+    waiting: list[Trial], store: Store, jobs: int, on_result: Callable[[TrialResult], object]
+) -> None:
     while waiting:
         died = _run_together(waiting, store, jobs, on_result)
         waiting = [trial for trial in waiting if store.load(trial.key) is None]
@@ -168,12 +176,27 @@ def run_trials(
             waiting.remove(trial)
 
 
+@contextmanager
+def _fresh_processes() -> Iterator[None]:
+    """Leave no process behind: one that was used again would run code as it was imported then."""
+    from joblib.externals.loky import get_reusable_executor  # noqa: PLC0415  as in _run_together
+
+    get_reusable_executor().shutdown(kill_workers=True)
+    try:
+        yield
+    finally:
+        get_reusable_executor().shutdown(kill_workers=True)
+
+
 def _run_together(
     trials: Iterable[Trial], store: Store, jobs: int, on_result: Callable[[TrialResult], object]
 ) -> bool:
     """Return whether a process of the pool died before all trials were done."""
     from joblib import Parallel, delayed  # noqa: PLC0415  a tenth of a second, needed only here
-    from joblib.externals.loky.process_executor import TerminatedWorkerError  # noqa: PLC0415
+    from joblib.externals.loky.process_executor import (  # noqa: PLC0415
+        BrokenProcessPool,
+        TerminatedWorkerError,
+    )
 
     # Two workers at least, or joblib would run in this process; pre_dispatch bounds how many work.
     pool = Parallel(
@@ -186,6 +209,11 @@ def _run_together(
                 on_result(result)
     except TerminatedWorkerError:
         return True
+    except (BrokenProcessPool, PicklingError) as error:
+        raise ValueError(
+            f"the processes cannot load `build` or `data` ({error}): define them in a file that "
+            f"Python can import by its name, or in the program itself"
+        ) from error
     return False
 
 

@@ -47,6 +47,8 @@ class Verdict:
     @property
     def sentences(self) -> tuple[str, ...]:
         """The answer and its reasons in plain language, one sentence each."""
+        if self.answer == "nothing to compare":
+            return (_ANSWERS[self.answer],)
         return (
             _ANSWERS[self.answer],
             self._reliability(),

@@ -1,14 +1,17 @@
 """`add`: the twin of a network with batch norm in the places where it belongs."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from torch import nn
 
-from bnkit.dataflow import Call, Dataflow, duplicate, observe
-from bnkit.roles import can_own_batch_norm
-from bnkit.surgery.eligibility import functional_layers, objection_to_layer, objection_to_place
+from bnkit.dataflow import Call, Dataflow, ExampleError, duplicate, observe
+from bnkit.surgery.eligibility import (
+    functional_layers,
+    objection_to_place,
+    objections_to_layers,
+)
 from bnkit.surgery.normalized import own_batch_norm
 from bnkit.surgery.placement import after_activation, before_activation
 from bnkit.surgery.plan import LeftAlone, Plan, SurgeryError
@@ -16,6 +19,8 @@ from bnkit.surgery.stretch import Stretch, stretch_after
 
 Where = Callable[[str, nn.Module], bool]
 Placement = Literal["before_activation", "after_activation"]
+
+_SHOWN = 8  # layers in a message
 
 
 def add(
@@ -51,9 +56,9 @@ def add(
         model, example, where=where, placement=placement, momentum=momentum, eps=eps
     )
     if not plan.edits:
-        raise SurgeryError(_nothing_to_normalise(model, plan))
+        raise SurgeryError(_nothing_to_normalise(model, plan, where))
     twin = plan.apply(model)
-    _check_shapes(model, twin, example)
+    _check_that_it_runs(twin, example)
     return twin
 
 
@@ -71,8 +76,8 @@ def plan_addition(
     >>> import torch
     >>> plain = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
     >>> print(plan_addition(plain, torch.zeros(2, 8)))
-     layer   kind     change                              why
-    ──────────────────────────────────────────────────────────────────────────────────────────────
+     layer   kind     change                             why
+    ───────────────────────────────────────────────────────────────────────────────────────────────
      0       Linear   normalise 16 features, drop bias   '1' (ReLU) follows
      2       Linear   left alone                         output layer: its result leaves the model
     """
@@ -81,54 +86,62 @@ def plan_addition(
     subject = duplicate(model)
     flow = observe(subject, example)
     own = functools.partial(own_batch_norm, momentum=momentum, eps=eps)
-    chosen, left_alone = _choose(subject, flow, where)
+    objections = objections_to_layers(subject, flow)
+    chosen, left_alone = _choose(model, flow, objections, where)
     if placement == "before_activation":
         edits = [before_activation(flow, call, stretch, own) for call, stretch in chosen]
     else:
-        edits, refused = after_activation(subject, flow, chosen, own)
+        edits, refused = after_activation(flow, chosen, objections, own)
         left_alone += refused
+    changed = {edit.layer for edit in edits}
+    left_alone = [left for left in left_alone if left.layer not in changed]
     order = {path: index for index, path in enumerate(dict(subject.named_modules()))}
     left_alone.sort(key=lambda left: order.get(left.layer, len(order)))
     return Plan(tuple(edits), tuple(left_alone))
 
 
 def _choose(
-    model: nn.Module, flow: Dataflow, where: Where | None
+    model: nn.Module, flow: Dataflow, objections: Mapping[str, str | None], where: Where | None
 ) -> tuple[list[tuple[Call, Stretch]], list[LeftAlone]]:
-    chosen, left_alone = [], list(functional_layers(flow))
-    for path, layer in model.named_modules():
-        if not can_own_batch_norm(layer):
-            continue
-        objection = objection_to_layer(model, flow, path, layer)
-        if objection is None and where is not None and not where(path, layer):
-            objection = "`where` did not choose it"
-        if objection is None:
-            (call,) = flow.calls_of(path)
-            stretch = stretch_after(flow, call)
-            objection = objection_to_place(flow, call, stretch)
-            chosen += [(call, stretch)] if objection is None else []
-        if objection is not None:
-            left_alone.append(LeftAlone(path, type(layer).__name__, objection))
+    chosen: list[tuple[Call, Stretch]] = []
+    left_alone = list(functional_layers(flow))
+    for path, objection in objections.items():
+        layer = model.get_submodule(path)  # the original, in which `where` may look for its own
+        found = objection or _place(flow, path, layer, where)
+        if isinstance(found, str):
+            left_alone.append(LeftAlone(path, type(layer).__name__, found))
+        else:
+            chosen.append(found)
     return chosen, left_alone
 
 
-def _nothing_to_normalise(model: nn.Module, plan: Plan) -> str:
-    found = sorted({type(m).__name__ for m in model.modules() if next(m.children(), None) is None})
-    layers = [f"{left.layer} ({left.kind}): {left.why}" for left in plan.left_alone]
-    return (
-        "nothing in this model can be normalised: no dense or conv layer of it leads to an "
-        f"activation. It holds {', '.join(found)}. " + "; ".join(layers)
-    ).rstrip()
+def _place(
+    flow: Dataflow, path: str, layer: nn.Module, where: Where | None
+) -> tuple[Call, Stretch] | str:
+    """Return the call of the layer and what follows it, or why no batch norm belongs there."""
+    if where is not None and not where(path, layer):
+        return "`where` did not choose it"
+    (call,) = flow.calls_of(path)
+    stretch = stretch_after(flow, call)
+    return objection_to_place(flow, call, stretch) or (call, stretch)
 
 
-def _check_shapes(model: nn.Module, twin: nn.Module, example: Any) -> None:
-    before, after = (_output_shapes(observe(duplicate(m), example)) for m in (model, twin))
-    if before != after:
+def _nothing_to_normalise(model: nn.Module, plan: Plan, where: Where | None) -> str:
+    problem = f"nothing {'that `where` chose' if where else 'in this model'} can be normalised"
+    if not plan.left_alone:
+        kinds = {type(m).__name__ for m in model.modules() if next(m.children(), None) is None}
+        return f"{problem}: it has no dense or conv layer, only {', '.join(sorted(kinds))}"
+    reasons = [f"{left.layer or 'the model'} ({left.kind}): {left.why}" for left in plan.left_alone]
+    shown, more = reasons[:_SHOWN], len(reasons) - _SHOWN
+    rest = f"; and {more} more, which plan_addition lists" if more > 0 else ""
+    return f"{problem}. {'; '.join(shown)}{rest}"
+
+
+def _check_that_it_runs(twin: nn.Module, example: Any) -> None:
+    try:
+        observe(duplicate(twin), example)
+    except ExampleError as error:
         raise SurgeryError(
-            f"the twin's outputs have the shapes {after} where the model's have {before}: choose "
-            f"layers with `where`, and please report it"
-        )
-
-
-def _output_shapes(flow: Dataflow) -> list[tuple[int, ...]]:
-    return sorted(flow.shapes[value] for value in flow.outputs)
+            f"with batch norms, and without the biases that they make redundant, {error}; leave "
+            f"layers out by `where`"
+        ) from error

@@ -58,11 +58,18 @@ class NormalizedInput(Normalized):
 
 
 def own_batch_norm(
-    layer: nn.Module, layout: Layout, *, place: type[Normalized], momentum: float | None, eps: float
+    layer: nn.Module,
+    layout: Layout,
+    *,
+    place: type[Normalized],
+    momentum: float | None,
+    eps: float,
+    like: Tensor | None = None,
 ) -> None:
-    """Make `layer` own a new batch norm, in `place`; it keeps its identity, class and parameters.
+    """Make `layer` own a new batch norm, in `place`; it keeps its identity and its parameters.
 
-    The batch norm is on the layer's device, in its mode, with float32 parameters at least.
+    The batch norm is in the layer's mode, and on the device of `like` (by default the layer's first
+    parameter) with its dtype, but float32 at least.
 
     >>> layer = nn.Linear(4, 3)
     >>> layout = Layout("fc", features=3, axis=-1, rank=None)
@@ -70,7 +77,8 @@ def own_batch_norm(
     >>> layer(torch.randn(8, 4)).mean(0).abs().max() < 1e-6
     tensor(True)
     """
-    like = next(layer.parameters(), torch.empty(0))
+    if like is None:
+        like = next(layer.parameters(), torch.empty(0))
     batch_norm = _BATCH_NORMS[layout.rank or 2](
         layout.features,
         momentum=momentum,

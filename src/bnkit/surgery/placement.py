@@ -1,13 +1,17 @@
 """Where a batch norm goes: on a layer's output, its activation's, or the next layer's input."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
 from bnkit.dataflow import Call, Dataflow
 from bnkit.roles import WEIGHT_LAYERS, can_own_batch_norm
-from bnkit.surgery.eligibility import layer_kind, objection_to_layer
+from bnkit.surgery.eligibility import (
+    layer_kind,
+    objection_to_class,
+    objection_to_shape,
+)
 from bnkit.surgery.normalized import Layout, NormalizedInput, NormalizedOutput
 from bnkit.surgery.plan import Edit, LeftAlone
 from bnkit.surgery.stretch import Stretch, next_weights
@@ -16,65 +20,98 @@ Own = Callable[..., None]  # own_batch_norm with the momentum and eps of the who
 
 
 def before_activation(flow: Dataflow, call: Call, stretch: Stretch, own: Own) -> Edit:
-    """Return the edit by which the layer of `call` normalises its output and loses its bias."""
+    """Return the edit by which the layer of `call` normalises its output and loses its bias.
+
+    A layer whose class has a forward of its own keeps the bias, which need not be redundant there.
+    """
     layout = _layout(call, flow.shapes[call.outputs[0]])
+    biased = getattr(call.module, "bias", None) is not None
+    redundant = _has_forward_of_torch(call.module)
 
     def change(layer: nn.Module) -> None:
         own(layer, layout, place=NormalizedOutput)
-        layer.register_parameter("bias", None)
+        if redundant:
+            layer.register_parameter("bias", None)
 
-    biased = getattr(call.module, "bias", None) is not None
-    action = f"normalise {layout.features} features{', drop bias' if biased else ''}"
+    bias = f", {'drop' if redundant else 'keep'} bias" if biased else ""
+    action = f"normalise {layout.features} features{bias}"
     return Edit(call.name, call.kind, action, f"{stretch.activations[0]} follows", change)
 
 
+def _has_forward_of_torch(layer: nn.Module | None) -> bool:
+    kind = layer_kind(layer)
+    return all(
+        getattr(type(layer), name, None) is getattr(kind, name, None)
+        for name in ("forward", "_conv_forward")
+    )
+
+
 def after_activation(
-    model: nn.Module, flow: Dataflow, chosen: list[tuple[Call, Stretch]], own: Own
+    flow: Dataflow,
+    chosen: list[tuple[Call, Stretch]],
+    objections: Mapping[str, str | None],
+    own: Own,
 ) -> tuple[list[Edit], list[LeftAlone]]:
-    """Return the edits that normalise what follows the activations of `chosen`, and the rest."""
+    """Return the edits that normalise what the activations after `chosen` make, and the rest.
+
+    `objections` says by path which layers cannot own a batch norm.
+    """
     edits: dict[str, Edit] = {}
     refused = []
     for call, stretch in chosen:
-        found = [_after(model, flow, (call, a), stretch, own) for a in stretch.activations]
+        found = [_after(flow, (call, a), stretch, objections, own) for a in stretch.activations]
         reasons = [reason for reason in found if isinstance(reason, str)]
         if reasons:
             refused.append(LeftAlone(call.name, call.kind, reasons[0]))
         else:
             edits |= {edit.layer: edit for edit in found if isinstance(edit, Edit)}
-    return list(edits.values()), [left for left in refused if left.layer not in edits]
+    return list(edits.values()), refused
 
 
 def _after(
-    model: nn.Module, flow: Dataflow, pair: tuple[Call, Call], stretch: Stretch, own: Own
+    flow: Dataflow,
+    pair: tuple[Call, Call],
+    stretch: Stretch,
+    objections: Mapping[str, str | None],
+    own: Own,
 ) -> Edit | str:
     """Return the edit for one (layer, activation), or why there is none."""
     call, activation = pair
-    if activation.module is not None and len(flow.calls_of(activation.name)) == 1:
+    uses = 0 if activation.module is None else len(flow.calls_of(activation.name))
+    if uses == 1:
         return _own_output(flow, call, activation, stretch, own)
-    functional = f"{activation} has no module of its own"
+    shared = f"{activation} is {f'called {uses} times' if uses else 'no module'}"
     layer = next_weights(flow, activation)
     if layer is None:
-        return f"{functional}, and what it makes is not read by one weight layer alone"
+        return f"{shared}, and what it makes is not read by one weight layer alone"
     if not can_own_batch_norm(layer.module):
-        return f"{functional}, and {layer} cannot own a batch norm"
-    objection = objection_to_layer(model, flow, layer.name, layer.module)
+        return f"{shared}, and {layer} cannot own a batch norm"
+    shape = flow.shapes[layer.inputs[0]]
+    objection = objections[layer.name] or objection_to_shape("input", shape, layer)
     if objection is not None:
-        return f"{functional}, and {layer} stays as it is: {objection}"
-    layout = _layout(layer, flow.shapes[layer.inputs[0]])
+        return f"{shared}, and {layer} stays as it is: {objection}"
+    layout = _layout(layer, shape)
     change = functools.partial(own, layout=layout, place=NormalizedInput)
     action = f"normalise its input, {layout.features} features"
-    return Edit(layer.name, layer.kind, action, functional, change)
+    return Edit(layer.name, layer.kind, action, f"it reads {activation} of {call}", change)
 
 
 def _own_output(
     flow: Dataflow, call: Call, activation: Call, stretch: Stretch, own: Own
 ) -> Edit | str:
+    assert call.module is not None
+    assert activation.module is not None
+    objection = objection_to_class(activation.module)
+    if objection is not None:
+        return f"{activation} stays as it is: {objection}"
     shape = flow.shapes[activation.outputs[0]]
-    if len(shape) != 2 and not stretch.keeps_axes[activation.index]:
+    same_rank = len(shape) == len(flow.shapes[call.outputs[0]])
+    if len(shape) != 2 and not (same_rank and stretch.keeps_axes[activation.index]):
         return f"axes move between it and {activation}: which of them holds the features is unsure"
     axis = 1 if len(shape) == 2 else _axis(call)
     layout = Layout(activation.name, shape[axis], axis, rank=len(shape) if axis == 1 else None)
-    change = functools.partial(own, layout=layout, place=NormalizedOutput)
+    like = next(call.module.parameters()).new_empty(0)  # an activation may have no parameters
+    change = functools.partial(own, layout=layout, place=NormalizedOutput, like=like)
     action = f"normalise {layout.features} features"
     return Edit(activation.name, activation.kind, action, f"it follows {call}", change)
 

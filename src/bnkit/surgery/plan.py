@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
+import torch
 from torch import nn
 
 from bnkit.dataflow import duplicate
@@ -46,8 +47,9 @@ class Plan:
     def apply(self, model: nn.Module) -> nn.Module:
         """Return a deep copy of `model` with the edits made; `model` stays as it is."""
         changed = duplicate(model)
-        for edit in self.edits:
-            edit.change(changed.get_submodule(edit.layer))
+        with torch.inference_mode(mode=False):  # what is made in it could not be trained
+            for edit in self.edits:
+                edit.change(changed.get_submodule(edit.layer))
         return changed
 
     def to_json(self) -> dict[str, list[dict[str, str]]]:

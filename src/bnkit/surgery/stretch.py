@@ -1,10 +1,14 @@
 """The stretch of a network after a layer: what its output meets before the next weight layer."""
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from torch import nn
+
 from bnkit.dataflow import Call, Dataflow
-from bnkit.roles import Role, gives_answers, role_of_function, role_of_module
+from bnkit.roles import Role, gives_answers, is_batch_norm, role_of_function, role_of_module
+from bnkit.surgery.normalized import NormalizedInput, NormalizedOutput
 
 # Passages after which a feature may lie on another axis.
 _MOVE_AXES = frozenset(
@@ -27,6 +31,7 @@ def role_of(call: Call) -> Role:
 class Stretch:
     """What the output of one call reaches, looking through passages, each call once.
 
+    `normalisations` are those that read it, and batch norms of what its activations make.
     `leaves` says whether it leaves the model directly or as an answer (through sigmoid, tanh or
     softmax); `keeps_axes`, for each activation, whether features stay on their axis up to it.
     """
@@ -40,31 +45,63 @@ class Stretch:
 
 def stretch_after(flow: Dataflow, start: Call) -> Stretch:
     """Return the stretch that begins with what `start` made."""
-    stretch, seen = Stretch(leaves=flow.leaves(start)), {start.index}
-    waiting = deque([(start, True)])
-    while waiting:
-        call, keeps = waiting.popleft()
-        for reader in flow.following(call):
-            if reader.index in seen:
-                continue
-            seen.add(reader.index)
-            match role_of(reader):
-                case Role.PASSAGE:
-                    stretch.leaves |= flow.leaves(reader)
-                    waiting.append((reader, keeps and not _moves_axes(reader)))
-                case Role.ACTIVATION:
-                    stretch.activations.append(reader)
-                    stretch.keeps_axes[reader.index] = keeps
-                    stretch.leaves |= _is_answer(flow, reader)
-                case Role.NORMALISATION:
-                    stretch.normalisations.append(reader)
-                case _:
-                    stretch.others.append(reader)
+    stretch, keeps = Stretch(leaves=flow.leaves(start)), {start.index: True}
+    for call, reader in _readers_beyond(flow, start):
+        match role_of(reader):
+            case Role.PASSAGE:
+                stretch.leaves |= flow.leaves(reader)
+                keeps[reader.index] = keeps[call.index] and not _moves_axes(reader)
+            case Role.ACTIVATION:
+                stretch.activations.append(reader)
+                stretch.keeps_axes[reader.index] = keeps[call.index]
+                stretch.normalisations += _batch_norms_of(flow, reader)
+                stretch.leaves |= _is_answer(flow, reader)
+            case Role.NORMALISATION:
+                stretch.normalisations.append(reader)
+            case _:
+                stretch.others.append(reader)
     return stretch
 
 
+def _readers_beyond(flow: Dataflow, start: Call) -> Iterator[tuple[Call, Call]]:
+    """Yield (call, reader) from `start` on through passages: each reader once, nearest first."""
+    seen, waiting = {start.index}, deque([start])
+    while waiting:
+        call = waiting.popleft()
+        for reader in flow.following(call):
+            if reader.index not in seen:
+                seen.add(reader.index)
+                yield call, reader
+                if role_of(reader) is Role.PASSAGE:
+                    waiting.append(reader)
+
+
+def _batch_norms_of(flow: Dataflow, activation: Call) -> Iterator[Call]:
+    """Yield what batch-normalises the output of `activation`: itself, a layer, a layer's input."""
+    if isinstance(activation.module, NormalizedOutput):
+        yield activation
+    for _, reader in _readers_beyond(flow, activation):
+        if isinstance(reader.module, NormalizedInput) or (
+            role_of(reader) is Role.NORMALISATION and is_batch_norm(_spelling(reader))
+        ):
+            yield reader
+
+
+def _is_answer(flow: Dataflow, activation: Call) -> bool:
+    """Return whether `activation` ends the network: its result leaves, perhaps by passages."""
+    if not gives_answers(_spelling(activation)):
+        return False
+    beyond = (reader for _, reader in _readers_beyond(flow, activation))
+    return flow.leaves(activation) or any(
+        flow.leaves(reader) for reader in beyond if role_of(reader) is Role.PASSAGE
+    )
+
+
 def next_weights(flow: Dataflow, start: Call) -> Call | None:
-    """Return the weight layer that alone reads what `start` made, perhaps through passages."""
+    """Return the weight layer that alone reads what `start` made, perhaps through passages.
+
+    It must get the value as its first argument and no other.
+    """
     call = start
     while not flow.leaves(call):
         readers = list(flow.following(call))
@@ -73,7 +110,8 @@ def next_weights(flow: Dataflow, start: Call) -> Call | None:
         (call,) = readers
         match role_of(call):
             case Role.WEIGHTS:
-                return call if len(call.inputs) == 1 else None
+                first = call.arguments[0] if call.arguments else call.keywords.get("input")
+                return call if call.inputs == (first,) else None
             case Role.PASSAGE if len(call.inputs) == 1:
                 continue
             case _:
@@ -81,19 +119,10 @@ def next_weights(flow: Dataflow, start: Call) -> Call | None:
     return None
 
 
+def _spelling(call: Call) -> nn.Module | str:
+    return call.name if call.module is None else call.module
+
+
 def _moves_axes(call: Call) -> bool:
     name = call.name if call.module is None else type(call.module).__name__
     return name.rstrip("_") in _MOVE_AXES or name in _MOVE_AXES
-
-
-def _is_answer(flow: Dataflow, activation: Call) -> bool:
-    name = activation.name if activation.module is None else type(activation.module).__name__
-    return gives_answers(name) and _only_leaves(flow, activation)
-
-
-def _only_leaves(flow: Dataflow, call: Call) -> bool:
-    """Return whether what `call` made leaves the model, directly or through passages."""
-    if flow.leaves(call):
-        return True
-    readers = flow.following(call)
-    return any(_only_leaves(flow, r) for r in readers if role_of(r) is Role.PASSAGE)
