@@ -35,9 +35,9 @@ class Settings:
     loss: str = "cross-entropy"
     init: str = "default"
     batch_size: int = 60
-    steps: int = 2000
+    steps: int = 1500
     epochs: int | None = None
-    evaluate_every: int = 50
+    evaluate_every: int = 25
     target: float = 0.9
     placement: Placement = "before_activation"
     momentum: float = 0.1

@@ -28,8 +28,8 @@ class Training:
     learning_rate: float
     optimizer: str = "sgd"
     loss: str = "cross-entropy"
-    steps: int = 2000
-    evaluate_every: int = 50
+    steps: int = 1500
+    evaluate_every: int = 25
     training_mode_accuracy: bool = False
 
 
