@@ -1,0 +1,70 @@
+"""From tensors to a job, and from a job to threads that do it."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from bnkit.kernels.cpu.compilation import kernel
+from bnkit.kernels.cpu.cutting import cut
+from bnkit.kernels.cpu.jobs import APPLY, COEFFICIENTS, FINISH, GATHER, job_of
+from bnkit.kernels.cpu.layouts import Layout
+from bnkit.kernels.cpu.pointwise import CODES
+from bnkit.kernels.cpu.team import work
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of the arithmetic on `x`."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def execute(
+    direction: str,
+    layout: Layout,
+    tensors: Mapping[str, Tensor | None],
+    *,
+    activation: str | None,
+    eps: float,
+    training: bool,
+) -> None:
+    """Run the kernel of a direction, "forward" or "backward", on tensors of one layout."""
+    x = tensors["x"]
+    assert x is not None
+    if not x.numel():
+        _finish_empty(x, tensors, needs_values=training and direction == "forward")
+        return
+    reread = sum(
+        t.element_size() for name in ("x", "dy", "residual") if (t := tensors.get(name)) is not None
+    )
+    width, parts = cut(layout, reread)
+    blocks = -(-layout.channels // width)
+    wide = wide_dtype(x)
+    counter = torch.empty(1, dtype=torch.int64)
+    work_space = {
+        "counter": counter,
+        "table": torch.empty(COEFFICIENTS * layout.channels, dtype=wide),
+        "scratch": torch.empty(3 * parts * layout.channels, dtype=wide),
+        "partial": torch.empty(3 * parts * layout.channels, dtype=torch.float64),
+    }
+    used = {**tensors, **work_space}
+    fields = {name: t.data_ptr() for name, t in used.items() if t is not None}
+    fields |= {"rows": layout.rows, "channels": layout.channels, "space": layout.space}
+    fields |= {"blocks": blocks, "parts": parts, "width": width}
+    fields |= {"activation": CODES[activation], "training": training}
+    address = kernel(layout.name, direction, x.dtype).address
+    for phase in _phases(parts):
+        counter.zero_()
+        job = job_of({**fields, "phase": phase}, eps=eps)
+        work(address, job.ctypes.data, blocks * parts)
+
+
+def _phases(parts: int) -> tuple[int, ...]:
+    return (GATHER | FINISH | APPLY,) if parts == 1 else (GATHER, FINISH, APPLY)
+
+
+def _finish_empty(x: Tensor, tensors: Mapping[str, Tensor | None], *, needs_values: bool) -> None:
+    if needs_values:
+        raise ValueError(f"`x` of shape {tuple(x.shape)} is empty: it has no statistics")
+    for name in ("dweight", "dbias"):
+        if (gradient := tensors.get(name)) is not None:
+            gradient.zero_()

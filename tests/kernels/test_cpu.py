@@ -1,0 +1,408 @@
+"""The CPU's kernels against the specification in float64, and against themselves."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bnkit.kernels import cpu, reference
+from bnkit.kernels.activations import ACTIVATIONS
+from cases import CASES, Case, seeded
+
+EPS = 1e-5
+# Of the result; in half precision it is that of the output's last digit.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 4e-6, torch.bfloat16: 8e-3}
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+TRAINING = pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+LAYOUTS = pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+THREADS = pytest.mark.parametrize("threads", [1, 2, 5])
+
+
+def channels_last(x):
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def draw(x, seed, *, parts=("weight", "bias", "residual")):
+    """Return dy, mean, variance, weight, bias and residual for `x`."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    generator = seeded(seed)
+
+    def like(shape, dtype):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    channels = x.shape[1]
+    dy, residual = like(x.shape, x.dtype), like(x.shape, x.dtype)
+    mean, variance = like(channels, wide), like(channels, wide).abs() + 0.1
+    weight, bias = like(channels, wide), like(channels, wide)
+    return (
+        dy,
+        mean,
+        variance,
+        weight if "weight" in parts else None,
+        bias if "bias" in parts else None,
+        residual if "residual" in parts else None,
+    )
+
+
+def results(kernels, x, drawn, activation, *, training, eps=EPS):
+    """Return y, dx, dweight, dbias, dresidual; the backward gets the forward's statistics."""
+    dy, mean, variance, weight, bias, residual = drawn
+    given = {"eps": eps, "activation": activation, "residual": residual}
+    if training:
+        y, mean, variance = kernels.batch_norm_forward(x, weight, bias, **given)
+        return y, *kernels.batch_norm_backward(dy, x, mean, variance, weight, bias, **given)
+    y = kernels.batch_norm_inference(x, mean, variance, weight, bias, **given)
+    gradients = kernels.batch_norm_inference_backward
+    return y, *gradients(dy, x, mean, variance, weight, bias, **given)
+
+
+def in_float64(x, drawn, activation, *, training):
+    wide = [None if t is None else t.double() for t in drawn]
+    return results(reference, x.double(), wide, activation, training=training)
+
+
+def assert_agree(x, drawn, activation, *, training, condition=1.0, scale=1.0):
+    """Compare each result with float64, on the scale of the terms that it sums."""
+    dy, variance = drawn[0].double(), drawn[2].double()
+    if training:
+        variance = x.double().transpose(0, 1).flatten(1).var(1, correction=0)
+    slope = float((variance + EPS).rsqrt().max())
+    reach = 1 + float(dy.abs().max())
+    amount = float(dy.abs().movedim(1, 0).flatten(1).sum(1).max())
+    size = 5.0 if training else 5.0 + scale * slope
+    scales = (size, 5 * slope * reach * size, 5 * amount * size, amount, reach)
+    rounding = {torch.float64: 2**-53}.get(x.dtype, 2**-24) * condition
+    tolerance = TOLERANCE[x.dtype] + rounding
+    ours = results(cpu, x, drawn, activation, training=training)
+    theirs = in_float64(x, drawn, activation, training=training)
+    for got, expected, of in zip(ours, theirs, scales, strict=True):
+        if expected is None:
+            assert got is None
+            continue
+        torch.testing.assert_close(
+            got.double(), expected, rtol=tolerance, atol=float(tolerance * of)
+        )
+
+
+@TRAINING
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [(case, dtype) for case in CASES for dtype in TOLERANCE if case.fits(dtype)],
+    ids=str,
+)
+def test_awkward_inputs_agree_with_float64(case: Case, dtype, training):
+    # A smooth activation: at a kink the last digit would decide the gradient.
+    x = case.input(dtype)
+    assert_agree(
+        x,
+        draw(x, 1),
+        "silu",
+        training=training,
+        condition=case.condition(EPS),
+        scale=case.scale * 8 + abs(case.shift),
+    )
+
+
+@TRAINING
+@LAYOUTS
+@DTYPES
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("parts", [("weight", "bias", "residual"), ()], ids=["all", "x alone"])
+def test_every_activation_agrees_with_float64(activation, parts, dtype, last, training):
+    # 37 channels of 99 values: full vectors of lanes and ends in both layouts.
+    x = torch.randn(3, 37, 9, 11, generator=seeded(0), dtype=torch.float64).to(dtype)
+    x = channels_last(x) if last else x
+    assert_agree(x, draw(x, 1, parts=parts), activation, training=training)
+
+
+@pytest.mark.parametrize("parts", [("weight",), ("bias",), ("residual",), ("weight", "residual")])
+def test_parameters_and_residual_may_be_missing(parts):
+    x = torch.randn(4, 5, 6)
+    assert_agree(x, draw(x, 1, parts=parts), "relu", training=True)
+
+
+@LAYOUTS
+@THREADS
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (7, 3, 90, 91),  # few channels: each is cut into parts
+        (40, 70, 23, 24),  # blocks of channels for each thread
+        (3, 40, 5000),  # planes longer than a float32 lane may sum
+        (65, 200, 3, 3),
+    ],
+    ids=str,
+)
+def test_work_is_cut_into_tasks_without_a_trace(shape, threads, last):
+    torch.set_num_threads(threads)
+    x = torch.randn(shape, generator=seeded(0))
+    x = channels_last(x) if last else x
+    drawn = draw(x, 1)
+    assert_agree(x, drawn, "gelu", training=True)
+    first, *others = (results(cpu, x, drawn, "gelu", training=True) for _ in range(4))
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@LAYOUTS
+@THREADS
+@pytest.mark.parametrize("shape", [(16, 3, 96, 96), (64, 8, 7, 7), (2**16, 5)], ids=str)
+def test_variance_is_exact_where_the_mean_is_far_from_zero(shape, threads, last):
+    torch.set_num_threads(threads)
+    x = torch.randn(shape, generator=seeded(0)) + 4096
+    x = channels_last(x) if last else x
+    _, mean, variance = cpu.batch_norm_forward(x, None, None, eps=EPS)
+    channels = x.double().movedim(1, 0).flatten(1)
+    torch.testing.assert_close(variance.double(), channels.var(1, correction=0), rtol=2e-7, atol=0)
+    torch.testing.assert_close(mean.double(), channels.mean(1), rtol=2**-24, atol=0)
+
+
+@LAYOUTS
+def test_variance_is_exact_where_the_mean_jumps(last):
+    # The first values are no guide to the others, nor is any batch to the next.
+    x = torch.randn(64, 4, 9, 9, generator=seeded(0))
+    x[:3] += 3000
+    x[30:] -= 500
+    x = channels_last(x) if last else x
+    _, _, variance = cpu.batch_norm_forward(x, None, None, eps=EPS)
+    exact = x.double().movedim(1, 0).flatten(1).var(1, correction=0)
+    torch.testing.assert_close(variance.double(), exact, rtol=1e-6, atol=0)
+
+
+@LAYOUTS
+@DTYPES
+def test_a_constant_channel_gives_exactly_the_bias(dtype, last):
+    bias = torch.tensor([0.3, -7.0], dtype=torch.promote_types(dtype, torch.float32))
+    x = torch.full((100, 2, 9), 0.1, dtype=dtype)
+    x = channels_last(x) if last else x
+    y, _, variance = cpu.batch_norm_forward(x, None, bias, eps=EPS)
+    assert torch.equal(y, bias.to(dtype)[:, None].expand(100, 2, 9))
+    assert variance.tolist() == [0, 0]
+
+
+@LAYOUTS
+@TRAINING
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")], ids=str)
+@pytest.mark.parametrize("place", ["x", "dy", "residual"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_values_that_are_not_finite_spread_as_in_the_specification(
+    place, bad, activation, training, last, dtype
+):
+    x = torch.randn(4, 3, 5, 7, generator=seeded(0)).to(dtype)
+    x = channels_last(x) if last else x
+    drawn = draw(x, 1)
+    {"x": x, "dy": drawn[0], "residual": drawn[5]}[place][2, 1, 3, 3] = bad
+    ours = results(cpu, x, drawn, activation, training=training)
+    theirs = results(reference, x, drawn, activation, training=training)
+    if activation == "gelu" and torch.isnan(theirs[0][2, 1, 3, 3]):
+        # torch's gelu of infinity is infinity or NaN, by the value's place in the vector.
+        assert ours[0][2, 1, 3, 3].isnan() or ours[0][2, 1, 3, 3].isinf()
+        ours, theirs = ours[1:], theirs[1:]
+    for got, expected in zip(ours, theirs, strict=True):
+        for same in (torch.isnan, torch.isposinf, torch.isneginf):
+            assert torch.equal(same(got), same(expected))
+
+
+@TRAINING
+def test_large_and_small_magnitudes_neither_overflow_nor_vanish(training):
+    x = torch.randn(6, 3, 40, generator=seeded(0))
+    for factor in (1e17, 1e-17):
+        drawn = draw(x, 1, parts=())
+        dy, mean, variance = drawn[0], drawn[1] * factor, drawn[2] * factor**2
+        ours, theirs = (
+            results(
+                kernels,
+                x * factor,
+                (dy, mean, variance, None, None, None),
+                None,
+                training=training,
+                eps=0.0,
+            )
+            for kernels in (cpu, reference)
+        )
+        torch.testing.assert_close(ours[0], theirs[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours[1] * factor, theirs[1] * factor, rtol=1e-4, atol=1e-5)
+
+
+shapes = st.tuples(st.integers(2, 9), st.integers(1, 70), st.integers(1, 70))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    shape=shapes,
+    seed=st.integers(0, 2**32),
+    last=st.booleans(),
+    activation=st.sampled_from([None, "silu", "tanh"]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_every_shape_agrees_with_float64(shape, seed, last, activation, dtype):
+    x = torch.randn(shape, generator=seeded(seed), dtype=torch.float64).to(dtype)
+    x = channels_last(x) if last else x
+    assert_agree(x, draw(x, seed), activation, training=True, condition=30.0)
+
+
+@LAYOUTS
+@DTYPES
+def test_inference_with_the_statistics_of_the_batch_is_training(dtype, last):
+    x = torch.randn(8, 37, 9, generator=seeded(0), dtype=torch.float64).to(dtype)
+    x = channels_last(x) if last else x
+    _, _, _, weight, bias, residual = draw(x, 1)
+    given = {"eps": EPS, "activation": "relu", "residual": residual}
+    y, mean, variance = cpu.batch_norm_forward(x, weight, bias, **given)
+    again = cpu.batch_norm_inference(x, mean, variance, weight, bias, **given)
+    assert torch.equal(again, y)
+
+
+# Tensors
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.randn(4, 6),
+        torch.randn(4, 6, 5),
+        channels_last(torch.randn(4, 6, 5)),
+        torch.randn(4, 6, 5, 3).to(memory_format=torch.channels_last),
+        torch.randn(2, 6, 5, 3, 2).to(memory_format=torch.channels_last_3d),
+        torch.randn(64, 64, 16, 17).to(memory_format=torch.channels_last),  # recycled memory
+    ],
+    ids=lambda x: str(x.stride()),
+)
+def test_memory_format_is_kept(x):
+    dy, _, _, weight, bias, residual = draw(x, 1)  # in planes, whatever x is
+    given = {"eps": EPS, "activation": "relu", "residual": residual}
+    y, mean, variance = cpu.batch_norm_forward(x, weight, bias, **given)
+    gradients = cpu.batch_norm_backward(dy, x, mean, variance, weight, bias, **given)
+    assert y.stride() == gradients[0].stride() == gradients[3].stride() == x.stride()
+
+
+@DTYPES
+def test_statistics_and_gradients_keep_their_dtypes(dtype):
+    x = torch.randn(4, 3, 5).to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    dy, _, _, weight, bias, residual = draw(x, 1)
+    weight = weight.to(dtype)
+    given = {"eps": EPS, "activation": "relu", "residual": residual}
+    y, mean, variance = cpu.batch_norm_forward(x, weight, bias, **given)
+    assert (y.dtype, mean.dtype, variance.dtype) == (dtype, wide, wide)
+    gradients = cpu.batch_norm_backward(dy, x, mean, variance, weight, bias, **given)
+    assert [g.dtype for g in gradients] == [dtype, dtype, wide, dtype]
+
+
+def test_nothing_is_recorded_for_autograd():
+    x = torch.randn(4, 3, requires_grad=True)
+    y, mean, variance = cpu.batch_norm_forward(x, None, None, eps=EPS)
+    assert not any(t.requires_grad for t in (y, mean, variance))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 3, 0)], ids=str)
+def test_an_empty_input_has_no_statistics(shape):
+    x = torch.zeros(shape)
+    with pytest.raises(ValueError, match=r"is empty"):
+        cpu.batch_norm_forward(x, None, None, eps=EPS)
+    mean = variance = torch.ones(3)
+    y = cpu.batch_norm_inference(x, mean, variance, None, None, eps=EPS)
+    assert y.shape == shape
+    gradients = cpu.batch_norm_inference_backward(y, x, mean, variance, mean, None, eps=EPS)
+    assert gradients[0].shape == shape
+    assert gradients[1].tolist() == [0, 0, 0]
+
+
+def test_other_dtypes_are_refused():
+    with pytest.raises(TypeError, match=r"`x` is torch.float16: .* float32, float64 and bfloat16"):
+        cpu.batch_norm_forward(torch.zeros(4, 3).half(), None, None, eps=EPS)
+
+
+# Threads and processes
+
+
+def busy(seed=0):
+    x = torch.randn(32, 16, 30, 30, generator=seeded(seed))
+    return results(cpu, x, draw(x, seed), "relu", training=True)
+
+
+def test_python_threads_may_call_at_once():
+    torch.set_num_threads(2)
+    expected = [busy(seed) for seed in range(3)]
+    wrong = []
+
+    def repeat(seed):
+        for _ in range(20):
+            agree = all(torch.equal(a, b) for a, b in zip(busy(seed), expected[seed], strict=True))
+            wrong.extend([] if agree else [seed])
+
+    threads = [threading.Thread(target=repeat, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def in_a_process(program):
+    environment = {**os.environ, "PYTHONPATH": "tests"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+COMMON = """
+import os, threading, torch
+from bnkit.kernels import cpu
+torch.set_num_threads(2)
+def run():
+    x = torch.randn(64, 32, 30, 30, generator=torch.Generator().manual_seed(0))
+    return cpu.batch_norm_forward(x, None, None, eps=1e-5, activation="relu")[0].sum().item()
+"""
+
+
+def test_a_child_forked_after_use_has_threads_of_its_own():
+    program = """
+expected = run()
+child = os.fork()
+if child == 0:
+    torch.set_num_threads(2)
+    x = run()
+    os._exit(0 if x == expected and any("bnkit" in t.name for t in threading.enumerate()) else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), run() == expected)
+"""
+    program = COMMON.replace(".sum()", "[::7, ::5, 3, 4].double().mean()") + program
+    assert in_a_process(program) == ["0", "True"]
+
+
+def test_workers_of_a_data_loader_may_call_it_after_their_parent_did():
+    program = """
+from torch.utils.data import DataLoader
+expected = run()
+class Values:
+    def __len__(self): return 6
+    def __getitem__(self, i): return torch.tensor(run())
+loader = DataLoader(Values(), num_workers=2, multiprocessing_context="fork")
+print(all(torch.allclose(v, torch.tensor(expected)) for v in loader))
+"""
+    assert in_a_process(COMMON + program) == ["True"]
+
+
+def test_importing_bnkit_does_not_import_numba():
+    program = "import sys, bnkit, bnkit.kernels.memory; print('numba' in sys.modules)"
+    assert in_a_process(program) == ["False"]
