@@ -58,13 +58,14 @@ def spellings(name):
     for home in (F, torch, torch.Tensor, torch.special):
         for ending in ("", "_"):
             if hasattr(home, stem + ending):
-                yield getattr(home, stem + ending), ARGUMENTS.get(stem, ())
+                where = f"{home.__name__}.{stem}{ending}"
+                yield where, getattr(home, stem + ending), ARGUMENTS.get(stem, ())
 
 
 FUNCTIONS = [
-    pytest.param(function, arguments, id=f"{name} {function}")
+    pytest.param(function, arguments, id=f"{name} {where}")
     for name in ACTIVATIONS
-    for function, arguments in spellings(name)
+    for where, function, arguments in spellings(name)
 ]
 
 

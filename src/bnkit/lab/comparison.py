@@ -10,11 +10,13 @@ from bnkit.lab.environment import environment, usable_cores
 from bnkit.lab.progress import counting
 from bnkit.lab.records import SIDES, Side
 from bnkit.lab.rehearsal import rehearse
+from bnkit.lab.running import run_trials
 from bnkit.lab.settings import Settings
+from bnkit.lab.store import Store
 from bnkit.lab.subject import Build, OwnLoaders, Subject, subject_of
 from bnkit.lab.summary import Comparison
 from bnkit.lab.training import Training
-from bnkit.lab.trials import Store, Trial, run_trials
+from bnkit.lab.trials import Trial
 from bnkit.observation import preserved_random_state
 from bnkit.surgery.addition import Placement
 

@@ -1,0 +1,67 @@
+"""`Store`: the results of trials in a folder, each kept whole or not at all."""
+
+import json
+import os
+import warnings
+from pathlib import Path
+
+from bnkit.lab.records import TrialResult
+
+
+class Store:
+    """A folder with one file for each trial's result, and a marker for each that has begun."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def prepare(self) -> None:
+        """Make the folder, and clear the markers of a run that was cut off.
+
+        Raises OSError, saying which folder, where it cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for marker in self.folder.glob("*.begun"):
+                marker.unlink()
+            probe = self.folder / f".probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise OSError(
+                f"the folder {self.folder} cannot be written ({error.strerror}): choose another"
+            ) from error
+
+    def load(self, key: str) -> TrialResult | None:
+        """Return the result that is kept under `key`, or None."""
+        path = self._path(key)
+        try:
+            return TrialResult.from_json(json.loads(path.read_text()))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, TypeError, KeyError) as error:
+            warnings.warn(f"{path} is damaged ({error}): its trial is run again", stacklevel=2)
+            return None
+
+    def save(self, result: TrialResult) -> None:
+        """Keep a result, whole or not at all: written aside, then renamed."""
+        aside = self.folder / f"{result.key}.{os.getpid()}.part"
+        with aside.open("w") as file:
+            json.dump(result.to_json(), file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(self._path(result.key))
+        self._marker(result.key).unlink(missing_ok=True)
+
+    def begin(self, key: str) -> None:
+        """Mark a trial as begun: the marker outlives a process that dies in it."""
+        self._marker(key).touch()
+
+    def has_begun(self, key: str) -> bool:
+        """Return whether a trial was begun and has not ended."""
+        return self._marker(key).exists()
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.json"
+
+    def _marker(self, key: str) -> Path:
+        return self.folder / f"{key}.begun"
