@@ -15,4 +15,4 @@ from zoo import (  # noqa: F401  they fill the catalogue
 )
 from zoo.catalogue import CATALOGUE
 
-MODELS = tuple(CATALOGUE)
+MODELS = tuple(sorted(CATALOGUE, key=str))  # in whichever order the files were imported

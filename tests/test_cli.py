@@ -1,279 +1,461 @@
-"""The command line as people and scripts meet it: words, files, exit codes, interruptions."""
-
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
-from bnkit.cli import app
-from bnkit.lab.records import TrialResult
+import users
+from bnkit import cli
+from bnkit.lab import comparison
+from bnkit.lab.initialisation import SCHEMES
+from bnkit.lab.networks import ACTIVATIONS, NETWORKS
 from bnkit.lab.settings import Settings
+from bnkit.lab.training import LOSSES, OPTIMIZERS
 
-CODE = """
-import torch
-from torch import nn
-x = torch.randn(60, 6, generator=torch.Generator().manual_seed(0)); y = x[:, :3].argmax(1)
-def build(): return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-def narrow(): return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
-def linear(): return nn.Linear(6, 3)
-def flat(): return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3), nn.Flatten(0))
-def nothing(): return None
-def broken(): raise RuntimeError("no weights")
-def loaders(): return [(x[:20], y[:20]), (x[20:40], y[20:40])], [(x[40:], y[40:])]
-def one_thing(): return [(x, y)]
-def no_training(): return [], [(x, y)]
-def no_test(): return [(x, y)], []
-def used_up(): return iter([(x, y)]), [(x, y)]
-def out_of_range(): return [(x, y + 1)], [(x, y)]
-def one_hot(): return [(x, torch.eye(3)[y])], [(x, y)]
-def thirty_two(): return [(x, y.int())], [(x, y)]
-def alone(): return [(x[:1], y[:1])], [(x, y)]
-number = 3
-"""
-TINY = "--steps 4 --evaluate-every 2 --seeds 1 --learning-rate 0.1".split()
-OWN = ["--model", "own:build", "--data", "own:loaders", *TINY]
+TESTS = Path(users.__file__).parent
+OWN = "--model users:build --data users:loaders"
+BRIEF = "--steps 4 --evaluate-every 2 --seeds 1 --learning-rate 0.1"
+
+
+def run(text, *more):
+    """Run a command in this process; return exit code, stdout and stderr."""
+    done = CliRunner().invoke(cli.app, [*shlex.split(text), *more])
+    return done.exit_code, done.stdout, done.stderr
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A folder that holds own.py and is the current one."""
-    (tmp_path / "own.py").write_text(CODE)
-    (tmp_path / "failing.py").write_text("1 / 0")
+def out(tmp_path, monkeypatch):
+    """The folder of the report, which is not there yet; the current folder is its parent."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield tmp_path
-    sys.modules.pop("own", None)
+    return tmp_path / "bnkit-report"
 
 
-def run(*arguments):
-    return CliRunner().invoke(app, [*map(str, arguments)])
+# What is refused
 
 
-def files_below(folder):
-    return {path.name for path in folder.rglob("*") if path.suffix != ".pyc"} - {"__pycache__"}
+def bad(text, message, *, named=None):
+    return pytest.param(text, message, id=named or text[:60])
 
 
-WRONG = {
-    "--network dlolgy": "unknown network 'dlolgy': did you mean 'dlology'",
-    "--network dlology": "'dlology' needs images of at least 18×18 pixels and got 8×8",
-    "--data digit": "unknown data set 'digit': did you mean 'digits'",
-    "--data mnist --data-dir absent": "the data folder .*absent does not exist",
-    "--activation rleu": "unknown activation 'rleu': did you mean 'relu'",
-    "--optimizer sdg": "unknown optimizer 'sdg': did you mean 'sgd'",
-    "--loss entropy": "unknown loss 'entropy'",
-    "--init normal:-1": "'normal:-1' needs a positive, finite standard deviation",
-    "--learning-rate 0": "`learning_rates` holds 0.0: give a positive, finite number",
-    "--learning-rate nan": "`learning_rates` holds nan",
-    "--learning-rate 1,x": "'1,x': give numbers with commas between them",
-    "--hidden 10,0": "`hidden` holds 0|`hidden` is 0|`hidden` is .*0",
-    "--steps 0": "`steps` is 0: give a whole number of at least 1",
-    "--seeds -1": "`seeds` is -1",
-    "--batch-size 5000": "5000.*1437|1437.*5000|5000",
-    "--eps -1": "`eps` holds -1.0",
-    "--momentum 1.5": "`momentum` is 1.5: give a number above 0 and up to 1",
-    "--target 90": "`target` is 90.0: give a number above 0 and up to 1",
-    "--placement inside": "inside",
-    "--jobs 0": "Invalid value for '--jobs': Input should be greater than or equal to 1",
-    "--out own.py": "the folder own.py/trials cannot be written",
-    "--model own:build --activation relu": "--activation is for the named networks",
-    "--model own --data own:loaders": "'own' is no reference: write it as package.module:function",
-    "--model own:bild --data own:loaders": "no 'bild'; did you mean 'build'",
-    "--model own:number --data own:loaders": "'own:number' is a int: it must be a function",
-    "--model absent:build --data own:loaders": "module 'absent' cannot be imported .*No module",
-    "--model failing:build --data own:loaders": "ZeroDivisionError: division by zero",
-    "--model own:broken --data own:loaders": r"`build` \(broken\) fails: RuntimeError: no weights",
-    "--model own:nothing --data own:loaders": "`build` returned a NoneType",
-    "--model own:linear --data own:loaders": "nothing in this model can be normalised",
-    "--model own:narrow --data own:loaders": r"in layer '0' \(Linear\): RuntimeError: mat1",
-    "--model own:flat --data own:loaders": r"must return scores of shape \(mini-batch, classes\)",
-    "--model own:build --data own:one_thing": r"`data` returned a list: .*\(train, test\)",
-    "--model own:build --data own:no_training": "the training batches of `data` are empty",
-    "--model own:build --data own:no_test": "the test batches of `data` are empty",
-    "--model own:build --data own:out_of_range": "a target .* is 3 and the network has 3 outputs",
-    "--model own:build --data own:one_hot": "are torch.float32 of shape .*: they must be class",
-    "--model own:build --data own:thirty_two": "are torch.int32",
-    "--model own:build --data own:alone": "has 1 value per channel",
-    "--network mlp --data own:loaders": "a named network needs a named data set",
-}
+BAD = [
+    bad("--network reznet", "unknown network 'reznet': did you mean 'resnet'?"),
+    bad("--data digist", "unknown data set 'digist': did you mean 'digits'?"),
+    bad("--activation relu,rleu", "unknown activation 'rleu': did you mean"),
+    bad("--optimizer sdg", "unknown optimizer 'sdg': did you mean 'sgd'?"),
+    bad("--loss cross-entrpy", "unknown loss 'cross-entrpy': did you mean"),
+    bad("--init glorto", "unknown initialisation 'glorto': did you mean 'glorot'?"),
+    bad("--init normal:0", "initialisation 'normal:0' needs a positive, finite standard"),
+    bad("--learning-rate 0.1,x", "'0.1,x': give numbers with commas between them"),
+    bad("--learning-rate 0.1,-1", "`learning_rates` holds -1.0: give a positive, finite number"),
+    bad("--learning-rate nan", "`learning_rates` holds nan: give a positive, finite number"),
+    bad("--learning-rate 1e999", "`learning_rates` holds inf: give a positive, finite number"),
+    bad("--learning-rate ,", "`learning_rates` is empty: give at least one"),
+    bad("--hidden 10,1.5", "'10,1.5': give whole numbers with commas between them"),
+    bad("--hidden 10,0", "`hidden` is 0: give a whole number of at least 1"),
+    bad("--hidden ''", "nothing in this model can be normalised"),
+    bad("--network vgg --hidden 5", "network 'vgg' has fixed layers, and `hidden` is (5,)"),
+    bad("--network dlology", "network 'dlology' needs images of at least 18×18 pixels"),
+    bad("--seeds 0", "`seeds` is 0: give a whole number of at least 1"),
+    bad("--steps -5", "`steps` is -5: give a whole number of at least 1"),
+    bad("--epochs 0", "`epochs` is 0: give a whole number of at least 1"),
+    bad("--evaluate-every 0", "`evaluate_every` is 0: give a whole number of at least 1"),
+    bad("--batch-size 0", "`batch_size` is 0: give a whole number of at least 1"),
+    bad("--batch-size 1438", "`batch_size` is 1438: choose 1 to 1437, the number of examples"),
+    bad("--batch-size 1", "a training step of the batch norm network fails"),
+    bad("--target 90", "`target` is 90.0: give a number above 0 and up to 1"),
+    bad("--momentum 0", "`momentum` is 0.0: give a number above 0 and up to 1"),
+    bad("--eps -1", "`eps` holds -1.0: give a positive, finite number"),
+    bad("--data mnist --data-dir nowhere", "nowhere does not exist: give another as --data-dir"),
+    bad("--model users", "'users' is no reference: write it as package.module:function"),
+    bad("--model nowhere_at_all:build", "module 'nowhere_at_all' cannot be imported from"),
+    bad("--model users:biuld", "module 'users' has no 'biuld'; did you mean 'build'?"),
+    bad("--model users:X", "'users:X' is a Tensor: it must be a function without arguments"),
+    bad("--model users:cut", "`build` (cut) fails: TypeError: cut() missing 1"),
+    bad("--model users:loaders", "`build` returned a tuple: it must return a torch module"),
+    bad("--model users:build", "a training batch does not fit the network: the model fails on"),
+    bad("--model users:build --activation relu", "--activation is for the named networks"),
+    bad("--model users:build --network mlp", "--network is for the named networks"),
+    bad("--model users:build --hidden 5", "`hidden` is (5,), and `build` is your own"),
+    bad(f"{OWN} --batch-size 5", "`batch_size` is 5, and `data` is your own, which decides that"),
+    bad("--data users:loaders", "`build` is the name 'mlp' and `data` is your own"),
+    bad("--model users:build --data users:build", "`data` returned a Sequential: it must return"),
+    bad("--model users:build --data users:cut", "`data` (cut) fails: TypeError: cut() missing 1"),
+    bad("--model broken:build", "'broken': name 'undefined' is not defined", named="on import"),
+    bad("--model broken:build", "cannot be imported from", named="where it was looked for"),
+]
 
 
-@pytest.mark.parametrize("options", WRONG)
-def test_wrong_use_gets_one_sentence_exit_code_2_and_no_files(options, folder):
-    before = files_below(folder)
-    result = run("compare", *options.split())
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    words = " ".join(result.stderr.replace("│", " ").split())
-    assert pytest.raises(AssertionError, match=WRONG[options]).matches(AssertionError(words)), words
-    assert "Traceback" not in result.stderr
-    assert files_below(folder) == before
+@pytest.mark.parametrize(("text", "message"), BAD)
+def test_wrong_use_is_answered_in_one_sentence_and_leaves_no_file(out, monkeypatch, text, message):
+    monkeypatch.syspath_prepend(TESTS)
+    (out.parent / "broken.py").write_text("undefined")
+    code, stdout, stderr = run(f"compare {text}")
+    assert code == 2
+    assert stdout == ""
+    assert message.replace("'broken': ", "") in stderr
+    assert stderr.startswith("Error: ")
+    assert len(stderr.strip().splitlines()) == 1
+    assert "Traceback" not in stderr
+    assert not out.exists()
 
 
-def test_a_comparison_prints_a_table_a_verdict_and_the_path_of_its_report(folder):
-    result = run("compare", *OWN)
-    assert result.exit_code == 0, result.output
-    assert "plain → batch norm" in result.stdout
-    assert "Batch norm" in result.stdout
-    assert "Report: bnkit-report/report.html" in result.stderr
-    report = folder / "bnkit-report"
-    assert {path.name for path in report.iterdir()} >= {"report.html", "results.json", "charts"}
-    assert len(list((report / "trials").glob("*.json"))) == 2
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("compare --jobs 0", "Invalid value for '--jobs'"),  # the rest is the parser's
+        ("compare --steps x", "Invalid value for '--steps'"),
+        ("compare --placement before", "'before' is not one of 'before_activation', 'after_"),
+        ("compare --lerning-rate 1", "No such option: --lerning-rate"),
+        ("compair", "No such command 'compair'"),
+    ],
+)
+def test_what_the_parser_refuses_has_exit_code_two_and_leaves_no_file(out, text, message):
+    code, stdout, stderr = run(text)
+    assert (code, stdout) == (2, "")
+    assert message in " ".join(re.sub("[│╭╰─╮╯]", " ", stderr).split())
+    assert not out.exists()
 
 
-def test_json_goes_to_stdout_alone_and_is_strict(folder):
-    result = run("compare", *OWN, "--json", "--out", "elsewhere")
-    found = json.loads(result.stdout, parse_constant=pytest.fail)
-    assert {trial["outcome"] for trial in found["trials"]} == {"finished"}
-    assert found["settings"]["steps"] == 4
-    assert (folder / "elsewhere" / "report.html").exists()
+def test_data_that_are_not_the_published_files_are_refused(out):
+    folder = out.parent / "mnist"
+    folder.mkdir()
+    for name in ("train-images", "train-labels", "t10k-images", "t10k-labels"):
+        kind = "idx3" if "images" in name else "idx1"
+        (folder / f"{name}-{kind}-ubyte.gz").write_bytes(b"\x1f\x8b cut short")
+    code, _, stderr = run("compare --data mnist --data-dir .")
+    assert code == 2
+    assert re.match(r"Error: .*train-images-idx3-ubyte.gz is cut short or damaged", stderr)
+    assert not out.exists()
 
 
-@pytest.mark.usefixtures("folder")
-def test_report_only_runs_nothing_and_says_what_is_missing():
-    result = run("compare", *OWN, "--report-only")
-    assert result.exit_code == 0
-    assert "2 runs not run" in result.stdout
-    assert "no finished pairs" in result.stdout
+@pytest.mark.parametrize("option", ["", "--report-only"])
+def test_a_folder_that_cannot_be_written_is_refused(out, monkeypatch, option):
+    monkeypatch.syspath_prepend(TESTS)
+    (out.parent / "file").touch()
+    code, _, stderr = run(f"compare {OWN} {BRIEF} --out file/report {option}")
+    assert code == 2
+    assert re.match(r"Error: the .* (\(Not a directory\)).*: choose another", stderr)
+    assert len(stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.usefixtures("folder")
-def test_failed_runs_are_named_and_change_the_exit_code():
-    result = run("compare", *OWN, "--data", "own:used_up")
-    assert result.exit_code == 1
-    assert (
-        "2 runs failed: ValueError: the training batches are empty, or an iterator" in result.stdout
-    )
+# What is said on request
 
 
-@pytest.mark.parametrize("command", ["compare", "add"])
-def test_help_names_every_option(command):
-    result = run(command, "--help")
-    assert result.exit_code == 0
-    assert "Exit codes" in result.stdout
-    assert ("--learning-rate" if command == "compare" else "--example") in result.stdout
+@pytest.mark.parametrize("name", ["compare", "add"])
+def test_help_shows_and_explains_every_option(name):
+    command = get_command(cli.app).commands[name]
+    code, stdout, _ = run(f"{name} --help")
+    shown = " ".join(re.sub("[│╭╰─╮╯]", " ", stdout).split())
+    assert code == 0
+    assert "Exit codes" in shown
+    for parameter in command.params:
+        assert parameter.help
+        flags = [option for option in parameter.opts if option.startswith("--")]
+        assert all(flag in shown for flag in flags)
+        assert parameter.help.split()[0] in shown
 
 
 def test_every_setting_has_an_option():
-    words = run("compare", "--help").stdout.replace("…", "")
-    names = {"learning_rates": "learning-rate", "activations": "activation"}
-    for setting in Settings.__dataclass_fields__:
-        option = "--" + names.get(setting, setting).replace("_", "-")
-        assert option[:18] in words, option
+    options = {option.name for option in get_command(cli.app).commands["compare"].params}
+    singular = {"learning_rates": "learning_rate", "activations": "activation"}
+    assert {singular.get(name, name) for name in Settings.__dataclass_fields__} <= options
 
 
-@pytest.mark.usefixtures("folder")
-def test_add_prints_the_plan():
-    result = run("add", "own:build", "--example", "4,6")
-    assert result.exit_code == 0
-    assert "normalise 8 features, drop bias" in result.stdout
-    plan = json.loads(run("add", "own:build", "--example", "4,6", "--json").stdout)
-    assert [edit["layer"] for edit in plan["edits"]] == ["0"]
-    assert [left["layer"] for left in plan["left_alone"]] == ["2"]
+def test_help_names_all_that_can_be_chosen():
+    options = {
+        parameter.name: parameter for parameter in get_command(cli.app).commands["compare"].params
+    }
+    for option, table in [
+        ("network", NETWORKS),
+        ("activation", ACTIVATIONS),
+        ("optimizer", OPTIMIZERS),
+        ("loss", LOSSES),
+        ("init", SCHEMES),
+        ("data", ["digits", "mnist", "fashion-mnist"]),
+    ]:
+        named = re.findall(r"[\w:-]+", options[option].help)
+        assert set(table) <= set(named), option
 
 
-@pytest.mark.usefixtures("folder")
+def test_without_a_command_the_commands_are_listed():
+    _, stdout, stderr = run("")
+    assert all(name in stdout + stderr for name in ("compare", "add"))
+
+
+# What comes out
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Run trials here and now, and draw no charts; both have their own tests."""
+
+    def trials_here(trials, store, *, on_result, **_options):
+        for trial in trials:
+            if store.load(trial.key) is None:
+                result = trial.run()
+                store.save(result)
+                on_result(result)
+
+    def page(_comparison, folder):
+        folder.mkdir(exist_ok=True)
+        return folder / "report.html"
+
+    monkeypatch.syspath_prepend(TESTS)
+    monkeypatch.setattr(comparison, "run_trials", trials_here)
+    monkeypatch.setattr(cli, "write_report", page)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_comparison_ends_with_a_table_a_verdict_and_the_path_of_the_report(out):
+    code, stdout, stderr = run(f"compare {OWN} {BRIEF}")
+    assert code == 0
+    assert "as built" in stdout
+    assert "runs train, without it" in stdout
+    assert f"Report: {out.name}/report.html" in stderr
+    assert len(list((out / "trials").glob("*.json"))) == 2
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_json_alone_is_on_stdout_whatever_peoples_code_prints(out, capfd):
+    (out.parent / "talkative.py").write_text(
+        "import os, users\nprint('imported')\n"
+        "def build():\n    print('building')\n    os.system('echo below')\n"
+        "    return users.build()\n"
+    )
+    own = "--model talkative:build --data users:loaders"
+    code, stdout, stderr = run(f"compare {own} {BRIEF} --json")
+    assert code == 0
+    document = json.loads(stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert [trial["outcome"] for trial in document["trials"]] == ["finished"] * 2
+    assert document["settings"]["network"] == "talkative:build"
+    assert document["command"].startswith("bnkit ")
+    below = capfd.readouterr()
+    assert "building" in stderr
+    assert ("below" in below.err, below.out) == (True, "")
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_report_only_reports_what_is_there_and_runs_nothing(out):
+    none = json.loads(run(f"compare {OWN} {BRIEF} --report-only --json")[1])
+    assert [t["outcome"] for t in none["trials"]] == ["not run"] * 2
+    assert not (out / "trials").exists()
+    run(f"compare {OWN} {BRIEF}")
+    twice = BRIEF.replace("--seeds 1", "--seeds 2")
+    some = json.loads(run(f"compare {OWN} {twice} --report-only --json")[1])
+    assert sorted(t["outcome"] for t in some["trials"]) == ["finished"] * 2 + ["not run"] * 2
+    all_of_them = json.loads(run(f"compare {OWN} {BRIEF} --report-only --json")[1])
+    assert [t["outcome"] for t in all_of_them["trials"]] == ["finished"] * 2
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_runs_that_failed_are_counted_and_change_the_exit_code(out, monkeypatch):
+    (out.parent / "unlucky.py").write_text(
+        "import torch, users\n"
+        "class Net(torch.nn.Sequential):\n"
+        "    def forward(self, input):\n"
+        "        self.seen += self.training\n"
+        "        if self.seen == 3: raise RuntimeError('out of luck')\n"
+        "        return super().forward(input)\n"
+        "def build():\n    net = Net(*users.build())\n    net.seen = 0\n    return net\n"
+    )
+    monkeypatch.syspath_prepend(out.parent)
+    code, stdout, _ = run(f"compare --model unlucky:build --data users:loaders {BRIEF}")
+    sys.modules.pop("unlucky")
+    assert code == 1
+    assert "2 runs failed: RuntimeError: out of luck" in stdout
+
+
+def test_ctrl_c_prints_what_had_finished_and_the_command_that_goes_on(out, monkeypatch):
+    def interrupted(trials, store, **_options):
+        store.save(trials[0].run())
+        raise KeyboardInterrupt
+
+    monkeypatch.syspath_prepend(TESTS)
+    monkeypatch.setattr(comparison, "run_trials", interrupted)
+    monkeypatch.setattr(sys, "argv", ["/path/to/bnkit", "compare", "--out", "two words"])
+    code, stdout, stderr = run(f"compare {OWN} {BRIEF} --out 'two words'")
+    assert code == 130
+    assert "as built" in stdout
+    assert "Interrupted. This goes on from here:  bnkit compare --out 'two words'" in stderr
+    assert len(list((out.parent / "two words" / "trials").glob("*.json"))) == 1
+
+
+def test_ctrl_c_before_the_first_trial_ends_without_a_traceback(out, monkeypatch):
+    def interrupted(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "plan_comparison", interrupted)
+    code, stdout, stderr = run("compare")
+    assert (code, stdout) == (130, "")
+    assert "Traceback" not in stderr
+    assert not out.exists()
+
+
+# bnkit add
+
+
+def test_add_prints_the_plan_as_a_table_or_as_json(monkeypatch):
+    monkeypatch.syspath_prepend(TESTS)
+    code, stdout, _ = run("add users:build --example 8,4")
+    assert code == 0
+    assert "normalise 8 features, drop bias" in stdout
+    document = json.loads(run("add users:build --example 8,4 --json")[1])
+    assert [edit["layer"] for edit in document["edits"]] == ["0"]
+    after = run("add users:build --example 8,4 --placement after_activation")[1]
+    assert "drop bias" not in after
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("text", "message"),
     [
-        (["own:build", "--example", "4,7"], r"in layer '0' (Linear)"),
-        (["own:build", "--example", "4,-6"], "give sizes of at least 1"),
-        (["own:broken", "--example", "4,6"], "`model` (broken) fails: RuntimeError: no weights"),
-        (["own:nothing", "--example", "4,6"], "`model` is a NoneType: pass a torch.nn.Module"),
+        ("users:build --example 8,5", "the model fails on `example` of shape (8, 5) in layer '0'"),
+        ("users:build --example 8,x", "'8,x': give whole numbers with commas between them"),
+        ("users:build --example 8,-4", "--example is '8,-4': give sizes of at least 1, as in"),
+        ("users:build --example 0,4", "--example is '0,4': give sizes of at least 1, as in"),
+        ("users:build --example ''", "--example is '': give sizes of at least 1, as in"),
+        ("users:biuld --example 8,4", "did you mean 'build'?"),
+        ("users:cut --example 8,4", "`model` (cut) fails: TypeError: cut() missing 1 required"),
+        ("users:loaders --example 8,4", "`model` is a tuple: pass a torch.nn.Module"),
     ],
 )
-def test_add_refuses_wrong_use_in_one_sentence(arguments, message):
-    result = run("add", *arguments)
-    assert result.exit_code == 2
-    assert message in " ".join(result.stderr.split())
+def test_add_answers_wrong_use_in_one_sentence(monkeypatch, text, message):
+    monkeypatch.syspath_prepend(TESTS)
+    code, stdout, stderr = run(f"add {text}")
+    assert (code, stdout) == (2, "")
+    assert message in stderr
+    assert len(stderr.strip().splitlines()) == 1
 
 
-# Interruptions: whole programs, killed in different ways
+def test_add_says_what_it_found_where_nothing_can_be_normalised():
+    code, stdout, _ = run("add torch.nn:Identity --example 8,4")
+    assert code == 0
+    assert "layer" in stdout
 
-LONG = ["--model", "own:build", "--data", "own:loaders"]
-LONG += "--steps 3000 --evaluate-every 300 --learning-rate 0.1,1 --seeds 2 --jobs 2".split()
+
+# The program itself, as a process of its own
+
+PROGRAM = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from bnkit.cli import main; main()"
+)
+MINE = """
+import users
+print("imported")
+def build():
+    print("building")
+    return users.build_with_dropout()
+def loaders():
+    return users.stuck_at_the_second_seed()
+"""
+SWEEP = "--model mine:build --data mine:loaders --learning-rate 0.1 --seeds 2 --steps 12 --jobs 2"
 
 
-def start(folder):
-    program = [sys.executable, "-c", "from bnkit.cli import main; main()", "compare", *LONG]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        program,
-        cwd=folder,
-        env=environment,
+@pytest.fixture
+def start(tmp_path):
+    """Return what begins a comparison of code in the current folder, in a session of its own."""
+    programs = []
+    (tmp_path / "mine.py").write_text(MINE)
+
+    def begin(*more):
+        program = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, "compare", *shlex.split(SWEEP), *more],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        programs.append(program)
+        return program
+
+    yield begin
+    for program in programs:
+        program.kill()
+        program.communicate()
+
+
+def workers(program):
+    """Return the processes of the program's session that run trials."""
+    listed = subprocess.run(
+        ["ps", "-ww", "-o", "pid=,stat=,args=", "-s", str(program.pid)],
+        capture_output=True,
         text=True,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+        check=False,
+    ).stdout
+    alive = [line.split(maxsplit=2) for line in listed.splitlines()]
+    return [pid for pid, state, args in alive if "popen_loky" in args and "Z" not in state]
 
 
-def members(group):
-    """Return the processes of a process group that are still running."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, its_group = status.read_text().rpartition(")")[2].split()[:3]
-        except OSError:  # it has ended meanwhile
-            continue
-        if int(its_group) == group and state != "Z":
-            found.append(status.parent.name)
-    return found
-
-
-def wait_for(condition, seconds):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.05)
+def until(condition, *, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
     return condition()
 
 
-def results(folder):
-    kept = (folder / "bnkit-report" / "trials").glob("*.json")
-    return {path.stem: TrialResult.from_json(json.loads(path.read_text())) for path in kept}
+def kept(folder):
+    found = (json.loads(path.read_text()) for path in folder.glob("bnkit-report/trials/*.json"))
+    return {result["key"]: {**result, "seconds": 0} for result in found}
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
-@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
-def test_an_interruption_ends_the_workers_keeps_what_is_done_and_says_how_to_go_on(how, folder):
-    process = start(folder)
-    assert wait_for(lambda: len(results(folder)) >= 2, 60)
-    if how == "Ctrl-C":  # a terminal sends it to the whole group
-        os.killpg(process.pid, signal.SIGINT)
-    else:
-        process.terminate()
-    # Two seconds on a quiet machine, which one that runs tests side by side is not.
-    assert wait_for(lambda: members(process.pid) == [], 10)
-    out, err = process.communicate()
-    assert process.returncode == 130
-    assert "Traceback" not in err
-    assert "This goes on from here:" in err
-    assert "as built" in out
-    assert "runs not run" in out
+@pytest.mark.parametrize(
+    ("number", "whole_group"),
+    [
+        pytest.param(signal.SIGINT, True, id="Ctrl-C, which a terminal sends to all processes"),
+        pytest.param(signal.SIGINT, False, id="SIGINT"),
+        pytest.param(signal.SIGTERM, False, id="SIGTERM"),
+    ],
+)
+def test_an_interruption_ends_all_processes_and_shows_what_had_finished(
+    tmp_path, start, number, whole_group
+):
+    program = start()
+    assert until(lambda: len(kept(tmp_path)) == 2 and len(workers(program)) == 2, seconds=60)
+    (os.killpg if whole_group else os.kill)(program.pid, number)
+    assert until(lambda: workers(program) == [], seconds=10)  # two on a quiet machine
+    stdout, stderr = program.communicate(timeout=60)
+    assert program.returncode == 130
+    assert "as built" in stdout
+    assert f"Interrupted. This goes on from here:  bnkit compare {SWEEP}" in stderr
+    assert "Traceback" not in stderr
+    assert len(kept(tmp_path)) == 2
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
-def test_a_killed_comparison_goes_on_and_ends_with_the_numbers_of_an_undisturbed_one(folder):
-    for enough in (1, 4):
-        process = start(folder)
-        assert wait_for(lambda: len(results(folder)) >= enough, 60)  # noqa: B023  called at once
-        os.kill(process.pid, signal.SIGKILL)
-        assert wait_for(lambda: members(process.pid) == [], 10)  # noqa: B023  as above
-        process.communicate()
-    out, err = start(folder).communicate()
-    assert "8/8" in err, out
-    resumed = results(folder)
-    for path in (folder / "bnkit-report" / "trials").iterdir():
-        path.unlink()
-    start(folder).communicate()
-    undisturbed = results(folder)
-    assert len(resumed) == 8
-    assert {k: replace(t, seconds=0) for k, t in resumed.items()} == {
-        k: replace(t, seconds=0) for k, t in undisturbed.items()
-    }
+def test_a_killed_comparison_goes_on_and_ends_with_the_same_numbers(tmp_path, start, monkeypatch):
+    program = start()
+    assert until(lambda: len(kept(tmp_path)) == 2 and len(workers(program)) == 2, seconds=60)
+    program.kill()
+    assert until(lambda: workers(program) == [], seconds=10)  # two on a quiet machine
+    program.communicate(timeout=60)
+    before = kept(tmp_path)
+
+    (tmp_path / "go").touch()
+    program = start("--json")
+    stdout, stderr = program.communicate(timeout=120)
+    assert program.returncode == 0, stderr
+    document = json.loads(stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert "building" in stderr  # also in the workers, whose stdout is the program's
+    assert (tmp_path / "bnkit-report" / "report.html").is_file()
+    assert all(kept(tmp_path)[key] == result for key, result in before.items())
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(TESTS)
+    import mine  # noqa: PLC0415  it has just been written
+
+    settings = Settings(learning_rates=[0.1], seeds=2, steps=12)
+    sweep = comparison.plan_comparison(mine.build, mine.loaders, settings=settings, out="unused")
+    sys.modules.pop("mine")
+    undisturbed = [{**trial.run().to_json(), "seconds": 0} for trial in sweep.trials]
+    assert json.loads(json.dumps(undisturbed)) == [
+        {**trial, "seconds": 0} for trial in document["trials"]
+    ]

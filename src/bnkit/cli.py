@@ -1,11 +1,12 @@
 """The command line: parse, call one public function, print."""
 
 import json
+import os
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -30,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-messages = Console(stderr=True)
+messages = Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 COMPARED = "What is compared"
 TRAINED = "How it is trained"
@@ -40,8 +41,17 @@ REPORTED = "What comes out"
 
 def main() -> None:
     """Run the command line; SIGTERM ends it as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as it is in the background of a script
+            signal.signal(number, _interrupt_once)
     app()
+
+
+def _interrupt_once(_number: int, _frame: object) -> None:
+    # What comes after the first Ctrl-C could only interrupt the clearing up.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 @app.callback()
@@ -59,7 +69,7 @@ def _numbers(kind: Callable[[str], Number]) -> Callable[[str], tuple[Number, ...
             return tuple(kind(part) for part in _texts(text))
         except ValueError:
             wanted = "whole numbers" if kind is int else "numbers"
-            raise typer.BadParameter(f"{text!r}: give {wanted} with commas between them") from None
+            raise ValueError(f"{text!r}: give {wanted} with commas between them") from None
 
     return parse
 
@@ -91,8 +101,9 @@ def compare(
         ),
     ] = None,
     network: Annotated[
-        str, _option(COMPARED, "mlp, dlology, udacity, vgg, resnet or logistic")
-    ] = "mlp",
+        str | None,
+        _option(COMPARED, "mlp, dlology, udacity, vgg, resnet or logistic", show_default="mlp"),
+    ] = None,
     model: Annotated[
         str | None,
         _option(
@@ -145,7 +156,12 @@ def compare(
         int, _option(TRAINED, "steps between two measurements")
     ] = Settings.evaluate_every,
     training_mode_accuracy: Annotated[
-        bool, _option(TRAINED, "measure also with the statistics of the mini-batch")
+        bool,
+        _option(
+            TRAINED,
+            "measure also with the statistics of the mini-batch",
+            "--training-mode-accuracy",
+        ),
     ] = Settings.training_mode_accuracy,
     placement: Annotated[
         Placement, _option(NORMALISED, "where it goes, with regard to the activation")
@@ -165,7 +181,10 @@ def compare(
         Path, _option(REPORTED, "folder of the report and of the results to go on from")
     ] = Path("bnkit-report"),
     report_only: Annotated[
-        bool, _option(REPORTED, "make the report of the results that are there; run nothing")
+        bool,
+        _option(
+            REPORTED, "make the report of the results that are there; run nothing", "--report-only"
+        ),
     ] = False,
     as_json: Annotated[
         bool,
@@ -184,8 +203,9 @@ def compare(
 
     Exit codes: 0 done, 1 done but some runs failed, 2 wrong use, 130 interrupted.
     """
-    if model is not None and activation is not None:
-        _refuse("--activation is for the named networks: your own --model builds its own")
+    if model is not None and (network is not None or activation is not None):
+        option = "--network" if network is not None else "--activation"
+        _refuse(f"{option} is for the named networks, and --model is your own: leave one out")
     with _explained():
         settings = Settings(
             learning_rates=_numbers(float)(learning_rate),
@@ -206,19 +226,20 @@ def compare(
             shuffle=shuffle,
             training_mode_accuracy=training_mode_accuracy,
         )
-        sweep = plan_comparison(
-            network if model is None else import_reference(model),
-            import_reference(data) if ":" in data else data,
-            settings=settings,
-            data_folder=data_dir,
-            out=out,
-            command=_command(),
-        )
         try:
-            comparison = sweep.collect() if report_only else sweep.run(jobs=jobs)
+            with _chatter_on_stderr():
+                sweep = plan_comparison(
+                    import_reference(model) if model is not None else network or "mlp",
+                    import_reference(data) if ":" in data else data,
+                    settings=settings,
+                    data_folder=data_dir,
+                    out=out,
+                    command=_command(),
+                )
+                comparison = sweep.collect() if report_only else sweep.run(jobs=jobs)
         except Interrupted as interruption:
             _print_comparison(interruption.comparison, as_json=as_json)
-            _say(f"\nInterrupted. This goes on from here:  {_command()}")
+            messages.print(f"\nInterrupted. This goes on from here:  {_command()}", soft_wrap=True)
             raise typer.Exit(130) from None
         _print_comparison(comparison, as_json=as_json)
         _report(comparison, out)
@@ -254,24 +275,44 @@ def add(
         shape = _numbers(int)(example)
         if not shape or min(shape) < 1:
             raise ValueError(f"--example is {example!r}: give sizes of at least 1, as in 8,3,32,32")
-        network = called(import_reference(model), "model")
+        with _chatter_on_stderr():
+            network = called(import_reference(model), "model")
         plan = plan_addition(network, torch.randn(shape), placement=placement)
     print(json.dumps(plan.to_json(), indent=2) if as_json else plan)  # noqa: T201  the output
 
 
 def _print_comparison(comparison: Comparison, *, as_json: bool) -> None:
-    text = json.dumps(comparison.to_json(), indent=2) if as_json else comparison
+    text = json.dumps(comparison.to_json(), indent=2, allow_nan=False) if as_json else comparison
     print(text, flush=True)  # noqa: T201  the output
 
 
 def _report(comparison: Comparison, out: Path) -> None:
-    with messages.status("writing the report"):
-        path = write_report(comparison, out)
-    _say(f"\nReport: {path}")
+    try:
+        with messages.status("writing the report"), _chatter_on_stderr():
+            path = write_report(comparison, out)
+    except OSError as error:
+        raise OSError(
+            f"the report cannot be written into {out} ({error.strerror}): choose another --out"
+        ) from error
+    messages.print(f"\nReport: {path}", soft_wrap=True)
 
 
 def _command() -> str:
     return shlex.join(["bnkit", *sys.argv[1:]])
+
+
+@contextmanager
+def _chatter_on_stderr() -> Iterator[None]:
+    """Send what people's code prints to stderr, from other processes too: stdout is for results."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextmanager
@@ -284,9 +325,5 @@ def _explained() -> Iterator[None]:
 
 
 def _refuse(sentence: str) -> None:
-    _say(f"Error: {sentence}")
+    messages.print(f"Error: {sentence}", soft_wrap=True)
     raise typer.Exit(2)
-
-
-def _say(sentence: str) -> None:
-    messages.print(sentence, highlight=False, markup=False, soft_wrap=True)

@@ -104,7 +104,7 @@ class PartlyCompiled(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.fc, self.head = dense(), dense()
+        self.fc, self.head = dense(4, 5), dense(5, 2)
 
     @torch.compile(backend="eager")
     def hidden(self, x):
@@ -116,10 +116,10 @@ class PartlyCompiled(nn.Module):
 
 def test_compiled_parts_of_a_model_are_seen_as_they_are_written():
     model = PartlyCompiled()
-    expected = ["fc", "relu", "head"]
-    assert [call.name for call in trace(model, vectors()).calls] == expected
     before = model(vectors())
-    assert [call.name for call in trace(model, vectors()).calls] == expected
+    for _ in range(3):  # compiled under a TorchFunctionMode, it would fail at the second run
+        flow = trace(model, vectors())
+        assert [call.name for call in flow.calls] == ["fc", "relu", "head"]
     torch.testing.assert_close(model(vectors()), before)
 
 

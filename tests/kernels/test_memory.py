@@ -246,6 +246,7 @@ def test_a_forked_child_has_memory_of_its_own(tensor):
     kept = empty_like(LIKE).fill_(1)
     child = os.fork()
     if child == 0:
+        torch.set_num_threads(1)  # torch's own threads do not survive a fork, and fill_ waits
         tensor.fill_(-1)
         kept.fill_(-1)
         del kept

@@ -39,6 +39,12 @@ def test_a_target_that_is_lost_again_was_reached():
     assert Curve((1, 2, 3), (0.0,) * 3, (0.2, 0.9, 0.1)).first_step_at(0.5) == 2
 
 
+def test_a_run_that_diverged_never_reached_the_target():
+    finished = replace(TRIAL, outcome="finished")
+    assert (finished.steps_to(0.875), finished.steps_to(0.9)) == (100, None)
+    assert TRIAL.steps_to(0.25) is None
+
+
 def test_an_empty_curve_reaches_nothing():
     assert Curve().first_step_at(0.0) is None
 

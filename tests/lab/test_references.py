@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from bnkit.lab.references import called, import_reference
+from bnkit.lab.references import blaming, called, import_reference, reference_to
 
 
 @pytest.fixture
@@ -59,6 +59,7 @@ def test_a_module_that_is_absent_is_named_with_the_folder(folder):
         ("raise RuntimeError('no licence')", "RuntimeError: no licence"),
         ("import references_missing", "ModuleNotFoundError: No module named 'references_missing'"),
         ("1 +", "SyntaxError: invalid syntax (references_bad.py, line 1)"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),  # a script without a guard
     ],
 )
 def test_a_module_that_raises_on_import_is_named_with_its_error(folder, source, error):
@@ -111,3 +112,14 @@ def test_a_function_that_fails_is_named_with_its_error(function, text):
         called(function, "build")
     assert str(raised.value) == text
     assert raised.value.__cause__ is not None
+
+
+def test_ctrl_c_is_nobodys_fault():
+    with pytest.raises(KeyboardInterrupt), blaming("`build` fails"):
+        raise KeyboardInterrupt
+
+
+def test_people_call_a_function_by_its_module_and_name():
+    assert reference_to(fail) == f"{__name__}:fail"
+    assert reference_to(Broken()) == f"{__name__}:Broken"
+    assert reference_to(partial(fail)) == "functools:partial"

@@ -125,3 +125,9 @@ def test_an_initialisation_needs_its_standard_deviation():
 def test_one_value_in_the_place_of_several_is_refused(name, value):
     wanted = f"`{name}` is {value!r}: give several in a list, or one as [{value!r}]"
     assert refused(TypeError, **{name: value}) == wanted
+
+
+@pytest.mark.parametrize("name", ["optimizer", "loss", "init", "placement"])
+@pytest.mark.parametrize("value", [max, 0.05, None])
+def test_names_are_text(name, value):
+    assert refused(TypeError, **{name: value}) == f"`{name}` is {value!r}: give its name"

@@ -103,6 +103,11 @@ def test_the_sign_test_is_scipys_exact_binomial_test(wins, losses):
     assert sign_test(wins, losses) == pytest.approx(wanted, rel=1e-12)
 
 
+def test_the_sign_test_takes_more_pairs_than_a_float_has_powers_of_two():
+    assert sign_test(1030, 1070) == pytest.approx(stats.binomtest(1030, 2100).pvalue, rel=1e-9)
+    assert sign_test(3000, 0) == 0
+
+
 @pytest.mark.parametrize(
     ("successes", "runs"), [(0, 1), (1, 1), (0, 3), (2, 3), (3, 3), (7, 10), (999, 1000)]
 )

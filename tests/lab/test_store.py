@@ -1,4 +1,6 @@
+import json
 import os
+import re
 from dataclasses import replace
 
 import pytest
@@ -7,51 +9,111 @@ from bnkit.lab.records import Curve, TrialResult
 from bnkit.lab.store import Store
 
 RESULT = TrialResult(
-    "a", "plain", 0.1, "relu", 0, "finished", "", Curve((2, 4), (1.0, None), (0.5, 0.75)), 0.75, 0.7
+    "k1", "plain", 0.1, "relu", 0, "finished", curve=Curve((5,), (0.5,), (0.9,)), accuracy=0.9
 )
+FAILED = TrialResult("k2", "plain", 0.1, "relu", 0, "failed", "out of memory")
 
 
 @pytest.fixture
 def store(tmp_path):
-    store = Store(tmp_path / "trials")
-    store.prepare()
+    store = Store(tmp_path / "out" / "trials")
+    store.prepare([])
     return store
 
 
-def test_a_result_comes_back_as_it_was_kept(store):
-    store.begin("a")
+def names(store):
+    return sorted(path.name for path in store.folder.iterdir())
+
+
+def test_a_result_comes_back_equal_and_leaves_nothing_else(store):
+    store.begin("k1")
+    assert store.has_begun("k1")
     store.save(RESULT)
-    assert store.load("a") == RESULT
-    assert not store.has_begun("a")
-    assert [path.name for path in store.folder.iterdir()] == ["a.json"]
+    assert store.load("k1") == RESULT
+    assert not store.has_begun("k1")
+    assert names(store) == ["k1.json"]
 
 
-def test_what_is_not_there_is_none(store):
-    assert store.load("absent") is None
-
-
-@pytest.mark.parametrize("content", ["", '{"key": "a"', '{"key": "a"}', "[]"], ids=repr)
-def test_a_damaged_file_is_named_and_its_trial_run_again(store, content):
-    (store.folder / "a.json").write_text(content)
-    with pytest.warns(UserWarning, match=r"a\.json is damaged .*: its trial is run again"):
-        assert store.load("a") is None
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_what_is_not_there_is_none(store, tmp_path):
+    assert store.load("k1") is None
+    assert Store(tmp_path / "nowhere").load("k1") is None
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"the folder .*file/trials cannot be written .*another"):
-        Store(tmp_path / "file" / "trials").prepare()
+    assert Store(tmp_path / "file" / "trials").load("k1") is None
 
 
-def test_preparing_clears_the_markers_of_a_run_that_was_cut_off(store):
-    store.begin("a")
-    store.prepare()
-    assert not store.has_begun("a")
+def test_a_result_is_written_whole_or_not_at_all(store, monkeypatch):
+    def power_cut(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        store.save(RESULT)
+    assert store.load("k1") is None
+    monkeypatch.undo()
+    (store.folder / "k1.999.part").write_text('{"key": "k1", "si')  # of a process that was killed
+    (store.folder / "k2.999.part").write_text("another trial may be written at this moment")
+    store.save(RESULT)
+    assert store.load("k1") == RESULT
+    assert names(store) == ["k1.json", "k2.999.part"]
 
 
 def test_a_save_that_fails_leaves_the_old_result(store, monkeypatch):
+    def disk_full(*_arguments):
+        raise OSError("disk full")
+
     store.save(RESULT)
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(os, "fsync", disk_full)
     with pytest.raises(OSError, match="disk full"):
         store.save(replace(RESULT, accuracy=0.0))
-    assert store.load("a") == RESULT
+    assert store.load("k1") == RESULT
+
+
+def test_numbers_that_json_does_not_know_are_refused_rather_than_written(store):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        store.save(TrialResult("k1", "plain", 0.1, "relu", 0, "finished", accuracy=float("nan")))
+    assert store.load("k1") is None
+
+
+DAMAGED = [
+    b"",
+    b'{"key": "k1", "si',
+    b"null",
+    b"[1, 2]",
+    b"{}",
+    b'{"curve": {}}',
+    b'{"curve": [1]}',
+    b'{"curve": {"steps": 5}}',
+    b"\xff\xfe\x00",
+    json.dumps({**RESULT.to_json(), "more": 1}).encode(),
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_result_counts_as_not_run_with_a_warning(store, content):
+    path = store.folder / "k1.json"
+    path.write_bytes(content)
+    message = rf"^{re.escape(str(path))} is damaged \(\w+: .*\): its trial counts as not run$"
+    with pytest.warns(UserWarning, match=message):
+        assert store.load("k1") is None
+
+
+def test_a_run_begins_without_the_marks_failures_and_damage_of_earlier_ones(store):
+    store.save(RESULT)
+    store.save(FAILED)
+    (store.folder / "k3.json").write_text("{")
+    for key in ("k1", "k4", "another run's"):
+        store.begin(key)
+    with pytest.warns(UserWarning, match="damaged"):
+        store.prepare(["k1", "k2", "k3", "k4"])
+    assert names(store) == ["another run's.begun", "k1.json"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_in_one_sentence(tmp_path):
+    # A path below a file: it fails also for root, whom no mode of a folder stops.
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "trials"
+    with pytest.raises(OSError, match="cannot be written") as refusal:
+        Store(folder).prepare([])
+    assert str(refusal.value) == (
+        f"the folder {folder} cannot be written (Not a directory): choose another"
+    )

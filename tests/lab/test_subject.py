@@ -1,16 +1,18 @@
 import itertools
 import random
+import sys
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from bnkit.lab.data import load
+from bnkit.lab.loaders import seed_everything
 from bnkit.lab.records import SIDES
 from bnkit.lab.settings import Settings
-from bnkit.lab.subject import AS_BUILT, seed_everything, subject_of
+from bnkit.lab.subject import AS_BUILT, subject_of
 from bnkit.lab.training import Training, train
 
 SETTINGS = Settings()
@@ -160,6 +162,33 @@ def test_both_sides_see_the_same_batches_in_the_same_order(data):
     assert trained_on(subject, "plain", 2) != plain
 
 
+def noisy_without_end():
+    def noisy():
+        while True:
+            for inputs, targets in batches_of(range(24)):
+                yield inputs + torch.rand(1), targets
+
+    return noisy(), TEST
+
+
+def generator_states(subject, side, seed):
+    """Return the state of torch's generator at each forward, which dropout draws from next."""
+    model = subject.network(side, AS_BUILT, seed)
+    states = []
+    model.register_forward_pre_hook(lambda *_: states.append(torch.get_rng_state().tolist()))
+    loaders = subject.loaders(seed)
+    train(model, loaders.train, loaders.held_out, Training(0.01, steps=12, evaluate_every=3))
+    return states
+
+
+@pytest.mark.parametrize("data", [*SHUFFLED, noisy_without_end])
+def test_both_sides_drop_the_same_units(data):
+    # Loaders, dropout and evaluations take turns in drawing from one generator.
+    plain, twin = (generator_states(own(data=data), side, 1) for side in SIDES)
+    assert plain == twin
+    assert plain != generator_states(own(data=data), "plain", 2)
+
+
 def test_a_dataloaders_epochs_differ_on_both_sides_alike():
     plain, twin = (trained_on(own(data=shuffled_by_torch), side, 0) for side in SIDES)
     assert plain == twin
@@ -237,7 +266,7 @@ def test_activations_and_hidden_layers_arrive_in_a_named_network():
 
 
 def test_an_own_network_has_the_activation_that_it_was_built_with():
-    assert own(activations=["tanh", "selu"]).activations == (AS_BUILT,)
+    assert own().activations == (AS_BUILT,)
 
 
 def test_an_own_network_may_take_named_data():
@@ -250,29 +279,6 @@ def test_an_own_network_may_take_named_data():
 
 
 # What it says of itself
-
-
-class Endless(IterableDataset):
-    def __iter__(self):
-        return itertools.cycle(zip(INPUTS, TARGETS, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("loader", "length"),
-    [
-        (lambda: batches_of(range(24)), 4),
-        (lambda: DataLoader(TensorDataset(INPUTS, TARGETS), batch_size=7), 4),
-        (lambda: iter(batches_of(range(24))), None),
-        (lambda: DataLoader(Endless(), batch_size=6), None),  # its own len() raises TypeError
-    ],
-    ids=["list", "DataLoader", "iterator", "DataLoader over a stream"],
-)
-def test_an_epoch_has_as_many_steps_as_the_loader_has_batches(loader, length):
-    assert own(data=lambda: (loader(), TEST)).steps_per_epoch == length
-
-
-def test_an_epoch_of_named_data_has_whole_batches_only():
-    assert named(batch_size=60).steps_per_epoch == 1437 // 60
 
 
 def test_names_are_described_as_typed_and_functions_by_their_module():
@@ -335,7 +341,6 @@ def test_whatever_decides_the_numbers_is_in_the_identity(one, other):
             ),
         ),
         (net, lambda: 1 / 0, "`data` (<lambda>) fails: ZeroDivisionError: division by zero"),
-        (net, in_order(), "`data` (tuple) fails: TypeError: 'tuple' object is not callable"),
     ],
 )
 def test_what_cannot_be_a_subject_is_refused(build, data, text):
@@ -345,7 +350,8 @@ def test_what_cannot_be_a_subject_is_refused(build, data, text):
 
 
 @pytest.mark.parametrize(
-    ("found", "kind"), [(None, "NoneType"), ([1], "list"), (((), (), ()), "tuple"), ({}, "dict")]
+    ("found", "kind"),
+    [(None, "NoneType"), ([1], "list of 1"), (((), (), ()), "tuple of 3"), ({}, "dict")],
 )
 def test_data_must_return_a_pair(found, kind):
     with pytest.raises(TypeError) as raised:
@@ -365,7 +371,7 @@ def test_build_must_return_a_module():
     ("build", "text"),
     [
         (lambda: 1 / 0, "`build` (<lambda>) fails: ZeroDivisionError: division by zero"),
-        (5, "`build` (int) fails: TypeError: 'int' object is not callable"),
+        (lambda: sys.exit(3), "`build` (<lambda>) fails: SystemExit: 3"),
     ],
 )
 def test_a_build_that_fails_is_named(build, text):
@@ -374,7 +380,67 @@ def test_a_build_that_fails_is_named(build, text):
     assert str(raised.value) == text
 
 
-def test_data_without_a_training_batch_have_no_example():
-    with pytest.raises(ValueError, match="gives no training batch") as raised:
-        own(data=lambda: ([], TEST)).example()
-    assert str(raised.value) == ("`data` gives no training batch: there is nothing to train on")
+def test_a_network_without_arrays_to_begin_with_is_refused():
+    lazy = own(build=lambda: nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 3)))
+    with pytest.raises(ValueError, match="lazy") as raised:
+        lazy.network("plain", AS_BUILT, 0)
+    assert str(raised.value) == (
+        "`build` returned a network with lazy layers, which have no arrays to begin with: run one "
+        "mini-batch through it in `build`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "data", "text"),
+    [
+        (
+            nn.ReLU(),  # it can be called, but is no function that builds
+            in_order,
+            (
+                "`build` is a ReLU: pass the name of a network, or a function that builds yours "
+                "anew at each call, as in `lambda: Net()`"
+            ),
+        ),
+        (
+            5,
+            in_order,
+            (
+                "`build` is a int: pass the name of a network, or a function that builds yours "
+                "anew at each call, as in `lambda: Net()`"
+            ),
+        ),
+        (
+            net,
+            in_order(),
+            (
+                "`data` is a tuple: pass the name of a data set, or a function that returns "
+                "(train, test), two iterables of batches"
+            ),
+        ),
+    ],
+)
+def test_what_is_neither_a_name_nor_a_function_is_refused(build, data, text):
+    with pytest.raises(TypeError) as raised:
+        subject_of(build, data, SETTINGS)
+    assert str(raised.value) == text
+
+
+@pytest.mark.parametrize(
+    ("build", "data", "setting", "text"),
+    [
+        (net, in_order, {"hidden": [5]}, "`hidden` is (5,), and `build`"),
+        (net, "digits", {"activations": ["elu"]}, "`activations` is ('elu',), and `build`"),
+        (net, in_order, {"batch_size": 8}, "`batch_size` is 8, and `data`"),
+        (net, in_order, {"shuffle": False}, "`shuffle` is False, and `data`"),
+    ],
+)
+def test_a_setting_that_would_change_nothing_is_refused(build, data, setting, text):
+    with pytest.raises(ValueError, match="is your own") as raised:
+        subject_of(build, data, Settings(**setting))
+    assert str(raised.value) == f"{text} is your own, which decides that"
+
+
+def test_the_settings_that_change_nothing_are_named():
+    assert named().unused == []
+    assert subject_of(net, "digits", SETTINGS).unused == ["hidden", "activations"]
+    assert own().unused == ["hidden", "activations", "batch_size", "shuffle"]

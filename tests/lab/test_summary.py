@@ -97,6 +97,18 @@ def test_diverged_runs_count_in_the_accuracy_and_not_as_a_success():
     assert found.outcomes == {"finished": 1, "diverged": 2}
 
 
+def test_a_run_that_reached_the_target_and_then_diverged_never_did():
+    diverged = plain(0, 0.95, reached=20, outcome="diverged")
+    assert summarise([diverged], TARGET).steps_to_target is None
+    ratio = comparison(diverged, twin(0, reached=20)).cell(0.1, "relu").ratio
+    assert (ratio.both, ratio.only_batch_norm) == (0, 1)
+
+
+def test_runs_that_were_not_run_are_not_infinitely_long():
+    found = summarise([plain(0, reached=20), not_run(plain(1)), not_run(plain(2))], TARGET)
+    assert found.steps_to_target == 20
+
+
 def test_failed_runs_count_in_the_rate_and_runs_not_run_do_not():
     found = summarise([plain(0), failed(plain(1)), not_run(plain(2))], TARGET)
     assert found.success == SuccessRate(1, 2)
@@ -250,6 +262,15 @@ def test_the_verdict_pairs_every_setting_and_leaves_out_what_was_not_run():
     ).verdict
     assert (found.pairs, found.trained_plain, found.trained_batch_norm) == (2, 1, 2)
     assert (found.only_batch_norm, found.only_plain) == (1, 0)
+
+
+def test_runs_of_different_settings_are_no_pair_in_an_interrupted_sweep():
+    # Of the plain network one trial was run; of its twin two, one at another rate.
+    found = comparison(
+        *(plain(0, 0.5, rate=0.1), not_run(plain(0, rate=1.0))),
+        *(twin(0, 0.5, rate=0.1), twin(0, rate=1.0)),
+    ).verdict
+    assert (found.pairs, found.only_batch_norm, found.trained_batch_norm) == (1, 0, 0)
 
 
 def test_a_twin_that_trains_where_the_plain_network_diverges_helps():

@@ -107,6 +107,26 @@ def test_frozen_parameters_stay():
     assert not torch.equal(model[4].weight, before["4.weight"])
 
 
+class Lasting:
+    """Batches, each of which takes so many seconds of a clock to arrive."""
+
+    now = 0.0
+
+    def __init__(self, batches, seconds):
+        self.batches, self.seconds = batches, seconds
+
+    def __iter__(self):
+        for batch in self.batches:
+            Lasting.now += self.seconds
+            yield batch
+
+
+def test_the_clock_runs_while_it_trains_and_stands_while_it_measures(monkeypatch):
+    monkeypatch.setattr("bnkit.lab.training.time.perf_counter", lambda: Lasting.now)
+    steps = Training(0.5, steps=10, evaluate_every=3)
+    assert train(net(), Lasting(BATCHES, 1), Lasting(HELD_OUT, 1000), steps).seconds == 10
+
+
 # The accuracies
 
 
@@ -164,6 +184,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged():
     assert run.curve.loss[0] > 0
     assert run.curve.loss[1] is None
     assert len(run.curve.accuracy) == 2
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf, 1e38], ids=str)
+def test_data_that_make_the_loss_infinite_or_nan_diverge_at_the_first_measurement(scale):
+    batches = [(x * scale, y) for x, y in BATCHES]
+    run = train(nn.Linear(4, CLASSES), batches, HELD_OUT, Training(0.1, steps=9, evaluate_every=2))
+    assert (run.outcome, run.steps, run.curve.loss) == ("diverged", 2, (None,))
+    assert 0 <= run.curve.accuracy[0] <= 1
 
 
 def test_a_learning_rate_that_is_too_large_diverges():
@@ -269,9 +297,10 @@ class Sum(nn.Module):
         lambda x, y: ((x, x), y),
         lambda x, y: ({"right": x, "left": x}, y),
         lambda x, y: [(x, x), y],
+        lambda x, y: [[x, x], y],  # torch's default collation makes lists of tuples
         lambda x, y: ((x, x), "weights", y),
     ],
-    ids=["a tuple", "a dict", "a list as the batch", "something between"],
+    ids=["a tuple", "a dict", "a list as the batch", "lists throughout", "something between"],
 )
 def test_inputs_may_be_a_tuple_or_a_dict_of_arguments(dealt):
     torch.manual_seed(0)
@@ -324,8 +353,8 @@ def test_held_out_batches_must_be_there_for_each_evaluation(held_out):
     [
         (torch.zeros(2, 4), "Tensor"),
         ({"x": torch.zeros(2, 4), "y": torch.zeros(2)}, "dict"),
-        ((torch.zeros(2, 4),), "tuple"),
-        ([], "list"),
+        ((torch.zeros(2, 4),), "tuple of 1"),
+        ([], "list of 0"),
     ],
 )
 def test_a_batch_that_is_no_pair_is_refused(batch, kind):
@@ -341,4 +370,4 @@ def test_a_batch_that_is_no_pair_is_refused(batch, kind):
 
 def test_inputs_of_no_known_kind_are_refused():
     with pytest.raises(TypeError, match="pass a tensor, a tuple of positional arguments"):
-        train(net(), [([1.0], BATCHES[0][1])], HELD_OUT, Training(0.1, steps=1))
+        train(net(), [(1.0, BATCHES[0][1])], HELD_OUT, Training(0.1, steps=1))

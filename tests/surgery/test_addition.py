@@ -210,8 +210,12 @@ def test_a_model_that_cannot_do_without_a_redundant_bias_is_told_so():
         r"with batch norms, and without the biases that they make redundant, the model fails on "
         r"`example` of shape \(6, 4\) in its own forward: AttributeError: .*; leave layers out by"
     )
+    plain = BiasReader()
+    before, state = fingerprint(plain), random_state()
     with pytest.raises(SurgeryError, match=message):
-        add(BiasReader(), vectors())
+        add(plain, vectors())
+    assert fingerprint(plain) == before
+    assert random_state() == state
 
 
 @pytest.mark.parametrize(

@@ -62,12 +62,16 @@ def test_reasons_are_exact(layer, why):
     assert found[layer] == why
 
 
-def test_layers_are_listed_in_the_order_of_the_model_and_functions_last():
-    model = Odd()
-    order = [left.layer for left in plan_addition(model, vectors()).left_alone]
-    functions = [layer for layer in order if layer.endswith("()")]
-    layers = [path for path, _ in model.named_modules() if path in order]
-    assert order == layers + functions
+@pytest.mark.parametrize("placement", ["before_activation", "after_activation"])
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_rows_are_in_the_order_of_the_model_and_functions_last(model, placement):
+    plain = model.seeded()
+    plan = plan_addition(plain, model.example(), placement=placement)
+    order = [path for path, _ in plain.named_modules()]
+    for rows in (plan.edits, plan.left_alone):
+        known = [order.index(row.layer) for row in rows if row.layer in order]
+        assert known == sorted(known)
+        assert all(row.layer in order for row in rows[: len(known)])
 
 
 def test_a_layer_whose_result_nobody_reads_is_left_alone():

@@ -30,6 +30,12 @@ def test_a_plan_prints_as_a_table():
     ]
 
 
+def test_an_empty_plan_says_so():
+    assert str(Plan((), ())) == (
+        "Nothing to change: the model has no layer of the kinds in question."
+    )
+
+
 def test_a_plan_is_plain_data():
     data = json.loads(json.dumps(PLAN.to_json()))
     assert data == {

@@ -1,19 +1,20 @@
 """`compare`: train a network with and without batch norm, paired, and say what it changes."""
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bnkit.lab import fingerprints
 from bnkit.lab.environment import environment, usable_cores
+from bnkit.lab.loaders import OwnLoaders
 from bnkit.lab.progress import counting
-from bnkit.lab.records import SIDES, Side
+from bnkit.lab.records import SIDES
 from bnkit.lab.rehearsal import rehearse
 from bnkit.lab.running import run_trials
-from bnkit.lab.settings import Settings
+from bnkit.lab.settings import Settings, check_whole
 from bnkit.lab.store import Store
-from bnkit.lab.subject import Build, OwnLoaders, Subject, subject_of
+from bnkit.lab.subject import Build, Subject, subject_of
 from bnkit.lab.summary import Comparison
 from bnkit.lab.training import Training
 from bnkit.lab.trials import Trial
@@ -44,10 +45,13 @@ class Sweep:
 
         Raises Interrupted, with what had finished, on Ctrl-C.
         """
-        done = sum(self.store.load(trial.key) is not None for trial in self.trials)
+        jobs = usable_cores() if jobs is None else jobs
+        check_whole("jobs", jobs)
         try:
+            self.store.prepare(trial.key for trial in self.trials)
+            done = sum(self.store.load(trial.key) is not None for trial in self.trials)
             with counting("trials", len(self.trials), done=done, shown=progress) as count:
-                run_trials(self.trials, self.store, jobs=jobs or usable_cores(), on_result=count)
+                run_trials(self.trials, self.store, jobs=jobs, on_result=count)
         except KeyboardInterrupt:
             raise Interrupted(self.collect()) from None
         return self.collect()
@@ -153,58 +157,41 @@ def plan_comparison(
     folder = None if data_folder is None else Path(data_folder)
     with preserved_random_state():
         subject = subject_of(build, data, settings, folder=folder)
-        steps = _steps(subject, settings)
+        trainings = [
+            Training(
+                learning_rate=learning_rate,
+                optimizer=settings.optimizer,
+                loss=settings.loss,
+                steps=subject.source.steps,
+                evaluate_every=settings.evaluate_every,
+                training_mode_accuracy=settings.training_mode_accuracy,
+            )
+            for learning_rate in settings.learning_rates
+        ]
         rehearse(subject, settings)
-        trials = tuple(_trials(subject, replace(settings, steps=steps)))
-    described = {**subject.description, **settings.to_json(), "steps": steps}
-    return Sweep(settings, trials, Store(Path(out) / "trials"), described, command)
+        trials = tuple(_trials(subject, trainings, settings.seeds))
+    store, described = Store(Path(out) / "trials"), _described(subject, settings)
+    return Sweep(settings, trials, store, described, command)
 
 
-def _steps(subject: Subject, settings: Settings) -> int:
-    if settings.epochs is None:
-        return settings.steps
-    if subject.steps_per_epoch is None:
-        raise ValueError(
-            f"`epochs` is {settings.epochs}, and the training loader has no length: give `steps`"
-        )
-    return settings.epochs * subject.steps_per_epoch
+def _described(subject: Subject, settings: Settings) -> dict[str, object]:
+    chosen = {**settings.to_json(), "steps": subject.source.steps}
+    used = {name: value for name, value in chosen.items() if name not in subject.unused}
+    return {**subject.description, **used}
 
 
-def _trials(subject: Subject, settings: Settings) -> list[Trial]:
-    drawn = {
-        (side, activation, seed): fingerprints.of_model(subject.network(side, activation, seed))
-        for activation in subject.activations
-        for seed in range(settings.seeds)
-        for side in SIDES
-    }
-    return [
-        _trial(subject, settings, (side, activation, seed), learning_rate, arrays)
-        for (side, activation, seed), arrays in drawn.items()
-        for learning_rate in settings.learning_rates
-    ]
-
-
-def _trial(
-    subject: Subject,
-    settings: Settings,
-    which: tuple[Side, str, int],
-    learning_rate: float,
-    arrays: str,
-) -> Trial:
-    side, activation, seed = which
-    training = Training(
-        learning_rate=learning_rate,
-        optimizer=settings.optimizer,
-        loss=settings.loss,
-        steps=settings.steps,
-        evaluate_every=settings.evaluate_every,
-        training_mode_accuracy=settings.training_mode_accuracy,
-    )
-    decides = {
-        **subject.identity,
-        **fingerprints.versions(),
-        "training": asdict(training),
-        "which": which,
-        "arrays": arrays,
-    }
-    return Trial(fingerprints.fingerprint(decides), subject, side, activation, seed, training)
+def _trials(subject: Subject, trainings: Sequence[Training], seeds: int) -> Iterator[Trial]:
+    for activation in subject.activations:
+        for seed in range(seeds):
+            for side in SIDES:
+                model = subject.network(side, activation, seed)
+                arrays = fingerprints.of_arrays(model)
+                decides = {
+                    **subject.identity,
+                    **fingerprints.versions(),
+                    "which": (side, activation, seed),
+                    "arrays": fingerprints.of_model(model),
+                }
+                for training in trainings:
+                    key = fingerprints.fingerprint({**decides, "training": asdict(training)})
+                    yield Trial(key, subject, side, activation, seed, training, arrays)

@@ -1,21 +1,16 @@
-"""Fingerprints of what decides a trial: arrays, structure, source text and data."""
+"""Fingerprints of what decides a trial: initial arrays, structure, source text and batches."""
 
-import functools
 import hashlib
 import importlib.metadata
-import inspect
 import json
-import sys
-from collections.abc import Iterable, Mapping
-from itertools import islice
-from pathlib import Path
-from types import CodeType, ModuleType
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-FIRST_BATCHES = 100  # of a user's own loaders are read to tell their data apart
+from bnkit.lab.sources import bytes_of, source_of
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
@@ -31,42 +26,29 @@ def fingerprint(parts: Mapping[str, Any]) -> str:
 def of_model(model: nn.Module) -> str:
     """Return the fingerprint of a model's arrays, structure and the source of its own classes."""
     digest = hashlib.sha256(repr(model).encode())
-    for name, array in model.state_dict().items():
-        if isinstance(array, Tensor):
-            _add_array(digest, name, array)
+    _add_arrays(digest, model)
     own = {type(m) for m in model.modules()} | {b for m in model.modules() for b in type(m).__mro__}
     for source in sorted({source_of(cls) for cls in own if not _is_ours_or_torchs(cls.__module__)}):
         digest.update(source.encode())
     return digest.hexdigest()
 
 
-def source_of(function: Any) -> str:
-    """Return the source text of the file that defines a function or class, else its byte code.
-
-    The whole file, since what a function does depends on what stands around it.
-    """
-    while isinstance(function, functools.partial):
-        function = function.func
-    function = inspect.unwrap(function)
-    module = sys.modules.get(getattr(function, "__module__", ""))
-    path = getattr(module, "__file__", None) if isinstance(module, ModuleType) else None
-    if path and Path(path).is_file():
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    return repr(_compiled(function))
-
-
-def of_batches(*loaders: Iterable[Any]) -> str:
-    """Return the fingerprint of the first hundred batches of each of these loaders."""
+def of_arrays(model: nn.Module) -> str:
+    """Return the fingerprint of a model's parameters and buffers."""
     digest = hashlib.sha256()
-    for index, loader in enumerate(loaders):
-        for batch in islice(loader, FIRST_BATCHES):
-            leaves, structure = torch.utils._pytree.tree_flatten(batch)  # noqa: SLF001  torch's trees
-            digest.update(f"{index} {structure}".encode())
-            for leaf in leaves:
-                if isinstance(leaf, Tensor):
-                    _add_array(digest, "", leaf)
-                else:
-                    digest.update(repr(leaf).encode())
+    _add_arrays(digest, model)
+    return digest.hexdigest()
+
+
+def of_batch(batch: Any) -> str:
+    """Return the fingerprint of one mini-batch, any nest of tensors, arrays and other values."""
+    leaves, structure = torch.utils._pytree.tree_flatten(batch)  # noqa: SLF001  torch's own trees
+    digest = hashlib.sha256(str(structure).encode())
+    for leaf in leaves:
+        if isinstance(leaf, Tensor | np.ndarray):
+            _add_array(digest, "", torch.as_tensor(leaf))
+        else:
+            digest.update(repr(leaf).encode())
     return digest.hexdigest()
 
 
@@ -75,25 +57,15 @@ def versions() -> dict[str, str]:
     return {"bnkit": importlib.metadata.version("bnkit"), "torch": torch.__version__}
 
 
-def _compiled(thing: Any) -> Any:
-    """Return what a function or class is compiled to, without addresses and line numbers."""
-    thing = getattr(thing, "__code__", thing)
-    match thing:
-        case CodeType():
-            return thing.co_code, thing.co_names, [_compiled(c) for c in thing.co_consts]
-        case frozenset():  # its order differs between processes
-            return sorted(map(repr, thing))
-        case type() if not _is_ours_or_torchs(thing.__module__):
-            own = {n: v for n, v in vars(thing).items() if hasattr(v, "__code__")}
-            return thing.__qualname__, {name: _compiled(v) for name, v in own.items()}
-    own_class = type(thing)
-    return repr(thing) if _is_ours_or_torchs(own_class.__module__) else _compiled(own_class)
+def _add_arrays(digest: Any, model: nn.Module) -> None:
+    for name, array in model.state_dict().items():
+        if isinstance(array, Tensor):
+            _add_array(digest, name, array)
 
 
 def _add_array(digest: Any, name: str, array: Tensor) -> None:
     digest.update(f"{name} {tuple(array.shape)} {array.dtype} ".encode())
-    flat = array.detach().cpu().contiguous().flatten()
-    digest.update(flat.view(torch.uint8).numpy())
+    digest.update(bytes_of(array))
 
 
 def _is_ours_or_torchs(module: str) -> bool:

@@ -63,6 +63,10 @@ class TrialResult:
         """Return whether the run ended finite and at the target accuracy or above."""
         return self.outcome == "finished" and self.accuracy is not None and self.accuracy >= target
 
+    def steps_to(self, target: float) -> int | None:
+        """Return the first evaluated step at the target; None if never, or if the run diverged."""
+        return None if self.outcome == "diverged" else self.curve.first_step_at(target)
+
     @property
     def milliseconds_per_step(self) -> float:
         """The mean time of one training step, in milliseconds; NaN where none was taken."""

@@ -1,9 +1,10 @@
-"""References such as "package.module:build", by which people name their own code in a command."""
+"""People's own code: found by a reference such as "package.module:build", named, and blamed."""
 
 import difflib
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,15 +22,42 @@ def import_reference(reference: str) -> Callable[..., Any]:
     module_name, colon, name = reference.partition(":")
     if not (module_name and colon and name):
         raise ValueError(f"{reference!r} is no reference: write it as package.module:function")
-    found = getattr(_module(reference, module_name), name, None)
+    module = _module(reference, module_name)
+    found = getattr(module, name, None)
     if found is None:
-        near = difflib.get_close_matches(name, vars(sys.modules[module_name]), n=1)
+        near = difflib.get_close_matches(name, vars(module), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{reference!r}: module {module_name!r} has no {name!r}{hint}")
     if callable(found):
         return cast("Callable[..., Any]", found)
     kind = type(found).__name__
     raise ValueError(f"{reference!r} is a {kind}: it must be a function without arguments")
+
+
+def reference_to(function: Callable[..., Any]) -> str:
+    """Return what people call a function by.
+
+    >>> import math
+    >>> reference_to(math.sqrt)
+    'math:sqrt'
+    """
+    module = getattr(function, "__module__", type(function).__module__)
+    return f"{module}:{getattr(function, '__qualname__', type(function).__name__)}"
+
+
+@contextmanager
+def blaming(what: str) -> Iterator[None]:
+    """Turn any error of people's own code, leaving the program included, into a ValueError.
+
+    >>> with blaming("reading `data` fails"):
+    ...     1 / 0
+    Traceback (most recent call last):
+    ValueError: reading `data` fails: ZeroDivisionError: division by zero
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:  # it may raise anything
+        raise ValueError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def called(function: Callable[[], Any], argument: str) -> Any:
@@ -39,22 +67,14 @@ def called(function: Callable[[], Any], argument: str) -> Any:
     Traceback (most recent call last):
     ValueError: `build` (<lambda>) fails: ZeroDivisionError: division by zero
     """
-    try:
+    name = getattr(function, "__qualname__", type(function).__name__)
+    with blaming(f"`{argument}` ({name}) fails"):
         return function()
-    except Exception as error:  # any code of the user's may raise anything
-        name = getattr(function, "__qualname__", type(function).__name__)
-        kind = type(error).__name__
-        raise ValueError(f"`{argument}` ({name}) fails: {kind}: {error}") from error
 
 
 def _module(reference: str, name: str) -> Any:
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    try:
+    with blaming(f"{reference!r}: module {name!r} cannot be imported from {folder}"):
         return importlib.import_module(name)
-    except Exception as error:  # any code of the user's may raise anything
-        raise ValueError(
-            f"{reference!r}: module {name!r} cannot be imported from {folder}: "
-            f"{type(error).__name__}: {error}"
-        ) from error

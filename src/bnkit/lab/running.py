@@ -1,137 +1,144 @@
-"""`run_trials`: many trials in processes, which may be interrupted, be killed, or die."""
+"""`run_trials`: many trials in processes, through deaths of these and interruptions."""
 
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from pickle import PicklingError
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from multiprocessing import resource_tracker
 
+from bnkit.lab.fingerprints import fingerprint
 from bnkit.lab.records import TrialResult
 from bnkit.lab.store import Store
 from bnkit.lab.trials import Trial
 
+OnResult = Callable[[TrialResult], object]
 
-def run_trials(
-    trials: Sequence[Trial], store: Store, *, jobs: int, on_result: Callable[[TrialResult], object]
-) -> None:
+
+def run_trials(trials: Sequence[Trial], store: Store, *, jobs: int, on_result: OnResult) -> None:
     """Run the trials that `store` has no result of, `jobs` at a time, each in a process.
 
     A process that dies takes its pool with it and does not say which trial it was in. Those that
     had begun are tried once more, alone; one that dies again is recorded as failed, and the others
     go on. An exception, Ctrl-C among them, ends the processes at once and passes through.
+
+    Raises ChildProcessError where processes die, or fail, before they begin a trial.
     """
-    store.prepare()
-    waiting = [trial for trial in trials if store.load(trial.key) is None]
-    with _fresh_processes():
-        _run_all(waiting, store, jobs, on_result)
+    waiting = {trial.key: trial for trial in trials if store.load(trial.key) is None}
 
+    def finish(result: TrialResult) -> None:
+        del waiting[result.key]
+        on_result(result)
 
-def _run_all(
-    waiting: list[Trial], store: Store, jobs: int, on_result: Callable[[TrialResult], object]
-) -> None:
-    report = _once_each(on_result)
     while waiting:
-        died = _run_together(waiting, store, jobs, report)
-        waiting = _still_waiting(waiting, store, report)
-        if not died:
+        before = len(waiting)
+        if _run_together(waiting.values(), store, jobs, finish):
             return
-        begun = [trial for trial in waiting if store.has_begun(trial.key)]
-        if not begun:
-            raise OSError("the processes for the trials die before they begin: is memory short?")
+        for result in filter(None, map(store.load, [*waiting])):  # kept, then their pool died
+            finish(result)
+        begun = [trial for trial in waiting.values() if store.has_begun(trial.key)]
+        if not begun and len(waiting) == before:
+            raise ChildProcessError(
+                "the processes for the trials die before they begin: is memory short?"
+            )
         for trial in begun:
-            if _run_together([trial], store, 1, report):
-                reason = "its process died twice, the second time alone: out of memory?"
-                store.save(trial.failed(reason))
-        waiting = _still_waiting(waiting, store, report)
+            if not _run_together([trial], store, 1, finish):
+                result = trial.failed(
+                    "its process died twice, the second time alone: out of memory?"
+                )
+                store.save(result)
+                finish(result)
 
 
-def _still_waiting(
-    trials: list[Trial], store: Store, report: Callable[[TrialResult], None]
-) -> list[Trial]:
-    """Report what is kept, also what a pool that died did not hand over; return the others."""
-    results = {trial.key: store.load(trial.key) for trial in trials}
-    for result in results.values():
-        if result is not None:
-            report(result)
-    return [trial for trial in trials if results[trial.key] is None]
-
-
-def _once_each(on_result: Callable[[TrialResult], object]) -> Callable[[TrialResult], None]:
-    reported: set[str] = set()
-
-    def report(result: TrialResult) -> None:
-        if result.key not in reported:
-            reported.add(result.key)
-            on_result(result)
-
-    return report
-
-
-@contextmanager
-def _fresh_processes() -> Iterator[None]:
-    """Leave no process behind: one that was used again would run code as it was imported then."""
-    from joblib.externals.loky import get_reusable_executor  # noqa: PLC0415  as in _run_together
-
-    get_reusable_executor().shutdown(kill_workers=True)
-    try:
-        yield
-    finally:
-        get_reusable_executor().shutdown(kill_workers=True)
-
-
-def _run_together(
-    trials: Iterable[Trial], store: Store, jobs: int, on_result: Callable[[TrialResult], object]
-) -> bool:
-    """Return whether a process of the pool died before all trials were done."""
+def _run_together(trials: Iterable[Trial], store: Store, jobs: int, on_result: OnResult) -> bool:
+    """Return whether all trials were done; False if a process of the pool died before."""
     from joblib import Parallel, delayed  # noqa: PLC0415  a tenth of a second, needed only here
+    from joblib.externals.loky import get_reusable_executor  # noqa: PLC0415
     from joblib.externals.loky.process_executor import (  # noqa: PLC0415
         BrokenProcessPool,
         TerminatedWorkerError,
     )
 
+    trials = list(trials)
+    jobs = min(jobs, len(trials))
     # Two workers at least, or joblib would run in this process; pre_dispatch bounds how many work.
     pool = Parallel(
-        n_jobs=max(jobs, 2), pre_dispatch=jobs, batch_size=1, return_as="generator_unordered"
+        n_jobs=max(jobs, 2),
+        pre_dispatch=jobs,
+        batch_size=1,
+        return_as="generator_unordered",
+        idle_worker_timeout=60,  # seconds; another comparison may follow at once
+        initializer=_guard(),
+        # Of two pools with the same arguments joblib takes the old one: not after the code changed.
+        initargs=(os.getpid(), fingerprint(trials[0].subject.identity)),
     )
-    results = pool(delayed(_run_and_keep)(trial, store, os.getpid()) for trial in trials)
+    results: Generator[TrialResult, None, None] = (_ for _ in ())
     try:
-        with closing(results):
-            for result in results:
-                on_result(result)
+        with _ctrl_c_held_from_children():
+            results = pool(delayed(_run_and_keep)(trial, store) for trial in trials)
+        for result in results:
+            on_result(result)
     except TerminatedWorkerError:
-        return True
-    except (BrokenProcessPool, PicklingError) as error:
-        raise ValueError(
-            f"the processes cannot load `build` or `data` ({error}): define them in a file that "
-            f"Python can import by its name, or in the program itself"
+        return False
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            f"the processes cannot load `build` or `data` ({_last_line(error)}): define them in a "
+            f"file that Python can import by its name, or in the program itself"
         ) from error
-    return False
+    except BaseException:
+        get_reusable_executor(reuse=True).shutdown(kill_workers=True)
+        raise
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # joblib's, that trials were left undone
+            results.close()
+    return True
 
 
-def _run_and_keep(trial: Trial, store: Store, parent: int) -> TrialResult:
-    if os.getpid() != parent:
-        _belong_to(parent)
+def _last_line(error: BaseException) -> str:
+    """Return the last line of a traceback that came from another process."""
+    lines = str(error.__cause__ or error).strip(' "\n').splitlines()
+    return lines[-1] if lines else str(error)
+
+
+def _run_and_keep(trial: Trial, store: Store) -> TrialResult:
     store.begin(trial.key)
     result = trial.run()
     store.save(result)
     return result
 
 
-_guards: set[int] = set()
+@contextmanager
+def _ctrl_c_held_from_children() -> Iterator[None]:
+    """Start processes that a Ctrl-C in the terminal does not reach, not even while they start.
+
+    A process inherits which signals are blocked; this one receives its own when the block ends.
+    """
+    resource_tracker.ensure_running()  # which would unblock it, were it started inside
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _belong_to(parent: int) -> None:
-    """Let this worker end with its parent, even a killed one, and leave Ctrl-C to it."""
-    if os.getpid() in _guards or os.getppid() != parent:  # on a cluster, the parent is elsewhere
-        return
-    _guards.add(os.getpid())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@cache
+def _guard() -> Callable[[int, str], None]:
+    """Return what lets a worker end with its parent, even a killed one.
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
+    It is made in here so that it travels by value: to import bnkit takes a worker seconds, and
+    the parent may die in them.
+    """
 
-    threading.Thread(target=watch, daemon=True).start()
+    def belong_to(parent: int, _code: str) -> None:
+        def watch() -> None:
+            while os.getppid() == parent:
+                time.sleep(0.2)
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+    return belong_to

@@ -19,8 +19,8 @@ class Settings:
     `steps` counts optimizer steps; `epochs`, where given, counts passes over the training data
     instead. `target` is the held-out accuracy, in [0, 1], whose first step is reported. `init` is
     "default", "glorot", "he" or "normal:STD". `hidden`, `batch_size`, `shuffle` and `activations`
-    apply to the named networks and data sets. Raises ValueError for a value out of range,
-    TypeError for one value in the place of several.
+    apply to the named networks and data sets. Raises ValueError for a value out of range, and
+    TypeError for one that is no list or name where there should be one.
 
     >>> Settings(steps=0)
     Traceback (most recent call last):
@@ -48,13 +48,15 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("learning_rates", "activations", "hidden"):
             object.__setattr__(self, name, _several(name, getattr(self, name)))
+        for name in ("optimizer", "loss", "init", "placement"):
+            _check_text(name, getattr(self, name))
         _check_sweep(self)
-        _check_whole("seeds", self.seeds)
-        _check_whole("batch_size", self.batch_size)
-        _check_whole("steps", self.steps)
-        _check_whole("evaluate_every", self.evaluate_every)
+        check_whole("seeds", self.seeds)
+        check_whole("batch_size", self.batch_size)
+        check_whole("steps", self.steps)
+        check_whole("evaluate_every", self.evaluate_every)
         if self.epochs is not None:
-            _check_whole("epochs", self.epochs)
+            check_whole("epochs", self.epochs)
         _check_between("target", self.target, 0, 1)
         _check_between("momentum", self.momentum, 0, 1)
         _check_positive("eps", self.eps)
@@ -68,10 +70,15 @@ class Settings:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
-def _several(name: str, values: object) -> tuple[Any, ...]:
+def _several(name: str, values: Any) -> tuple[Any, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise TypeError(f"`{name}` is {values!r}: give several in a list, or one as [{values!r}]")
     return tuple(values)
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"`{name}` is {value!r}: give its name")
 
 
 def _check_sweep(settings: Settings) -> None:
@@ -84,10 +91,11 @@ def _check_sweep(settings: Settings) -> None:
     for rate in settings.learning_rates:
         _check_positive("learning_rates", rate)
     for size in settings.hidden:
-        _check_whole("hidden", size)
+        check_whole("hidden", size)
 
 
-def _check_whole(name: str, value: object) -> None:
+def check_whole(name: str, value: object) -> None:
+    """Raise ValueError unless the value is a whole number of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"`{name}` is {value!r}: give a whole number of at least 1")
 

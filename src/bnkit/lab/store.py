@@ -1,8 +1,9 @@
-"""`Store`: the results of trials in a folder, each kept whole or not at all."""
+"""`Store`: a folder of results, each whole or not at all, and of what has begun."""
 
 import json
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 from bnkit.lab.records import TrialResult
@@ -14,43 +15,53 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def prepare(self) -> None:
-        """Make the folder, and clear the markers of a run that was cut off.
+    def prepare(self, keys: Iterable[str]) -> None:
+        """Make the folder, and clear what stands in the way of running the trials of these keys.
 
-        Raises OSError, saying which folder, where it cannot be written.
+        That is the markers of a run that was cut off, damaged results, and failures, which may
+        have had a cause that is gone. Raises OSError, saying which folder, where it cannot be
+        written.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for marker in self.folder.glob("*.begun"):
-                marker.unlink()
             probe = self.folder / f".probe-{os.getpid()}"
             probe.touch()
             probe.unlink()
+            for key in keys:
+                self._marker(key).unlink(missing_ok=True)
+                result = self.load(key)
+                if result is None or result.outcome == "failed":
+                    self._path(key).unlink(missing_ok=True)
         except OSError as error:
             raise OSError(
                 f"the folder {self.folder} cannot be written ({error.strerror}): choose another"
             ) from error
 
     def load(self, key: str) -> TrialResult | None:
-        """Return the result that is kept under `key`, or None."""
+        """Return the result that is kept under `key`, or None; a damaged one counts as none."""
         path = self._path(key)
         try:
             return TrialResult.from_json(json.loads(path.read_text()))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, TypeError, KeyError) as error:
-            warnings.warn(f"{path} is damaged ({error}): its trial is run again", stacklevel=2)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            warnings.warn(
+                f"{path} is damaged ({type(error).__name__}: {error}): its trial counts as not run",
+                stacklevel=2,
+            )
             return None
 
     def save(self, result: TrialResult) -> None:
         """Keep a result, whole or not at all: written aside, then renamed."""
         aside = self.folder / f"{result.key}.{os.getpid()}.part"
         with aside.open("w") as file:
-            json.dump(result.to_json(), file)
+            json.dump(result.to_json(), file, allow_nan=False)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(self._path(result.key))
         self._marker(result.key).unlink(missing_ok=True)
+        for left_over in self.folder.glob(f"{result.key}.*.part"):  # by a process that was killed
+            left_over.unlink(missing_ok=True)
 
     def begin(self, key: str) -> None:
         """Mark a trial as begun: the marker outlives a process that dies in it."""

@@ -20,8 +20,8 @@ class SideSummary:
 
     `accuracy`, `lowest` and `highest` are the median and range of the final held-out accuracy of
     the runs that trained at all, diverged ones included; None where there are none.
-    `steps_to_target` is the median over all seeds, where a run that never reaches the target
-    counts as infinitely long: None if half or more never do.
+    `steps_to_target` is the median over the seeds that were run, where a run that never reaches
+    the target counts as infinitely long: None if half or more never do.
     """
 
     success: SuccessRate
@@ -88,7 +88,7 @@ class Comparison:
     def cell(self, learning_rate: float, activation: str) -> Cell:
         """Return the summary of one setting."""
         plain, batch_norm = (self.at(learning_rate, activation, side) for side in SIDES)
-        steps = _pairs(plain, batch_norm, lambda t: t.curve.first_step_at(self.target))
+        steps = _pairs(plain, batch_norm, lambda t: t.steps_to(self.target))
         return Cell(
             learning_rate,
             activation,
@@ -129,7 +129,7 @@ class Comparison:
         successes = self._all_pairs(lambda t: t.succeeds(self.target)) if tried else []
         return judge(
             successes=successes,
-            steps=self.best_pairs(lambda t: t.curve.first_step_at(self.target)),
+            steps=self.best_pairs(lambda t: t.steps_to(self.target)),
             accuracies=self.best_pairs(lambda t: t.test_accuracy),
             slowdown=self.slowdown,
         )
@@ -143,7 +143,7 @@ class Comparison:
 
     def _all_pairs(self, measure: Callable[[TrialResult], Any]) -> list[tuple[Any, Any]]:
         plain, batch_norm = ([t for t in self.trials if t.side == side] for side in SIDES)
-        return _pairs(plain, batch_norm, measure)
+        return _pairs(plain, batch_norm, measure, by=_setting_and_seed)
 
     def _at_best(self, side: Side) -> tuple[TrialResult, ...]:
         cell = self.best(side)
@@ -192,7 +192,7 @@ def summarise(trials: Sequence[TrialResult], target: float) -> SideSummary:
         lowest=min(accuracies, default=None),
         highest=max(accuracies, default=None),
         test_accuracy=median(tests) if tests else None,
-        steps_to_target=_median_steps([t.curve.first_step_at(target) for t in trials]),
+        steps_to_target=_median_steps([t.steps_to(target) for t in ran]),
         milliseconds_per_step=median(times) if times else None,
         parameters=max((t.parameters for t in trials), default=0),
         buffers=max((t.buffers for t in trials), default=0),
@@ -247,13 +247,13 @@ def _pairs(
     plain: Iterable[TrialResult],
     batch_norm: Iterable[TrialResult],
     measure: Callable[[TrialResult], Any],
+    by: Callable[[TrialResult], Any] = lambda trial: trial.seed,
 ) -> list[tuple[Any, Any]]:
-    """Pair the trials of both sides that were run, by setting where they share it, else by seed."""
-    left, right = ([t for t in side if t.outcome != "not run"] for side in (plain, batch_norm))
-    several = len({t.seed for t in left}) < len(left)
+    """Pair the trials of both sides that were run and agree in `by`."""
+    twins = {by(t): t for t in batch_norm if t.outcome != "not run"}
+    pairs = [(t, twins[by(t)]) for t in plain if t.outcome != "not run" and by(t) in twins]
+    return [(measure(t), measure(twin)) for t, twin in pairs]
 
-    def name(t: TrialResult) -> tuple[Any, ...]:
-        return (t.learning_rate, t.activation, t.seed) if several else (t.seed,)
 
-    twins = {name(t): t for t in right}
-    return [(measure(t), measure(twins[name(t)])) for t in left if name(t) in twins]
+def _setting_and_seed(trial: TrialResult) -> tuple[float, str, int]:
+    return trial.learning_rate, trial.activation, trial.seed

@@ -88,7 +88,7 @@ def train(model: nn.Module, batches: Batches, held_out: Batches, training: Train
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
-        loss_sum += loss.detach()
+        loss_sum = loss_sum + loss.detach()  # not in place: the loss may be on another device
         since += 1
         if step % training.evaluate_every == 0 or step == training.steps:
             mean_loss = loss_sum.item() / since
@@ -97,8 +97,7 @@ def train(model: nn.Module, batches: Batches, held_out: Batches, training: Train
             if not math.isfinite(mean_loss):
                 reason = f"the training loss was {mean_loss} before step {step}"
                 return Trained("diverged", reason, curve, step, seconds)
-            loss_sum.zero_()
-            since, began = 0, time.perf_counter()
+            loss_sum, since, began = torch.zeros(()), 0, time.perf_counter()
     return Trained("finished", "", curve, training.steps, seconds)
 
 
@@ -121,15 +120,19 @@ def accuracy(model: nn.Module, batches: Batches) -> float:
 def inputs_and_targets(batch: Any) -> tuple[Any, Tensor]:
     """Return the first and the last item of a batch; TypeError if it is no tuple of two or more.
 
+    Inputs in a list come back as a tuple, since torch's default collation makes lists of tuples.
+
     >>> inputs_and_targets(("x", "weights", "y"))
     ('x', 'y')
     """
     if not isinstance(batch, tuple | list) or len(batch) < 2:
+        length = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
         raise TypeError(
-            f"a batch is a {type(batch).__name__}: each must be a tuple or list with the inputs "
-            f"first and the targets last"
+            f"a batch is a {type(batch).__name__}{length}: each must be a tuple or list with the "
+            f"inputs first and the targets last"
         )
-    return batch[0], batch[-1]
+    inputs = tuple(batch[0]) if isinstance(batch[0], list) else batch[0]
+    return inputs, batch[-1]
 
 
 def _extended(

@@ -1,4 +1,4 @@
-"""`Trial`: one network trained once, a pure function of all that decides its numbers."""
+"""`Trial`: one network, trained once; its result follows from its settings alone."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from bnkit.lab.fingerprints import of_arrays
 from bnkit.lab.records import Side, TrialResult
 from bnkit.lab.subject import Subject
 from bnkit.lab.training import Training, accuracy, train
@@ -14,7 +15,10 @@ from bnkit.observation import evaluating, preserved_random_state
 
 @dataclass(frozen=True)
 class Trial:
-    """All that decides one trial's numbers; `key` is a fingerprint of it and names its file."""
+    """All that decides one trial's numbers; `key` is a fingerprint of it and names its file.
+
+    `arrays` is the fingerprint of the initial arrays alone.
+    """
 
     key: str
     subject: Subject
@@ -22,6 +26,7 @@ class Trial:
     activation: str
     seed: int
     training: Training
+    arrays: str
 
     @property
     def not_run(self) -> TrialResult:
@@ -42,11 +47,16 @@ class Trial:
         with preserved_random_state(), one_thread():
             try:
                 return self._run()
-            except Exception as error:  # noqa: BLE001  any code of the user's may raise anything
+            except (Exception, SystemExit) as error:  # noqa: BLE001  it may be anything
                 return self.failed(f"{type(error).__name__}: {error}")
 
     def _run(self) -> TrialResult:
         model = self.subject.network(self.side, self.activation, self.seed)
+        if of_arrays(model) != self.arrays:
+            raise ValueError(
+                "the network has other initial arrays here than in the process that planned the "
+                "comparison: its weights must follow from the seed alone"
+            )
         loaders = self.subject.loaders(self.seed)
         trained = train(model, loaders.train, loaders.held_out, self.training)
         with evaluating(model):

@@ -48,7 +48,7 @@ class Track:
 
 def track(comparison: Comparison) -> Track:
     """Return the axis on which every run of the comparison has its place."""
-    reached = [s for t in comparison.trials if (s := t.curve.first_step_at(comparison.target))]
+    reached = [s for t in comparison.trials if (s := t.steps_to(comparison.target))]
     last = max((t.curve.steps[-1] for t in comparison.trials if t.curve.steps), default=10)
     return Track(0.9 * min(reached, default=last / 10), last)
 
@@ -77,7 +77,7 @@ def _rows(comparison: Comparison, activation: str, track: Track) -> Iterable[dic
     for (learning_rate, seed), pair in pairs.items():
         row = {"learning rate": number(learning_rate), "seed": seed}
         for side, trial in pair.items():
-            step = trial.curve.first_step_at(comparison.target)
+            step = trial.steps_to(comparison.target)
             row[FIELD[side]] = track.never if step is None else step
             row[f"{FIELD[side]}_reading"] = "never" if step is None else f"{step:,}"
         yield row

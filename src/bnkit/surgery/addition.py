@@ -1,8 +1,8 @@
 """`add`: the twin of a network with batch norm in the places where it belongs."""
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeVar, get_args
 
 from torch import nn
 
@@ -14,12 +14,13 @@ from bnkit.surgery.eligibility import (
 )
 from bnkit.surgery.normalized import own_batch_norm
 from bnkit.surgery.placement import after_activation, before_activation
-from bnkit.surgery.plan import LeftAlone, Plan, SurgeryError
+from bnkit.surgery.plan import Edit, LeftAlone, Plan, SurgeryError
 from bnkit.surgery.stretch import Stretch, stretch_after
 
 Where = Callable[[str, nn.Module], bool]
 Placement = Literal["before_activation", "after_activation"]
 
+Row = TypeVar("Row", Edit, LeftAlone)
 _SHOWN = 8  # layers in a message
 
 
@@ -94,10 +95,8 @@ def plan_addition(
         edits, refused = after_activation(flow, chosen, objections, own)
         left_alone += refused
     changed = {edit.layer for edit in edits}
-    left_alone = [left for left in left_alone if left.layer not in changed]
-    order = {path: index for index, path in enumerate(dict(subject.named_modules()))}
-    left_alone.sort(key=lambda left: order.get(left.layer, len(order)))
-    return Plan(tuple(edits), tuple(left_alone))
+    rest = [left for left in left_alone if left.layer not in changed]  # a layer has one row
+    return Plan(_in_order_of(subject, edits), _in_order_of(subject, rest))
 
 
 def _choose(
@@ -124,6 +123,12 @@ def _place(
     (call,) = flow.calls_of(path)
     stretch = stretch_after(flow, call)
     return objection_to_place(flow, call, stretch) or (call, stretch)
+
+
+def _in_order_of(model: nn.Module, rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Return the rows in the order of the model's layers; functions, which have none, come last."""
+    order = {path: index for index, (path, _) in enumerate(model.named_modules())}
+    return tuple(sorted(rows, key=lambda row: order.get(row.layer, len(order))))
 
 
 def _nothing_to_normalise(model: nn.Module, plan: Plan, where: Where | None) -> str:

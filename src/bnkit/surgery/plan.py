@@ -62,4 +62,6 @@ class Plan:
     def __str__(self) -> str:
         edits = [(e.layer or "(the model)", e.kind, e.action, e.why) for e in self.edits]
         rest = [(r.layer or "(the model)", r.kind, "left alone", r.why) for r in self.left_alone]
+        if not edits and not rest:
+            return "Nothing to change: the model has no layer of the kinds in question."
         return text_table(["layer", "kind", "change", "why"], [*edits, *rest])
