@@ -236,7 +236,7 @@ def test_json_alone_is_on_stdout_whatever_peoples_code_prints(out, capfd):
     document = json.loads(stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert [trial["outcome"] for trial in document["trials"]] == ["finished"] * 2
     assert document["settings"]["network"] == "talkative:build"
-    assert document["command"].startswith("bnkit ")
+    assert document["command"].startswith("bnkit")
     below = capfd.readouterr()
     assert "building" in stderr
     assert ("below" in below.err, below.out) == (True, "")
