@@ -86,7 +86,7 @@ def overhead() -> dict[str, object]:
 def throughput() -> dict[str, object]:
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
-        for turn in range(5):
+        for turn in range(3):
             rates = {
                 jobs: _trials_per_second(jobs, Path(folder) / f"{turn}-{jobs}") for jobs in (1, 2)
             }
@@ -100,7 +100,7 @@ def _trials_per_second(jobs: int, folder: Path) -> float:
     plan_comparison("mlp", "digits", settings=warm, out=folder / "warm").run(
         jobs=jobs, progress=False
     )
-    settings = Settings(learning_rates=[0.1], activations=["relu"], seeds=8, steps=STEPS)
+    settings = Settings(learning_rates=[0.1], activations=["relu"], seeds=20, steps=STEPS)
     sweep = plan_comparison("mlp", "digits", settings=settings, out=folder)
     began = time.perf_counter()
     comparison = sweep.run(jobs=jobs, progress=False)
