@@ -30,6 +30,7 @@ check: $(SETUP)  ## lint, types, docs
 
 bench: $(SETUP)  ## measure, print and keep the figures
 	$(BIN)/python benchmarks/harness.py
+	$(BIN)/python benchmarks/kernels.py
 
 docs: $(SETUP)  ## serve the documentation
 	$(BIN)/mkdocs serve

@@ -112,7 +112,10 @@ def test_wrong_use_is_answered_in_one_sentence_and_leaves_no_file(out, monkeypat
     [
         ("compare --jobs 0", "Invalid value for '--jobs'"),  # the rest is the parser's
         ("compare --steps x", "Invalid value for '--steps'"),
-        ("compare --placement before", "'before' is not one of 'before_activation', 'after_"),
+        (
+            "compare --placement inside",
+            "unknown placement 'inside': choose from after, after_activ",
+        ),
         ("compare --lerning-rate 1", "No such option: --lerning-rate"),
         ("compair", "No such command 'compair'"),
     ],
@@ -309,7 +312,7 @@ def test_add_prints_the_plan_as_a_table_or_as_json(monkeypatch):
     assert "normalise 8 features, drop bias" in stdout
     document = json.loads(run("add users:build --example 8,4 --json")[1])
     assert [edit["layer"] for edit in document["edits"]] == ["0"]
-    after = run("add users:build --example 8,4 --placement after_activation")[1]
+    after = run("add users:build --example 8,4 --placement after")[1]
     assert "drop bias" not in after
 
 

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from bnkit.lab.comparison import Interrupted, plan_comparison
+from bnkit.lab.names import one_of
 from bnkit.lab.references import called, import_reference
 from bnkit.lab.settings import Settings
 from bnkit.lab.summary import Comparison
@@ -32,6 +33,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 messages = Console(stderr=True, markup=False, highlight=False, emoji=False)
+
+_PLACEMENTS: dict[str, Placement] = {
+    "before": "before_activation",
+    "after": "after_activation",
+    "before_activation": "before_activation",
+    "after_activation": "after_activation",
+}
 
 COMPARED = "What is compared"
 TRAINED = "How it is trained"
@@ -163,9 +171,7 @@ def compare(
             "--training-mode-accuracy",
         ),
     ] = Settings.training_mode_accuracy,
-    placement: Annotated[
-        Placement, _option(NORMALISED, "where it goes, with regard to the activation")
-    ] = Settings.placement,
+    placement: Annotated[str, _option(NORMALISED, "before or after the activation")] = "before",
     momentum: Annotated[
         float, _option(NORMALISED, "torch's: Keras' and TensorFlow's 0.99 is 0.01 here")
     ] = Settings.momentum,
@@ -220,7 +226,7 @@ def compare(
             epochs=epochs,
             evaluate_every=evaluate_every,
             target=target,
-            placement=placement,
+            placement=one_of(_PLACEMENTS, placement, "placement"),
             momentum=momentum,
             eps=eps,
             shuffle=shuffle,
@@ -255,9 +261,7 @@ def add(
     example: Annotated[
         str, typer.Option(help="shape of one mini-batch of inputs", metavar="N,C,H,W")
     ],
-    placement: Annotated[
-        Placement, typer.Option(help="where it goes, with regard to the activation")
-    ] = Settings.placement,
+    placement: Annotated[str, typer.Option(help="before or after the activation")] = "before",
     as_json: Annotated[
         bool, typer.Option("--json", help="print the plan as JSON", show_default=False)
     ] = False,
@@ -277,7 +281,8 @@ def add(
             raise ValueError(f"--example is {example!r}: give sizes of at least 1, as in 8,3,32,32")
         with _chatter_on_stderr():
             network = called(import_reference(model), "model")
-        plan = plan_addition(network, torch.randn(shape), placement=placement)
+        where = one_of(_PLACEMENTS, placement, "placement")
+        plan = plan_addition(network, torch.randn(shape), placement=where)
     print(json.dumps(plan.to_json(), indent=2) if as_json else plan)  # noqa: T201  the output
 
 
