@@ -100,7 +100,7 @@ def _trials_per_second(jobs: int, folder: Path) -> float:
     plan_comparison("mlp", "digits", settings=warm, out=folder / "warm").run(
         jobs=jobs, progress=False
     )
-    settings = Settings(learning_rates=[0.1], activations=["relu"], seeds=20, steps=STEPS)
+    settings = Settings(learning_rates=[0.1], activations=["relu"], seeds=30, steps=STEPS)
     sweep = plan_comparison("mlp", "digits", settings=settings, out=folder)
     began = time.perf_counter()
     comparison = sweep.run(jobs=jobs, progress=False)

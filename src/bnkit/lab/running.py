@@ -64,10 +64,11 @@ def _run_together(trials: Iterable[Trial], store: Store, jobs: int, on_result: O
 
     trials = list(trials)
     jobs = min(jobs, len(trials))
-    # Two workers at least, or joblib would run in this process; pre_dispatch bounds how many work.
+    # Two workers at least, or joblib would run in this process. With one job only one of them
+    # works; with several a trial lies ready for each that ends.
     pool = Parallel(
         n_jobs=max(jobs, 2),
-        pre_dispatch=jobs,
+        pre_dispatch=1 if jobs == 1 else 2 * jobs,
         batch_size=1,
         return_as="generator_unordered",
         idle_worker_timeout=60,  # seconds; another comparison may follow at once
