@@ -108,6 +108,10 @@ def _trials_per_second(jobs: int, folder: Path) -> float:
     return len(comparison.trials) / (time.perf_counter() - began)
 
 
+def _dated(figures: dict[str, object]) -> dict[str, object]:
+    return {**figures, "date": environment()["date"]}
+
+
 def _spread(values: list[float]) -> dict[str, float]:
     return {
         "median": round(statistics.median(values), 3),
@@ -120,8 +124,8 @@ def _spread(values: list[float]) -> dict[str, float]:
 def main() -> None:
     figures = {
         "environment": environment(),
-        "overhead of the harness over a loop by hand": overhead(),
-        "throughput of two processes over one": throughput(),
+        "overhead of the harness over a loop by hand": _dated(overhead()),
+        "throughput of two processes over one": _dated(throughput()),
     }
     FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
     print(json.dumps(figures, indent=1))

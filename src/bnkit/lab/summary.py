@@ -175,7 +175,8 @@ class Comparison:
 
     def __str__(self) -> str:
         rows = [_row(cell) for cell in self.cells]
-        legend = f"plain → batch norm, medians over {len(self.seeds)} seeds"
+        seeds = "1 seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
+        legend = f"plain → batch norm, medians over {seeds}"
         parts = [legend, text_table(_COLUMNS, rows), *_absences(self.unfinished), str(self.verdict)]
         return "\n\n".join(parts)
 
