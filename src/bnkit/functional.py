@@ -1,5 +1,6 @@
 """`batch_norm`: the function behind the layers, torch's own with an activation and a residual."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,6 +40,8 @@ def batch_norm(
     find_activation(activation)
     if residual is not None:
         _check_residual(input, residual)
+    if training and is_recomputing():  # what it changes is not kept, but it saves as before
+        running_mean, running_var = _copy(running_mean), _copy(running_var)
     try:
         y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     except ValueError:
@@ -48,6 +51,37 @@ def batch_norm(
     if residual is not None:
         y = y + residual
     return y if activation is None else find_activation(activation).function(y)
+
+
+def update_running_statistics(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, variance: Tensor, momentum: float
+) -> None:
+    """Replace the share `momentum` of the running statistics by `mean` and unbiased `variance`.
+
+    All are (C,); the running statistics change in place, and no gradient passes.
+
+    >>> running_mean, running_var = torch.zeros(1), torch.ones(1)
+    >>> update_running_statistics(running_mean, running_var, torch.ones(1), torch.zeros(1), 0.1)
+    >>> running_mean, running_var
+    (tensor([0.1000]), tensor([0.9000]))
+    """
+    with torch.no_grad():
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_(variance.to(running_var.dtype), momentum)
+
+
+def is_recomputing() -> bool:
+    """Return whether this forward runs inside of a backward, as activation checkpointing does it.
+
+    Its mini-batch has entered the running statistics already.
+    """
+    if torch.compiler.is_compiling():  # there torch's compiler traces a forward once
+        return False
+    return bool(torch._C._current_graph_task_id() != -1)  # noqa: SLF001  no public name
+
+
+def _copy(values: Tensor | None) -> Tensor | None:
+    return None if values is None else values.clone()
 
 
 def _check_residual(input: Tensor, residual: Tensor) -> None:

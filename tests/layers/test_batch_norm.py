@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from bnkit.kernels.activations import ACTIVATIONS
 from bnkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
@@ -23,6 +24,7 @@ INPUTS = pytest.mark.parametrize(
     ],
     ids=["1d", "1d with length", "2d", "3d"],
 )
+SHAPES = {BatchNorm1d: (6, 3), BatchNorm2d: (4, 3, 5, 2), BatchNorm3d: (2, 3, 2, 4, 2)}
 OPTIONS = pytest.mark.parametrize(
     "options",
     [
@@ -155,13 +157,13 @@ def test_layers_are_those_of_torch_to_others(kind):
 
 
 @KINDS
-def test_the_constructor_is_that_of_torch_and_an_activation(kind):
+def test_the_constructor_is_that_of_torch_with_an_activation_and_a_guard(kind):
     ours = inspect.signature(kind).parameters
     theirs = inspect.signature(PAIRS[kind]).parameters
     assert [(p.name, p.default, p.kind) for p in theirs.values()] == [
-        (p.name, p.default, p.kind) for p in list(ours.values())[:-1]
+        (p.name, p.default, p.kind) for p in list(ours.values())[:-2]
     ]
-    assert list(ours)[-1] == "activation"
+    assert list(ours)[-2:] == ["activation", "guard"]
 
 
 @KINDS
@@ -284,3 +286,64 @@ def test_meta_device_and_moving_are_those_of_torch():
     layer = BatchNorm1d(3, device="meta", activation="relu")
     assert layer(torch.randn(4, 3, device="meta")).shape == (4, 3)
     assert layer.to_empty(device="cpu").running_mean.device.type == "cpu"
+
+
+@KINDS
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_mini_batch_that_is_not_finite_stays_out_of_the_running_statistics(kind, poison):
+    layer, plain = kind(3), PAIRS[kind](3)
+    good, bad = torch.randn(2, *SHAPES[kind])
+    bad[0, 1] = poison
+    for x in (good, bad, good + 1):
+        y = layer(x)
+        y.sum().backward()  # what the guard writes is no part of the graph
+    for x in (good, good + 1):
+        plain(x)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(layer.state_dict()[name], value)
+    assert layer.non_finite_batches.item() == 1
+
+
+@KINDS
+def test_without_the_guard_it_enters_as_in_torch(kind):
+    layer, plain = kind(3, guard=False), PAIRS[kind](3)
+    x = torch.full(SHAPES[kind], float("nan"))
+    assert layer(x).isnan().all()
+    plain(x)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(layer.state_dict()[name], value, equal_nan=True)
+    assert layer.non_finite_batches.item() == 0
+
+
+def test_statistics_whose_product_overflows_are_finite_all_the_same():
+    layer = BatchNorm1d(1, momentum=1.0)
+    layer(torch.tensor([[1e18], [3e18]]))  # mean 2e18, variance 2e36: their product is infinite
+    assert layer.non_finite_batches.item() == 0
+    torch.testing.assert_close(layer.running_mean, torch.tensor([2e18]))
+
+
+def test_the_guard_leaves_nothing_in_the_state_dict():
+    assert BatchNorm1d(3).state_dict().keys() == nn.BatchNorm1d(3).state_dict().keys()
+
+
+@pytest.mark.parametrize("guard", [True, False])
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_activation_checkpointing_counts_a_mini_batch_once(guard, use_reentrant, momentum):
+    layer, plain = BatchNorm1d(3, momentum=momentum, guard=guard), BatchNorm1d(3, momentum=momentum)
+    x = torch.randn(8, 3, requires_grad=True)
+    plain(x)
+    checkpoint(layer, x, use_reentrant=use_reentrant).square().sum().backward()
+    for name, value in plain.state_dict().items():
+        assert torch.equal(layer.state_dict()[name], value)
+
+
+def test_statistics_of_another_kind_are_tracked_by_the_same_rules():
+    layer = BatchNorm1d(2)
+    layer.track(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    torch.testing.assert_close(layer.running_mean, torch.tensor([0.1, 0.2]))
+    torch.testing.assert_close(layer.running_var, torch.tensor([1.2, 1.3]))
+    layer.track(torch.tensor([1.0, float("nan")]), torch.ones(2))
+    layer.eval().track(torch.ones(2), torch.ones(2))
+    torch.testing.assert_close(layer.running_mean, torch.tensor([0.1, 0.2]))
+    assert [layer.num_batches_tracked.item(), layer.non_finite_batches.item()] == [1, 1]

@@ -7,7 +7,7 @@ from torch import nn
 from bnkit.dataflow import duplicate
 from bnkit.surgery import add
 from bnkit.surgery.normalized import Layout, NormalizedInput, NormalizedOutput, own_batch_norm
-from bnkit.surgery.plan import SurgeryError
+from bnkit.surgery.promise import SurgeryError
 
 
 def add_to_logits_too(

@@ -1,15 +1,27 @@
-"""`BatchNorm1d/2d/3d`: drop-in for torch's, with an activation and a residual."""
+"""`BatchNorm1d/2d/3d`: drop-in for torch's, with an activation, a residual and a guard."""
+
+import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnkit.functional import batch_norm
+from bnkit.functional import batch_norm, is_recomputing, update_running_statistics
 from bnkit.kernels.activations import find_activation
 
 
-class _ActivatedBatchNorm(_BatchNorm):
-    """What the three layers share; they differ in the shapes that torch's classes accept."""
+class ActivatedBatchNorm(_BatchNorm):
+    """What all layers share: torch's arguments and state, an activation, a residual, the guard.
+
+    The three layers of this file differ in the shapes that torch's classes accept. Another kind of
+    batch norm derives from one of them and says in `normalise_by_batch` how it normalises while it
+    trains; statistics of its own go to `track`. `guard=True` keeps a mini-batch whose statistics
+    are not finite out of the running statistics and counts it in `non_finite_batches`, a buffer
+    outside the state dict; `guard=False` is torch's behaviour.
+    """
+
+    non_finite_batches: Tensor
 
     def __init__(
         self,
@@ -23,55 +35,148 @@ class _ActivatedBatchNorm(_BatchNorm):
         *,
         bias: bool = True,
         activation: str | None = None,
+        guard: bool = True,
     ) -> None:
         find_activation(activation)
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
         )
         self.activation = activation
+        self.guard = guard
+        count = torch.zeros((), dtype=torch.long, device=device)
+        self.register_buffer("non_finite_batches", count, persistent=False)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return activation(batch_norm(input) + residual), in the shape and dtype of `input`."""
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
-        running_mean, running_var = self.running_mean, self.running_var
-        momentum = self.momentum
-        if self.training and self.track_running_stats:
-            momentum = self._count_batch()
-        elif self.training:
-            running_mean = running_var = None
+        if self.training or (self.running_mean is None and self.running_var is None):
+            return self.normalise_by_batch(input, residual)
+        return self.normalise_by_running_statistics(input, residual)
+
+    def normalise_by_batch(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalise by the statistics of `input`, and track them where the layer trains."""
+        if not self.tracks:
+            return self._normalise(input, residual, None, None, 0.0)
+        mean, variance = self._candidates()
+        y = self._normalise(input, residual, mean, variance, self._share_of_next_batch())
+        self._accept(mean, variance)
+        return y
+
+    def _normalise(
+        self,
+        input: Tensor,
+        residual: Tensor | None,
+        mean: Tensor | None,
+        variance: Tensor | None,
+        momentum: float,
+    ) -> Tensor:
         return batch_norm(
             input,
-            running_mean,
-            running_var,
+            mean,
+            variance,
             self.weight,
             self.bias,
-            self.training or (running_mean is None and running_var is None),
-            0.0 if momentum is None else momentum,
+            True,
+            momentum,
             self.eps,
             activation=self.activation,
             residual=residual,
         )
 
-    def _count_batch(self) -> float | None:
-        """Count one more batch; return the share that it has in the running statistics."""
+    def normalise_by_running_statistics(
+        self, input: Tensor, residual: Tensor | None = None
+    ) -> Tensor:
+        """Normalise by the running statistics, as every kind does in eval mode."""
+        return batch_norm(
+            input,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            False,
+            0.0,
+            self.eps,
+            activation=self.activation,
+            residual=residual,
+        )
+
+    @property
+    def tracks(self) -> bool:
+        """Whether the layer has running statistics and a mini-batch would enter them now."""
+        return self.training and self.track_running_stats and self.running_mean is not None
+
+    def track(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running statistics towards a mini-batch's mean and unbiased variance, (C,).
+
+        Does nothing where the layer does not track and where activation checkpointing runs the
+        forward for the second time; only counts where they are not finite.
+        """
+        if self.tracks:
+            candidates = self._candidates()
+            update_running_statistics(*candidates, mean, variance, self._share_of_next_batch())
+            self._accept(*candidates)
+
+    def _candidates(self) -> tuple[Tensor, Tensor]:
+        """Return what a mini-batch may change in place: copies, where a guard looks at them."""
+        running_mean, running_var = self._running_statistics()
+        return (
+            (running_mean.clone(), running_var.clone())
+            if self.guard
+            else (running_mean, running_var)
+        )
+
+    def _accept(self, mean: Tensor, variance: Tensor) -> None:
+        """Take candidates as running statistics if they are finite, and count the mini-batch."""
+        if is_recomputing():
+            return
+        running_mean, running_var = self._running_statistics()
+        finite = _are_finite(mean, variance) if self.guard else True
+        if finite is not True:  # a tensor, so that nothing waits for a GPU and it compiles
+            mean = torch.where(finite, mean, running_mean)
+            variance = torch.where(finite, variance, running_var)
+            self.non_finite_batches.add_(~finite)
+        if mean is not running_mean:
+            running_mean.copy_(mean)
+            running_var.copy_(variance)
         if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # the average over all batches so far
-                return 1.0 / float(self.num_batches_tracked)
+            self.num_batches_tracked.add_(finite)
+
+    def _running_statistics(self) -> tuple[Tensor, Tensor]:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        return self.running_mean, self.running_var
+
+    def _share_of_next_batch(self) -> float:
+        """Return the share that the next mini-batch gets in the running statistics."""
+        if self.momentum is None:  # the average over all batches so far
+            assert self.num_batches_tracked is not None
+            return 1.0 / (float(self.num_batches_tracked) + 1.0)
         return self.momentum
 
     def extra_repr(self) -> str:
-        """Return torch's line, and the activation where there is one."""
+        """Return torch's line, and what the layer has beyond torch's."""
         activation = "" if self.activation is None else f", activation={self.activation!r}"
-        return f"{super().extra_repr()}{activation}"  # type: ignore[no-untyped-call]
+        guard = "" if self.guard else ", guard=False"
+        return f"{super().extra_repr()}{activation}{guard}"  # type: ignore[no-untyped-call]
 
 
-class BatchNorm1d(_ActivatedBatchNorm, nn.BatchNorm1d):
+def _are_finite(mean: Tensor, variance: Tensor) -> Tensor | Literal[True]:
+    """Return whether all values are finite: True, or a tensor that says it."""
+    # One operation for what is nearly always so, on the CPU, where reading its result is free.
+    plain = type(mean) is Tensor and mean.is_cpu and not torch.compiler.is_compiling()
+    if plain and math.isfinite(torch.dot(mean, variance)):
+        return True
+    return torch.isfinite(mean).logical_and(torch.isfinite(variance)).all()
+
+
+class BatchNorm1d(ActivatedBatchNorm, nn.BatchNorm1d):
     """torch.nn.BatchNorm1d with `activation=` and a residual: inputs (N, C) or (N, C, L).
 
     Same arguments, state and results as torch's, so checkpoints load both ways. `activation` is
     one of those of `bnkit.functional.batch_norm`, which says what is computed and which errors
-    are raised; forward takes an optional `residual`, added before the activation.
+    are raised; forward takes an optional `residual`, added before the activation. A mini-batch
+    whose statistics are not finite is kept out of the running statistics and counted in
+    `non_finite_batches`; `guard=False` lets it in, as torch does.
 
     >>> layer = BatchNorm1d(3, activation="relu")
     >>> isinstance(layer, torch.nn.BatchNorm1d), layer(torch.randn(8, 3)).min().item()
@@ -79,7 +184,7 @@ class BatchNorm1d(_ActivatedBatchNorm, nn.BatchNorm1d):
     """
 
 
-class BatchNorm2d(_ActivatedBatchNorm, nn.BatchNorm2d):
+class BatchNorm2d(ActivatedBatchNorm, nn.BatchNorm2d):
     """torch.nn.BatchNorm2d with `activation=` and a residual: inputs (N, C, H, W).
 
     >>> layer = BatchNorm2d(3, activation="relu")
@@ -89,7 +194,7 @@ class BatchNorm2d(_ActivatedBatchNorm, nn.BatchNorm2d):
     """
 
 
-class BatchNorm3d(_ActivatedBatchNorm, nn.BatchNorm3d):
+class BatchNorm3d(ActivatedBatchNorm, nn.BatchNorm3d):
     """torch.nn.BatchNorm3d with `activation=` and a residual: inputs (N, C, D, H, W).
 
     >>> BatchNorm3d(3, activation="silu")

@@ -14,7 +14,8 @@ from bnkit.surgery.eligibility import (
 )
 from bnkit.surgery.normalized import own_batch_norm
 from bnkit.surgery.placement import after_activation, before_activation
-from bnkit.surgery.plan import Edit, LeftAlone, Plan, SurgeryError
+from bnkit.surgery.plan import Edit, LeftAlone, Plan
+from bnkit.surgery.promise import SurgeryError
 from bnkit.surgery.stretch import Stretch, stretch_after
 
 Where = Callable[[str, nn.Module], bool]

@@ -1,7 +1,7 @@
 """Where a batch norm goes: on a layer's output, its activation's, or the next layer's input."""
 
-import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -28,7 +28,8 @@ def before_activation(flow: Dataflow, call: Call, stretch: Stretch, own: Own) ->
     biased = getattr(call.module, "bias", None) is not None
     redundant = _has_forward_of_torch(call.module)
 
-    def change(layer: nn.Module) -> None:
+    def change(model: nn.Module) -> None:
+        layer = model.get_submodule(call.name)
         own(layer, layout, place=NormalizedOutput)
         if redundant:
             layer.register_parameter("bias", None)
@@ -91,7 +92,7 @@ def _after(
     if objection is not None:
         return f"{shared}, and {layer} stays as it is: {objection}"
     layout = _layout(layer, shape)
-    change = functools.partial(own, layout=layout, place=NormalizedInput)
+    change = _change(layer.name, own, layout=layout, place=NormalizedInput)
     action = f"normalise its input, {layout.features} features"
     return Edit(layer.name, layer.kind, action, f"it reads {activation} of {call}", change)
 
@@ -111,9 +112,13 @@ def _own_output(
     axis = 1 if len(shape) == 2 else _axis(call)
     layout = Layout(activation.name, shape[axis], axis, rank=len(shape) if axis == 1 else None)
     like = next(call.module.parameters()).new_empty(0)  # an activation may have no parameters
-    change = functools.partial(own, layout=layout, place=NormalizedOutput, like=like)
+    change = _change(activation.name, own, layout=layout, place=NormalizedOutput, like=like)
     action = f"normalise {layout.features} features"
     return Edit(activation.name, activation.kind, action, f"it follows {call}", change)
+
+
+def _change(path: str, own: Own, **options: Any) -> Callable[[nn.Module], None]:
+    return lambda model: own(model.get_submodule(path), **options)
 
 
 def _layout(call: Call, shape: tuple[int, ...]) -> Layout:

@@ -1,24 +1,24 @@
 """`Plan`: what a change to a model does to each layer, what it leaves alone, and why."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
 from bnkit.dataflow import duplicate
+from bnkit.surgery.promise import Proof
 from bnkit.tables import text_table
-
-
-class SurgeryError(ValueError):
-    """A change to a model is impossible, or did not keep its promise; the message says where."""
 
 
 @dataclass(frozen=True)
 class Edit:
     """One layer's change: `layer` is its path in `named_modules`, `kind` the name of its class.
 
-    `change` is called with the layer of the copy, and changes it in place.
+    `change` is called with the copy of the model, and changes it in place. `structure` says in
+    plain data what it does to the model's structure, whatever the values: the name of an
+    "operation" and its options, by which a checkpoint of the changed model is loaded again.
     """
 
     layer: str
@@ -26,6 +26,7 @@ class Edit:
     action: str
     why: str
     change: Callable[[nn.Module], None] = field(repr=False, compare=False)
+    structure: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -39,29 +40,67 @@ class LeftAlone:
 
 @dataclass(frozen=True)
 class Plan:
-    """The edits of a change, one a layer, and the layers left alone; prints as a table."""
+    """The edits of a change and the layers left alone; prints as a table.
+
+    `proof` says how far the changed model is from the original, where the change promises to keep
+    the function.
+    """
 
     edits: tuple[Edit, ...]
     left_alone: tuple[LeftAlone, ...]
+    proof: Proof | None = None
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Return a deep copy of `model` with the edits made; `model` stays as it is."""
         changed = duplicate(model)
         with torch.inference_mode(mode=False):  # what is made in it could not be trained
             for edit in self.edits:
-                edit.change(changed.get_submodule(edit.layer))
+                edit.change(changed)
         return changed
 
-    def to_json(self) -> dict[str, list[dict[str, str]]]:
+    def to_json(self) -> dict[str, Any]:
         """Return the edits and the layers left alone as plain dictionaries."""
         edits = [
-            {"layer": e.layer, "kind": e.kind, "change": e.action, "why": e.why} for e in self.edits
+            {
+                "layer": e.layer,
+                "kind": e.kind,
+                "change": e.action,
+                "why": e.why,
+                "structure": dict(e.structure),
+            }
+            for e in self.edits
         ]
-        return {"edits": edits, "left_alone": [asdict(left) for left in self.left_alone]}
+        proof = {} if self.proof is None else {"proof": asdict(self.proof)}
+        return {"edits": edits, "left_alone": [asdict(left) for left in self.left_alone], **proof}
 
     def __str__(self) -> str:
         edits = [(e.layer or "(the model)", e.kind, e.action, e.why) for e in self.edits]
         rest = [(r.layer or "(the model)", r.kind, "left alone", r.why) for r in self.left_alone]
         if not edits and not rest:
             return "Nothing to change: the model has no layer of the kinds in question."
-        return text_table(["layer", "kind", "change", "why"], [*edits, *rest])
+        table = text_table(["layer", "kind", "change", "why"], [*edits, *rest])
+        return table if self.proof is None else f"{table}\n{self.proof}"
+
+
+def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put `module` at every place of `model` that holds the module at `path` now.
+
+    It takes over the training mode. Raises ValueError for the path "", which is the model itself.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    >>> replace_module(model, "1", nn.Identity())
+    >>> model[1]
+    Identity()
+    """
+    if not path:
+        raise ValueError("the model itself cannot be replaced: only layers inside of it can")
+    replaced = model.get_submodule(path)
+    module.train(replaced.training)
+    holders = [
+        (holder, name)
+        for holder in model.modules()
+        for name, child in holder._modules.items()  # noqa: SLF001  named_children skips repeats
+        if child is replaced
+    ]
+    for holder, name in holders:
+        setattr(holder, name, module)
