@@ -1,10 +1,16 @@
 """`batch_norm`: the function behind the layers, torch's own with an activation and a residual."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bnkit.kernels.activations import find_activation
+from bnkit.kernels.autograd import batch_norm_forward, batch_norm_inference
+from bnkit.kernels.choice import choose_kernel
+
+_Pair = tuple[Tensor | None, Tensor | None]
 
 
 def batch_norm(
@@ -42,23 +48,52 @@ def batch_norm(
         _check_residual(input, residual)
     if training and is_recomputing():  # what it changes is not kept, but it saves as before
         running_mean, running_var = _copy(running_mean), _copy(running_var)
+    running, affine = (running_mean, running_var), (weight, bias)
+    kernel = choose_kernel(input).kernel
+    if kernel == "torch":
+        y = _normalise(input, running, affine, training, momentum, eps)
+        y = y if residual is None else y + residual
+        return y if activation is None else find_activation(activation).function(y)
+    _check_channels(input, running_mean, running_var, weight, bias)
+    if training:
+        return _train(input, running, (*affine, residual, eps, activation, kernel), momentum)
+    if running_mean is None or running_var is None:
+        raise ValueError(
+            "`running_mean` and `running_var` are needed to normalise by with training=False: "
+            "pass both, or training=True to normalise by the mini-batch"
+        )
+    return batch_norm_inference(input, *running, *affine, residual, eps, activation, kernel)
+
+
+def _normalise(
+    input: Tensor, running: _Pair, affine: _Pair, training: bool, momentum: float, eps: float
+) -> Tensor:
     try:
-        y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        return F.batch_norm(input, *running, *affine, training, momentum, eps)
     except ValueError:
         if training:
             _refuse_one_value_per_channel(input)
         raise
-    if residual is not None:
-        y = y + residual
-    return y if activation is None else find_activation(activation).function(y)
+
+
+def _train(input: Tensor, running: _Pair, arguments: tuple[Any, ...], momentum: float) -> Tensor:
+    _refuse_one_value_per_channel(input)
+    y, mean, variance = batch_norm_forward(input, *arguments)
+    count = input.numel() // input.shape[1]
+    update_running_statistics(*running, mean, variance * (count / (count - 1)), momentum)
+    return y
 
 
 def update_running_statistics(
-    running_mean: Tensor, running_var: Tensor, mean: Tensor, variance: Tensor, momentum: float
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    momentum: float,
 ) -> None:
     """Replace the share `momentum` of the running statistics by `mean` and unbiased `variance`.
 
-    All are (C,); the running statistics change in place, and no gradient passes.
+    All are (C,); the running statistics, if there are any, change in place. No gradient passes.
 
     >>> running_mean, running_var = torch.zeros(1), torch.ones(1)
     >>> update_running_statistics(running_mean, running_var, torch.ones(1), torch.zeros(1), 0.1)
@@ -66,8 +101,9 @@ def update_running_statistics(
     (tensor([0.1000]), tensor([0.9000]))
     """
     with torch.no_grad():
-        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-        running_var.lerp_(variance.to(running_var.dtype), momentum)
+        for running, value in ((running_mean, mean), (running_var, variance)):
+            if running is not None:
+                running.mul_(1 - momentum).add_(value.to(running.dtype), alpha=momentum)
 
 
 def is_recomputing() -> bool:
@@ -95,6 +131,22 @@ def _check_residual(input: Tensor, residual: Tensor) -> None:
             f"`residual` is {residual.dtype} and `input` is {input.dtype}: convert one of them, "
             f"as in residual.to(input.dtype)"
         )
+    if residual.device != input.device:
+        raise ValueError(
+            f"`residual` is on {residual.device} and `input` on {input.device}: move one of them"
+        )
+
+
+def _check_channels(input: Tensor, *values: Tensor | None) -> None:
+    """Check what torch's own would check: the kernels read memory without looking."""
+    names = ("running_mean", "running_var", "weight", "bias")
+    for name, value in zip(names, values, strict=True):
+        if value is not None and (value.shape != input.shape[1:2] or value.device != input.device):
+            raise ValueError(
+                f"`{name}` of shape {tuple(value.shape)} on {value.device} does not fit `input` "
+                f"of shape {tuple(input.shape)} on {input.device}: it needs one value for each of "
+                f"the {input.shape[1]} channels, on the same device"
+            )
 
 
 def _refuse_one_value_per_channel(input: Tensor) -> None:

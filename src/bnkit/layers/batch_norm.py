@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.functional import batch_norm, is_recomputing, update_running_statistics
 from bnkit.kernels.activations import find_activation
+from bnkit.kernels.choice import is_traced, is_transformed
 
 
 class ActivatedBatchNorm(_BatchNorm):
@@ -163,7 +164,7 @@ class ActivatedBatchNorm(_BatchNorm):
 def _are_finite(mean: Tensor, variance: Tensor) -> Tensor | Literal[True]:
     """Return whether all values are finite: True, or a tensor that says it."""
     # One operation for what is nearly always so, on the CPU, where reading its result is free.
-    plain = type(mean) is Tensor and mean.is_cpu and not torch.compiler.is_compiling()
+    plain = mean.is_cpu and not is_traced(mean) and not is_transformed()
     if plain and math.isfinite(torch.dot(mean, variance)):
         return True
     return torch.isfinite(mean).logical_and(torch.isfinite(variance)).all()

@@ -1,0 +1,60 @@
+"""The gradients of the gradients: the specification differentiated twice, by torch itself."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bnkit.kernels.activations import find_activation
+
+
+def gradients_of_backward(
+    cotangents: Sequence[Tensor],
+    dy: Tensor,
+    terms: Sequence[Tensor | None],
+    given: tuple[Tensor, Tensor] | None,
+    *,
+    eps: float,
+    activation: str | None,
+) -> list[Tensor | None]:
+    """Return the gradients of dy and of the terms, given those of `batch_norm_backward`'s results.
+
+    The terms are x, weight, bias and residual, of which all but x may be None. `given` are the
+    statistics of an inference pass; those of a training pass are no inputs, but a function of x.
+    """
+    present = [term is not None for term in terms]
+
+    def y(*values: Tensor) -> Tensor:
+        return _specification(_spread(values, present), given, eps, activation)
+
+    def gradients(dy: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+        return torch.func.vjp(y, *values)[1](dy)  # type: ignore[no-any-return]
+
+    pull = torch.func.vjp(gradients, dy, *(t for t in terms if t is not None))[1]
+    pairs = zip(cotangents, terms, strict=True)
+    # A result that is empty by convention has no cotangent of the term's shape.
+    wanted = [g if g.shape == t.shape else torch.zeros_like(t) for g, t in pairs if t is not None]
+    d_dy, *found = pull(tuple(wanted))
+    return [d_dy, *_spread(found, present)]
+
+
+def _spread(values: Sequence[Tensor], present: Sequence[bool]) -> list[Tensor | None]:
+    """Return the values at the places where something is, None at the others."""
+    rest = iter(values)
+    return [next(rest) if here else None for here in present]
+
+
+def _specification(
+    terms: Sequence[Tensor | None],
+    given: tuple[Tensor, Tensor] | None,
+    eps: float,
+    activation: str | None,
+) -> Tensor:
+    x, weight, bias, residual = terms
+    assert x is not None
+    mean, variance = given or (None, None)
+    if weight is None and bias is not None:  # torch cannot differentiate that twice
+        weight = torch.ones_like(bias)
+    z = F.batch_norm(x, mean, variance, weight, bias, given is None, 0.0, eps)
+    return find_activation(activation).function(z if residual is None else z + residual)
