@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnkit.moments import Moments
-from cases import CASES, Case, seeded
+from cases import CASES, Case, as_it_is, channels_last, every_second_value, seeded
 
 
 def over_all_but_channels(x):
@@ -102,3 +102,43 @@ def test_moments_of_different_channels_are_not_pooled():
     # Broadcasting would make three channels of them without a word.
     with pytest.raises(ValueError, match=r"moments of 1 and of 3 channels cannot be pooled"):
         Moments.of(torch.randn(4, 1)) + Moments.of(torch.randn(4, 3))
+
+
+# Large arrays are read in tiles
+
+
+def shuffled_axes(x):
+    return x.movedim(0, -1).contiguous().movedim(-1, 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "arrange"),
+    [
+        ((5, 40, 60, 61), as_it_is),
+        ((5, 40, 60, 61), channels_last),
+        ((5, 40, 60, 61), shuffled_axes),
+        ((5, 40, 60, 61), every_second_value),
+        ((1, 3, 500, 501), as_it_is),
+        ((30_011, 20), as_it_is),
+        ((30_011, 20), shuffled_axes),
+        ((9_001, 20, 3), as_it_is),
+        ((3, 150_000), as_it_is),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shift", [0.0, 1e4])
+def test_moments_of_large_arrays_are_exact_in_every_layout(shape, arrange, shift):
+    x = arrange(torch.randn(shape, generator=seeded(0)) + shift)
+    channels, moments = over_all_but_channels(x), Moments.of(x)
+    assert moments.count == channels.shape[1]
+    torch.testing.assert_close(moments.mean, channels.mean(1), rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(
+        moments.variance, channels.var(1, correction=0), rtol=1e-11, atol=1e-12
+    )
+
+
+def test_no_value_of_a_large_array_is_changed():
+    x = torch.randn(3, 40, 60, 60, dtype=torch.float64)
+    before = x.clone()
+    Moments.of(x)
+    assert torch.equal(x, before)

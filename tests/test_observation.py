@@ -12,6 +12,7 @@ from bnkit.observation import (
     normalising_by_batch_statistics,
     observing_inputs,
     preserved_random_state,
+    seeing_inputs,
     watching,
 )
 
@@ -68,6 +69,7 @@ BORROWING = {
     "normalising by batch statistics": normalising_by_batch_statistics,
     "watching": lambda model: watching(model, before=ignore, after=ignore),
     "observing inputs": lambda model: observing_inputs(model, {"": model}),
+    "seeing inputs": lambda model: seeing_inputs(model, {"": model}, ignore),
 }
 
 
@@ -342,3 +344,28 @@ def test_random_generators_of_cuda_go_on_too():
     with preserved_random_state():
         torch.rand(5, device="cuda")
     assert torch.equal(torch.rand(1, device="cuda"), expected)
+
+
+# seeing_inputs
+
+
+def test_each_input_is_seen_before_the_layer_runs_with_what_is_written_into_it():
+    model, x, seen = Unbranched().eval(), torch.randn(4, 2), []
+
+    def see(name, layer, values):
+        seen.append((name, values))
+        layer.running_mean.fill_(len(seen))
+
+    with seeing_inputs(model, {"norm": model.norm}, see):
+        y = model(x)
+    ((name, values),) = seen
+    assert name == "norm"
+    assert torch.equal(values, model.first(model.first(x)))
+    torch.testing.assert_close(y, (values - 1).relu() / (1 + model.norm.eps) ** 0.5)
+
+
+def test_layers_of_another_model_cannot_be_seen():
+    model, other = network(), network()
+    message = r"layer '1' \(BatchNorm1d\) is not in the model.*take the layers from the model"
+    with pytest.raises(ValueError, match=message), seeing_inputs(model, {"1": other[1]}, ignore):
+        pass

@@ -45,7 +45,7 @@ def batch_norm(
     """
     find_activation(activation)
     if residual is not None:
-        _check_residual(input, residual)
+        check_residual(input, residual)
     if training and is_recomputing():  # what it changes is not kept, but it saves as before
         running_mean, running_var = _copy(running_mean), _copy(running_var)
     running, affine = (running_mean, running_var), (weight, bias)
@@ -120,7 +120,8 @@ def _copy(values: Tensor | None) -> Tensor | None:
     return None if values is None else values.clone()
 
 
-def _check_residual(input: Tensor, residual: Tensor) -> None:
+def check_residual(input: Tensor, residual: Tensor) -> None:
+    """Raise ValueError for a residual of another shape, dtype or device than the input's."""
     if residual.shape != input.shape:
         raise ValueError(
             f"`residual` has shape {tuple(residual.shape)} and `input` {tuple(input.shape)}: "

@@ -36,9 +36,14 @@ class Moments:
         >>> Moments.of(torch.arange(6.0).reshape(2, 3)).mean
         tensor([1.5000, 2.5000, 3.5000], dtype=torch.float64)
         """
-        channels = _channels_first(values, channel_axis)
-        mean = channels.mean(1)
-        return cls(channels.shape[1], mean, (channels - mean[:, None]).square().sum(1))
+        _check(values, channel_axis)
+        counts, means, deviations = _groups(values.detach().movedim(channel_axis, 1))
+        if len(counts) == 1:
+            return cls(counts[0], means[0], deviations[0])
+        count, counted = sum(counts), means.new_tensor(counts)[:, None]  # (groups, 1)
+        mean = means[0] + (counted * (means - means[0])).sum(0) / count
+        between = counted * (means - mean).square()
+        return cls(count, mean, (deviations + between).sum(0))
 
     def __add__(self, other: "Moments") -> "Moments":
         if self.mean.shape != other.mean.shape:
@@ -73,16 +78,49 @@ class Moments:
         return self.deviations / (self.count - 1)
 
 
-def _channels_first(values: Tensor, channel_axis: int) -> Tensor:
-    if not -values.dim() <= channel_axis < values.dim():
+def _check(values: Tensor, channel_axis: int) -> None:
+    least = max(channel_axis + 1, -channel_axis, 2)
+    if values.dim() < least:
         raise ValueError(
-            f"`values` of shape {tuple(values.shape)} has no axis {channel_axis} for its channels: "
-            f"pass at least {max(channel_axis + 1, -channel_axis)} dimensions, or `channel_axis=`"
+            f"`values` of shape {tuple(values.shape)} has no axis {channel_axis} for its channels "
+            f"beside those for their values: pass at least {least} dimensions, or `channel_axis=`"
         )
-    channels = values.detach().movedim(channel_axis, 0).flatten(1)  # (C, everything else)
-    if not channels.shape[1]:
+    if not values.numel():
         raise ValueError(f"`values` of shape {tuple(values.shape)} is empty: it has no moments")
-    return channels.to(dtype_of_sums(values))
+
+
+# Values that are converted to float64 together. What they become stays in the cache of a CPU's
+# core, which takes a quarter of the time of whole arrays; on GPUs fewer launches count for more.
+_TILE = {"cpu": 2**16}
+_TILE_ELSEWHERE = 2**25
+_SHORT = 8  # planes of fewer values are no work for one sum
+
+
+def _groups(values: Tensor) -> tuple[list[int], Tensor, Tensor]:
+    """Return the counts, means and deviations of groups of `values` (N, C, ...).
+
+    The groups are the planes of the samples, or rows of channels where these lie side by side in
+    memory; means and deviations are (groups, C).
+    """
+    size, channels = _TILE.get(values.device.type, _TILE_ELSEWHERE), values.shape[1]
+    length = values[0, 0].numel()
+    if values.stride(1) == 1 or length < _SHORT:
+        rows = torch.split(values.movedim(1, -1).reshape(-1, channels), max(1, size // channels))
+        means, deviations = zip(*(_mean_and_deviations(tile, axis=0) for tile in rows), strict=True)
+        return [len(tile) for tile in rows], torch.stack(means), torch.stack(deviations)
+    planes = torch.split(values.flatten(2).flatten(0, 1), max(1, size // length))
+    means, deviations = zip(*(_mean_and_deviations(tile, axis=1) for tile in planes), strict=True)
+    shape = (-1, channels)
+    return [length] * len(values), torch.cat(means).view(shape), torch.cat(deviations).view(shape)
+
+
+def _mean_and_deviations(tile: Tensor, *, axis: int) -> tuple[Tensor, Tensor]:
+    wide = tile.to(dtype_of_sums(tile), copy=True)
+    mean = wide.mean(axis, keepdim=True)
+    wide -= mean
+    if axis:  # fast along what lies side by side in memory, slow across it
+        return mean.squeeze(1), torch.linalg.vector_norm(wide, dim=1).square_()
+    return mean.squeeze(0), wide.square_().sum(0)
 
 
 def dtype_of_sums(values: Tensor) -> torch.dtype:

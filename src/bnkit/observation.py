@@ -18,6 +18,7 @@ from bnkit.moments import Moments
 
 Before = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any]], object]
 After = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any], Any], object]
+See = Callable[[str, nn.Module, Tensor], object]
 
 
 @contextmanager
@@ -114,20 +115,13 @@ def observing_inputs(
     >>> seen["1"].count, seen["1"].mean.item()
     (4, 3.0)
     """
-    members = set(model.modules())
-    for name, layer in layers.items():
-        if layer not in members:
-            raise ValueError(
-                f"layer {name!r} ({type(layer).__name__}) is not in the model, so it would never "
-                f"be seen: take the layers from the model that runs, not from a copy"
-            )
     seen: dict[str, Moments] = {}
 
-    def pool(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        moments = Moments.of(_first_argument(name, layer, args, kwargs))
+    def pool(name: str, _layer: nn.Module, values: Tensor) -> None:
+        moments = Moments.of(values)
         seen[name] = seen[name] + moments if name in seen else moments
 
-    with _hooks(layers.items(), before=pool):
+    with seeing_inputs(model, layers, pool):
         yield seen
 
 
@@ -202,3 +196,30 @@ def _first_argument(
             f"{type(value).__name__}: only inputs that are tensors have moments"
         )
     return value
+
+
+@contextmanager
+def seeing_inputs(model: nn.Module, layers: Mapping[str, nn.Module], see: See) -> Iterator[None]:
+    """Call `see(name, layer, input)` with the first argument of each layer before it runs.
+
+    What `see` writes into the layer is what the layer runs with. Raises ValueError for a layer that
+    is not in `model`, and TypeError, while the model runs, for an input that is no tensor.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    >>> with seeing_inputs(model, {"1": model[1]}, lambda name, _, x: print(name, x.shape)):
+    ...     _ = model(torch.zeros(1, 2))
+    1 torch.Size([1, 3])
+    """
+    members = set(model.modules())
+    for name, layer in layers.items():
+        if layer not in members:
+            raise ValueError(
+                f"layer {name!r} ({type(layer).__name__}) is not in the model, so it would never "
+                f"be seen: take the layers from the model that runs, not from a copy"
+            )
+
+    def before(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        see(name, layer, _first_argument(name, layer, args, kwargs))
+
+    with _hooks(layers.items(), before=before):
+        yield

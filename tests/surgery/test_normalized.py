@@ -15,6 +15,7 @@ from bnkit.surgery.normalized import (
     NormalizedOutput,
     normalized_class,
     own_batch_norm,
+    own_batch_norm_at,
 )
 
 RANKS = {nn.Conv1d: (3, BatchNorm1d), nn.Conv2d: (4, BatchNorm2d), nn.Conv3d: (5, BatchNorm3d)}
@@ -180,3 +181,51 @@ def test_a_layer_prints_with_its_batch_norm():
     text = repr(owning(nn.Conv2d(2, 3, 1), 3))
     assert text.startswith("NormalizedConv2d(\n  2, 3, kernel_size=(1, 1)")
     assert "(batchnorm): BatchNorm2d(3," in text
+
+
+# By the path of a layer
+
+
+def body():
+    return nn.ModuleDict({"conv": nn.Conv2d(2, 3, 1), "act": nn.ReLU()})
+
+
+MAPS = {"features": 3, "axis": 1, "rank": 4, "momentum": 0.5, "eps": 0.1}
+
+
+def test_plain_data_say_which_layer_of_a_model_owns_what():
+    model, x = body(), torch.randn(4, 2, 5, 5)
+    expected = nn.BatchNorm2d(3, momentum=0.5, eps=0.1)(model["conv"](x))
+    own_batch_norm_at(model, "conv", side="output", **MAPS)
+    torch.testing.assert_close(model["conv"](x), expected)
+    assert model["conv"].bias is not None
+    assert model["conv"].batchnorm_layout == Layout("conv", 3, 1, 4)
+
+
+def test_a_bias_that_is_redundant_can_be_dropped():
+    model, x = body(), torch.randn(4, 2, 5, 5)
+    expected = nn.BatchNorm2d(3, momentum=0.5, eps=0.1)(model["conv"](x))
+    own_batch_norm_at(model, "conv", side="output", **MAPS, drop_bias=True)
+    torch.testing.assert_close(model["conv"](x), expected)
+    assert model["conv"].bias is None
+
+
+def test_the_side_is_that_of_the_input_or_the_output():
+    model, x = body(), torch.randn(4, 2, 5, 5)
+    expected = model["conv"](nn.BatchNorm2d(2, momentum=0.5, eps=0.1)(x))
+    own_batch_norm_at(model, "conv", side="input", **{**MAPS, "features": 2})
+    torch.testing.assert_close(model["conv"](x), expected)
+
+
+def test_an_activation_has_its_batch_norm_like_another_layer():
+    model = body().double()
+    own_batch_norm_at(model, "act", side="output", **MAPS, like="conv")
+    assert model["act"].batchnorm.running_mean.dtype is torch.float64
+
+
+def test_a_layer_owns_one_batch_norm_only():
+    model = body()
+    own_batch_norm_at(model, "conv", side="output", **MAPS)
+    message = r"^layer 'conv' \(NormalizedConv2d\) has a `batchnorm` already$"
+    with pytest.raises(ValueError, match=message):
+        own_batch_norm_at(model, "conv", side="input", **MAPS)

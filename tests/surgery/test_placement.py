@@ -197,3 +197,42 @@ def test_where_the_features_of_an_activation_lie(model, example, expected):
     layout = twin.act.batchnorm_layout
     assert (layout.axis, layout.rank, layout.features) == expected
     assert layout.path == "act"
+
+
+STRUCTURES = {
+    "before": (
+        conv(4, 6),
+        "before_activation",
+        {"layer": "first", "side": "output", "features": 6, "drop_bias": True},
+    ),
+    "before, without a bias": (
+        conv(4, 6, bias=False),
+        "before_activation",
+        {"layer": "first", "side": "output", "features": 6, "drop_bias": False},
+    ),
+    "before, in a layer that keeps its bias": (
+        Convolved(4, 6, 1),
+        "before_activation",
+        {"layer": "first", "side": "output", "features": 6, "drop_bias": False},
+    ),
+    "after": (
+        conv(4, 6),
+        "after_activation",
+        {"layer": "act", "side": "output", "features": 6, "like": "first"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("first", "placement", "expected"), STRUCTURES.values(), ids=STRUCTURES)
+def test_an_edit_says_in_plain_data_what_it_does_to_the_structure(first, placement, expected):
+    (edit,) = planned(Chain(lambda self, y: self.act(y), first, conv(6, 2)), None, placement).edits
+    always = {"operation": "own_batch_norm", "axis": 1, "rank": 4, "momentum": 0.1, "eps": 1e-5}
+    assert edit.structure == always | expected
+
+
+def test_an_edit_of_an_input_says_so():
+    (edit,) = planned(Chain(lambda _, y: y.mean((2, 3)).relu(), last=dense(4, 2))).edits
+    layout = {"side": "input", "features": 4, "axis": -1, "rank": None}
+    options = {"momentum": 0.1, "eps": 1e-5}
+    named = {"operation": "own_batch_norm", "layer": "last"}
+    assert edit.structure == named | layout | options

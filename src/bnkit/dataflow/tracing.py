@@ -57,11 +57,16 @@ def trace(model: nn.Module, example: Any) -> Dataflow:
 
 def observe(model: nn.Module, example: Any) -> Dataflow:
     """Return the dataflow of `model` itself, run as `trace` runs its copy."""
+    with evaluating(model):
+        return observe_in_its_mode(model, example)
+
+
+def observe_in_its_mode(model: nn.Module, example: Any) -> Dataflow:
+    """Return the dataflow of `model` itself in the mode that it is in, which may change it."""
     with (
         torch.inference_mode(mode=False),  # in it torch would not count the writes into a tensor
         torch.no_grad(),
         preserved_random_state(),
-        evaluating(model),
         _eagerly(),
     ):
         args, kwargs = replace_tensors(as_call(example), _copied)

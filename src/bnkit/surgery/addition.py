@@ -1,6 +1,5 @@
 """`add`: the twin of a network with batch norm in the places where it belongs."""
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar, get_args
 
@@ -12,7 +11,6 @@ from bnkit.surgery.eligibility import (
     objection_to_place,
     objections_to_layers,
 )
-from bnkit.surgery.normalized import own_batch_norm
 from bnkit.surgery.placement import after_activation, before_activation
 from bnkit.surgery.plan import Edit, LeftAlone, Plan
 from bnkit.surgery.promise import SurgeryError
@@ -58,7 +56,7 @@ def add(
         model, example, where=where, placement=placement, momentum=momentum, eps=eps
     )
     if not plan.edits:
-        raise SurgeryError(_nothing_to_normalise(model, plan, where))
+        raise SurgeryError(nothing_to_normalise(model, plan, where))
     twin = plan.apply(model)
     _check_that_it_runs(twin, example)
     return twin
@@ -87,13 +85,13 @@ def plan_addition(
         raise ValueError(f"`placement` is {placement!r}: choose from {get_args(Placement)}")
     subject = duplicate(model)
     flow = observe(subject, example)
-    own = functools.partial(own_batch_norm, momentum=momentum, eps=eps)
+    options = {"momentum": momentum, "eps": eps}
     objections = objections_to_layers(subject, flow)
     chosen, left_alone = _choose(model, flow, objections, where)
     if placement == "before_activation":
-        edits = [before_activation(flow, call, stretch, own) for call, stretch in chosen]
+        edits = [before_activation(flow, call, stretch, options) for call, stretch in chosen]
     else:
-        edits, refused = after_activation(flow, chosen, objections, own)
+        edits, refused = after_activation(flow, chosen, objections, options)
         left_alone += refused
     changed = {edit.layer for edit in edits}
     rest = [left for left in left_alone if left.layer not in changed]  # a layer has one row
@@ -132,7 +130,8 @@ def _in_order_of(model: nn.Module, rows: Iterable[Row]) -> tuple[Row, ...]:
     return tuple(sorted(rows, key=lambda row: order.get(row.layer, len(order))))
 
 
-def _nothing_to_normalise(model: nn.Module, plan: Plan, where: Where | None) -> str:
+def nothing_to_normalise(model: nn.Module, plan: Plan, where: Where | None) -> str:
+    """Return the message for a plan without edits: what the model holds, or why it stays so."""
     problem = f"nothing {'that `where` chose' if where else 'in this model'} can be normalised"
     if not plan.left_alone:
         kinds = {type(m).__name__ for m in model.modules() if next(m.children(), None) is None}

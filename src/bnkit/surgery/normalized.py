@@ -6,12 +6,14 @@ rewritten: `Conv2d` becomes a `Conv2d` that passes its own output (or input) thr
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from bnkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+
+Side = Literal["output", "input"]
 
 _BATCH_NORMS = {2: BatchNorm1d, 3: BatchNorm1d, 4: BatchNorm2d, 5: BatchNorm3d}
 
@@ -89,6 +91,52 @@ def own_batch_norm(
     layer.__class__ = normalized_class(place, type(layer))
     object.__setattr__(layer, "batchnorm_layout", layout)
     layer.batchnorm = batch_norm.train(layer.training)
+
+
+def own_batch_norm_at(
+    model: nn.Module,
+    layer: str,
+    *,
+    side: Side,
+    features: int,
+    axis: int,
+    rank: int | None,
+    momentum: float | None,
+    eps: float,
+    drop_bias: bool = False,
+    like: str | None = None,
+) -> None:
+    """Make the layer of `model` at this path own a new batch norm, on its `side`, in place.
+
+    The operation "own_batch_norm" of plans, in plain data: `features`, `axis` and `rank` are those
+    of `Layout`, `like` is the path of the layer by whose parameters the batch norm is made (by
+    default its own), `drop_bias` takes the layer's own bias away. Raises ValueError for another
+    side and for a layer that has a `batchnorm` already.
+
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    >>> layout = {"features": 3, "axis": -1, "rank": None}
+    >>> own_batch_norm_at(model, "1", side="output", **layout, momentum=0.1, eps=1e-5, like="0")
+    >>> model[1].batchnorm.num_features
+    3
+    """
+    owner = model.get_submodule(layer)
+    if side not in _PLACES:
+        raise ValueError(f"`side` is {side!r}: choose from {tuple(_PLACES)}")
+    if hasattr(owner, "batchnorm"):
+        raise ValueError(f"layer '{layer}' ({type(owner).__name__}) has a `batchnorm` already")
+    own_batch_norm(
+        owner,
+        Layout(layer, features, axis, rank),
+        place=_PLACES[side],
+        momentum=momentum,
+        eps=eps,
+        like=None if like is None else next(model.get_submodule(like).parameters()),
+    )
+    if drop_bias:
+        owner.register_parameter("bias", None)
+
+
+_PLACES: dict[str, type[Normalized]] = {"output": NormalizedOutput, "input": NormalizedInput}
 
 
 def normalized_class(place: type[Normalized], original: type[nn.Module]) -> type[nn.Module]:

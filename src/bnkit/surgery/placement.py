@@ -1,6 +1,7 @@
 """Where a batch norm goes: on a layer's output, its activation's, or the next layer's input."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -12,14 +13,14 @@ from bnkit.surgery.eligibility import (
     objection_to_class,
     objection_to_shape,
 )
-from bnkit.surgery.normalized import Layout, NormalizedInput, NormalizedOutput
+from bnkit.surgery.normalized import own_batch_norm_at
 from bnkit.surgery.plan import Edit, LeftAlone
 from bnkit.surgery.stretch import Stretch, next_weights
 
-Own = Callable[..., None]  # own_batch_norm with the momentum and eps of the whole change
+Options = Mapping[str, Any]  # momentum and eps, the same for the whole change
 
 
-def before_activation(flow: Dataflow, call: Call, stretch: Stretch, own: Own) -> Edit:
+def before_activation(flow: Dataflow, call: Call, stretch: Stretch, options: Options) -> Edit:
     """Return the edit by which the layer of `call` normalises its output and loses its bias.
 
     A layer whose class has a forward of its own keeps the bias, which need not be redundant there.
@@ -27,16 +28,11 @@ def before_activation(flow: Dataflow, call: Call, stretch: Stretch, own: Own) ->
     layout = _layout(call, flow.shapes[call.outputs[0]])
     biased = getattr(call.module, "bias", None) is not None
     redundant = _has_forward_of_torch(call.module)
-
-    def change(model: nn.Module) -> None:
-        layer = model.get_submodule(call.name)
-        own(layer, layout, place=NormalizedOutput)
-        if redundant:
-            layer.register_parameter("bias", None)
-
     bias = f", {'drop' if redundant else 'keep'} bias" if biased else ""
-    action = f"normalise {layout.features} features{bias}"
-    return Edit(call.name, call.kind, action, f"{stretch.activations[0]} follows", change)
+    action = f"normalise {layout['features']} features{bias}"
+    why = f"{stretch.activations[0]} follows"
+    drop = {"drop_bias": biased and redundant}
+    return _edit(call, action, why, side="output", **layout, **options, **drop)
 
 
 def _has_forward_of_torch(layer: nn.Module | None) -> bool:
@@ -51,7 +47,7 @@ def after_activation(
     flow: Dataflow,
     chosen: list[tuple[Call, Stretch]],
     objections: Mapping[str, str | None],
-    own: Own,
+    options: Options,
 ) -> tuple[list[Edit], list[LeftAlone]]:
     """Return the edits that normalise what the activations after `chosen` make, and the rest.
 
@@ -60,7 +56,7 @@ def after_activation(
     edits: dict[str, Edit] = {}
     refused = []
     for call, stretch in chosen:
-        found = [_after(flow, (call, a), stretch, objections, own) for a in stretch.activations]
+        found = [_after(flow, (call, a), stretch, objections, options) for a in stretch.activations]
         reasons = [reason for reason in found if isinstance(reason, str)]
         if reasons:
             refused.append(LeftAlone(call.name, call.kind, reasons[0]))
@@ -74,13 +70,13 @@ def _after(
     pair: tuple[Call, Call],
     stretch: Stretch,
     objections: Mapping[str, str | None],
-    own: Own,
+    options: Options,
 ) -> Edit | str:
     """Return the edit for one (layer, activation), or why there is none."""
     call, activation = pair
     uses = 0 if activation.module is None else len(flow.calls_of(activation.name))
     if uses == 1:
-        return _own_output(flow, call, activation, stretch, own)
+        return _own_output(flow, call, activation, stretch, options)
     shared = f"{activation} is {f'called {uses} times' if uses else 'no module'}"
     layer = next_weights(flow, activation)
     if layer is None:
@@ -92,13 +88,13 @@ def _after(
     if objection is not None:
         return f"{shared}, and {layer} stays as it is: {objection}"
     layout = _layout(layer, shape)
-    change = _change(layer.name, own, layout=layout, place=NormalizedInput)
-    action = f"normalise its input, {layout.features} features"
-    return Edit(layer.name, layer.kind, action, f"it reads {activation} of {call}", change)
+    action = f"normalise its input, {layout['features']} features"
+    why = f"it reads {activation} of {call}"
+    return _edit(layer, action, why, side="input", **layout, **options)
 
 
 def _own_output(
-    flow: Dataflow, call: Call, activation: Call, stretch: Stretch, own: Own
+    flow: Dataflow, call: Call, activation: Call, stretch: Stretch, options: Options
 ) -> Edit | str:
     assert call.module is not None
     assert activation.module is not None
@@ -110,20 +106,25 @@ def _own_output(
     if len(shape) != 2 and not (same_rank and stretch.keeps_axes[activation.index]):
         return f"axes move between it and {activation}: which of them holds the features is unsure"
     axis = 1 if len(shape) == 2 else _axis(call)
-    layout = Layout(activation.name, shape[axis], axis, rank=len(shape) if axis == 1 else None)
-    like = next(call.module.parameters()).new_empty(0)  # an activation may have no parameters
-    change = _change(activation.name, own, layout=layout, place=NormalizedOutput, like=like)
-    action = f"normalise {layout.features} features"
-    return Edit(activation.name, activation.kind, action, f"it follows {call}", change)
+    layout = _at_axis(shape, axis, len(shape) if axis == 1 else None)
+    like = {"like": call.name}  # an activation may have no parameters
+    action = f"normalise {layout['features']} features"
+    why = f"it follows {call}"
+    return _edit(activation, action, why, side="output", **layout, **options, **like)
 
 
-def _change(path: str, own: Own, **options: Any) -> Callable[[nn.Module], None]:
-    return lambda model: own(model.get_submodule(path), **options)
+def _edit(call: Call, action: str, why: str, **options: Any) -> Edit:
+    change = functools.partial(own_batch_norm_at, layer=call.name, **options)
+    structure = {"operation": "own_batch_norm", "layer": call.name, **options}
+    return Edit(call.name, call.kind, action, why, change, structure)
 
 
-def _layout(call: Call, shape: tuple[int, ...]) -> Layout:
-    axis = _axis(call)
-    return Layout(call.name, shape[axis], axis, WEIGHT_LAYERS[layer_kind(call.module)])
+def _layout(call: Call, shape: tuple[int, ...]) -> dict[str, Any]:
+    return _at_axis(shape, _axis(call), WEIGHT_LAYERS[layer_kind(call.module)])
+
+
+def _at_axis(shape: tuple[int, ...], axis: int, rank: int | None) -> dict[str, Any]:
+    return {"features": shape[axis], "axis": axis, "rank": rank}
 
 
 def _axis(call: Call) -> int:

@@ -1,0 +1,170 @@
+"""Mini-batches as loaders give them, turned into calls of a model.
+
+This is the grammar of `batches` in every public function: `calls_of` says what each form means.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+Inputs = Callable[[Any], Call]
+
+LABELS = frozenset({"label", "labels", "target", "targets"})
+_OTHERWISE = "or say by `inputs=` which (args, kwargs) it stands for"
+
+
+class NoBatchesError(ValueError):
+    """`batches` gave no mini-batch: it is empty, or an iterator that is used up."""
+
+
+def calls_of(model: nn.Module, batches: Any, *, inputs: Inputs | None = None) -> Iterator[Call]:
+    """Yield each mini-batch as the positional and keyword arguments of the model's call.
+
+    `batches` is any iterable of mini-batches; a tensor or a dict is one mini-batch itself. A
+    mini-batch is a tensor (the one argument), a dict (the keyword arguments), or a tuple or list
+    with the inputs first and anything after them, which is left out; these inputs are a tensor, a
+    dict, or a tuple or list of positional arguments. Of a dict, labels and targets that the model's
+    forward does not take are left out. `inputs(batch)`, which returns (args, kwargs), overrides all
+    of this. Errors of `batches` itself pass through as they are.
+
+    Raises TypeError for what is none of these and for keys that forward does not take,
+    NoBatchesError, which is a ValueError, where there is no mini-batch.
+
+    >>> import torch
+    >>> loader = [(torch.zeros(2, 3), torch.tensor([0, 1]))]
+    >>> [(args[0].shape, kwargs) for args, kwargs in calls_of(nn.Linear(3, 1), loader)]
+    [(torch.Size([2, 3]), {})]
+    """
+    read = _reader(model) if inputs is None else _overriding(inputs)
+    number = 0
+    for number, batch in enumerate(each_of(batches), start=1):
+        yield read(batch, f"mini-batch {number} of `batches`")
+    if not number:
+        raise NoBatchesError(_why_none(batches))
+
+
+def each_of(batches: Any) -> Iterable[Any]:
+    """Return `batches` as an iterable of mini-batches; TypeError for what is none.
+
+    >>> each_of([1, 2]), each_of({"x": 3})
+    ([1, 2], [{'x': 3}])
+    """
+    if isinstance(batches, Tensor | Mapping):
+        return [batches]
+    if isinstance(batches, str | bytes | nn.Module) or not _can_be_iterated(batches):
+        raise TypeError(
+            f"`batches` is a {type(batches).__name__}: pass a DataLoader or another iterable of "
+            f"mini-batches, or one mini-batch as a tensor or a dict"
+        )
+    return batches  # type: ignore[no-any-return]
+
+
+def refuse_iterator(batches: Any, why: str) -> None:
+    """Raise ValueError if `batches` can be read only once; `why` says what needs more.
+
+    >>> refuse_iterator(iter([1]), "training runs several epochs")
+    Traceback (most recent call last):
+    ValueError: `batches` is a list_iterator, which is used up after one pass, and training runs \
+several epochs: pass a list or a DataLoader, which can be begun again
+    """
+    if isinstance(batches, Iterator):
+        raise ValueError(  # noqa: TRY004  iterables of all types are right, but not this one here
+            f"`batches` is a {type(batches).__name__}, which is used up after one pass, and {why}: "
+            f"pass a list or a DataLoader, which can be begun again"
+        )
+
+
+def number_of(batches: Any) -> int | None:
+    """Return how many mini-batches there are, None where `batches` does not say.
+
+    >>> number_of([1, 2]), number_of(iter([1, 2]))
+    (2, None)
+    """
+    try:
+        return len(each_of(batches))  # type: ignore[arg-type]
+    except TypeError:  # also of a DataLoader, where its data have no length
+        return None
+
+
+def _can_be_iterated(batches: Any) -> bool:
+    return hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
+
+
+def _why_none(batches: Any) -> str:
+    if isinstance(batches, Iterator):
+        return (
+            f"`batches` gave no mini-batch: it is a {type(batches).__name__}, which is used up "
+            f"after one pass; pass a list or a DataLoader, which can be begun again"
+        )
+    return (
+        f"`batches` gave no mini-batch: the {type(batches).__name__} is empty; pass at least one "
+        f"(drop_last=True of a DataLoader drops the only one where the data are few)"
+    )
+
+
+def _overriding(inputs: Inputs) -> Callable[[Any, str], Call]:
+    def read(batch: Any, place: str) -> Call:
+        match inputs(batch):
+            case (tuple() as args, dict() as kwargs):
+                return args, kwargs
+            case other:
+                raise TypeError(
+                    f"`inputs` returned a {type(other).__name__} for {place}: it must return "
+                    f"(args, kwargs), a tuple and a dict, as in lambda batch: ((batch[0],), {{}})"
+                )
+
+    return read
+
+
+def _reader(model: nn.Module) -> Callable[[Any, str], Call]:
+    accepted = _keywords_of(model)
+
+    def read(batch: Any, place: str) -> Call:
+        if isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence):
+            if not batch:
+                raise TypeError(f"{place} is an empty {type(batch).__name__}: leave it out")
+            batch, place = batch[0], f"the first item of {place}, its inputs,"
+        match batch:
+            case Tensor() | PackedSequence():
+                return (batch,), {}
+            case tuple() | list():
+                return tuple(batch), {}
+            case Mapping():
+                return (), _keywords(batch, accepted, place, model)
+        raise TypeError(
+            f"{place} is a {type(batch).__name__}: pass a tensor, a dict of keyword arguments or a "
+            f"tuple with such inputs first, {_OTHERWISE}"
+        )
+
+    return read
+
+
+def _keywords(
+    batch: Mapping[str, Any], accepted: frozenset[str] | None, place: str, model: nn.Module
+) -> dict[str, Any]:
+    if accepted is None:
+        return dict(batch)
+    unknown = [repr(key) for key in batch if key not in accepted | LABELS]
+    if unknown:
+        raise TypeError(
+            f"{place} has {', '.join(unknown)}, which the forward of {type(model).__name__} does "
+            f"not take: it takes {', '.join(map(repr, sorted(accepted))) or 'no keyword'}. Leave "
+            f"the others out of the dict, {_OTHERWISE}"
+        )
+    return {key: value for key, value in batch.items() if key in accepted}
+
+
+def _keywords_of(model: nn.Module) -> frozenset[str] | None:
+    """Return the keywords that forward takes, None where it takes any or does not say."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):  # written in C, or by torch.jit
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    return frozenset(parameter.name for parameter in parameters if parameter.kind in kinds)

@@ -1,0 +1,208 @@
+"""`DomainBatchNorm1d/2d/3d`: named sets of running statistics, chosen by `with domain(...)`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnkit.layers.batch_norm import ActivatedBatchNorm
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+class DomainBatchNorm(ActivatedBatchNorm):
+    """What the per-domain layers share: where each domain's statistics are, and which are chosen.
+
+    The buffers of the first domain have torch's names, those of another, "night", end in it:
+    `running_mean_night`. As attributes `running_mean`, `running_var` and `num_batches_tracked` are
+    those of the chosen domain, so whatever reads or writes them works on that domain.
+    """
+
+    # Torch's constructor asks for both before there are any.
+    domains: tuple[str, ...] = ()
+    domain: str = ""  # the chosen one
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        domains: Sequence[str],
+        bias: bool = True,
+        activation: str | None = None,
+        guard: bool = True,
+    ) -> None:
+        _check_domains(domains)
+        if not track_running_stats:
+            raise ValueError(
+                "`track_running_stats` is False: without running statistics domains do not differ; "
+                "leave it True, or take bnkit.BatchNorm1d, 2d or 3d"
+            )
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            bias=bias,
+            activation=activation,
+            guard=guard,
+        )
+        for name in _STATISTICS:
+            for other in domains[1:]:
+                self.register_buffer(f"{name}_{other}", getattr(self, name).clone())
+        self.domains = tuple(domains)
+        self.domain = self.domains[0]
+
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(self._buffer_name(name, self.domain))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(self._buffer_name(name, self.domain), value)
+
+    def _buffer_name(self, name: str, domain: str) -> str:
+        """Return where `domain` has the statistic `name`; other attributes have one name."""
+        of_all = name not in _STATISTICS or domain in self.domains[:1] or not self.domains
+        return name if of_all else f"{name}_{domain}"
+
+    def reset_running_stats(self) -> None:
+        """Set the running statistics of all domains to mean 0 and variance 1, of no batches."""
+        super().reset_running_stats()  # of the chosen domain
+        buffers = dict(self.named_buffers())
+        for name in _STATISTICS:
+            for other in self.domains:
+                buffers[self._buffer_name(name, other)].copy_(getattr(self, name))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        *others: Any,
+    ) -> None:
+        """Load a checkpoint, of a plain batch norm too: its statistics go to every domain."""
+        if not any(key.startswith(f"{prefix}running_mean_") for key in state_dict):
+            # As torch does it for checkpoints from before the batches were counted.
+            if (local_metadata.get("version") or 0) < 2:
+                state_dict.setdefault(f"{prefix}num_batches_tracked", torch.tensor(0))
+            for name in _STATISTICS:
+                if f"{prefix}{name}" in state_dict:
+                    for other in self.domains:
+                        key = prefix + self._buffer_name(name, other)
+                        state_dict[key] = state_dict[f"{prefix}{name}"]
+        # Torch sets attributes by the names of buffers, which are those of the first domain.
+        with domain(self, self.domains[0]):
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+    def extra_repr(self) -> str:
+        """Return the line of the other layers, the domains, and the chosen one if not the first."""
+        chosen = "" if self.domain == self.domains[0] else f", domain={self.domain!r}"
+        return f"{super().extra_repr()}, domains={self.domains!r}{chosen}"
+
+
+@contextmanager
+def domain(model: nn.Module, name: str) -> Iterator[None]:
+    """Let all per-domain batch norms of `model` work on the domain `name` while the block runs.
+
+    That is forward in both modes, and whatever reads or writes `running_mean` and its like; a copy
+    of the model made in the block keeps the choice. State dicts are those of all domains, in the
+    block too. Blocks nest; afterwards, also by an exception, each layer has the domain that it had
+    before. The choice is the model's, so it holds for all threads that use the model.
+
+    Raises ValueError for a model without such layers and for a name that one of them does not
+    know, before any has changed.
+
+    >>> model = nn.Sequential(nn.Identity(), DomainBatchNorm1d(1, domains=("day", "night")))
+    >>> with domain(model, "night"):
+    ...     _ = model(torch.tensor([[1.0], [3.0]]))
+    >>> model[1].running_mean, model[1].running_mean_night
+    (tensor([0.]), tensor([0.2000]))
+    """
+    before = [(layer, layer.domain) for layer in _layers_with(model, name)]
+    try:
+        for layer, _ in before:
+            layer.domain = name
+        yield
+    finally:
+        for layer, chosen in before:
+            layer.domain = chosen
+
+
+def _layers_with(model: nn.Module, name: str) -> list[DomainBatchNorm]:
+    layers = {p: m for p, m in model.named_modules() if isinstance(m, DomainBatchNorm)}
+    if not layers:
+        raise ValueError(
+            f"`model` ({type(model).__name__}) has no per-domain batch norm, so there is no domain "
+            f'{name!r} to choose: make some by bnkit.convert(model, "domains", domains=...)'
+        )
+    for path, layer in layers.items():
+        if name not in layer.domains:
+            raise ValueError(
+                f"`name` is {name!r}, and layer '{path}' ({type(layer).__name__}) has the domains "
+                f"{', '.join(map(repr, layer.domains))}: choose one of them"
+            )
+    return list(layers.values())
+
+
+def _check_domains(domains: Sequence[str]) -> None:
+    names = [domains] if isinstance(domains, str) else list(domains)
+    if isinstance(domains, str) or not all(isinstance(n, str) and n for n in names):
+        raise TypeError(
+            f'`domains` is {domains!r}: give the names in a tuple, as in ("day", "night")'
+        )
+    if not names or len(set(names)) < len(names) or any("." in name for name in names):
+        raise ValueError(
+            f"`domains` is {domains!r}: give at least one name, each once, without dots, because "
+            f"they end the names of buffers"
+        )
+
+
+class DomainBatchNorm1d(DomainBatchNorm, nn.BatchNorm1d):
+    """torch.nn.BatchNorm1d with running statistics for each of `domains`: (N, C) or (N, C, L).
+
+    Weight and bias are shared; each domain has the statistics that a torch layer of its own would
+    have. `with bnkit.domain(model, "night"):` chooses one for all layers of a model; where nothing
+    is chosen it is the first, so a model that is never told of domains is exactly torch's.
+
+    The first domain's buffers have torch's names, those of the others end in the domain's:
+    `running_mean_night`. A torch checkpoint loads, and its statistics go to every domain; torch's
+    layer loads ours with strict=False, and gets those of the first domain. Further arguments are
+    those of `bnkit.BatchNorm1d`; track_running_stats=False raises ValueError, and so do names that
+    are empty, repeated or have dots. torch.compile(fullgraph=True) takes both modes, with one graph
+    for each domain.
+
+    >>> layer = DomainBatchNorm1d(3, domains=("day", "night"))
+    >>> [name for name, _ in layer.named_buffers() if "mean" in name]
+    ['running_mean', 'running_mean_night']
+    """
+
+
+class DomainBatchNorm2d(DomainBatchNorm, nn.BatchNorm2d):
+    """torch.nn.BatchNorm2d with running statistics for each of `domains`: inputs (N, C, H, W).
+
+    As `DomainBatchNorm1d` in all else.
+
+    >>> DomainBatchNorm2d(3, domains=("day", "night"))
+    DomainBatchNorm2d(3, eps=1e-05, momentum=0.1, affine=True, bias=True, \
+track_running_stats=True, domains=('day', 'night'))
+    """
+
+
+class DomainBatchNorm3d(DomainBatchNorm, nn.BatchNorm3d):
+    """torch.nn.BatchNorm3d with running statistics for each of `domains`: inputs (N, C, D, H, W).
+
+    As `DomainBatchNorm1d` in all else.
+
+    >>> layer = DomainBatchNorm3d(1, domains=("ct", "mri"))
+    >>> layer.load_state_dict(nn.BatchNorm3d(1).state_dict())
+    <All keys matched successfully>
+    """

@@ -1,0 +1,96 @@
+"""Samples pooled over the processes of torch.distributed."""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnkit.batches import NoBatchesError
+from bnkit.layers.exchange import Place, Ranks, SyncError, exchange
+from bnkit.moments import Moments
+from bnkit.recalibration.measuring import Sample
+
+Layers = Mapping[str, _BatchNorm]
+Samples = dict[str, Sample]
+
+_Standing = Literal[0, 1]
+_FAILED: _Standing = 0
+_WELL: _Standing = 1
+_NAME = "(statistics of all ranks)"  # what errors of the exchange call us
+
+
+def over_all_ranks(
+    layers: Layers, measure: Callable[[], Samples], group: ProcessGroup | None, *, turn: int
+) -> Samples:
+    """Return what `measure()` returns, pooled over all ranks of `group`, the same on each.
+
+    A process that is alone measures and no more. A rank may be without mini-batches. An error on
+    one rank passes through there; the others raise RuntimeError, which names that rank. `turn` is
+    the number of the pass. Raises NoBatchesError where no rank has a mini-batch, and SyncError
+    where another one has died, is elsewhere or does not come within the limit of the group.
+    """
+    if Ranks(group).is_alone(_NAME):
+        return measure()
+    place = Place(_NAME, turn, "forward", sum(layer.num_features for layer in layers.values()))
+    try:
+        own = measure()
+    except NoBatchesError:
+        own = {}
+    except Exception:
+        with suppress(SyncError):  # the error of this rank is the one to tell
+            exchange(_FAILED, _packed({}, layers), place, group)
+        raise
+    standings, shares = exchange(_WELL, _packed(own, layers), place, group)
+    failed = [str(rank) for rank, standing in enumerate(standings) if standing == _FAILED]
+    if failed:
+        raise RuntimeError(
+            f"rank {', '.join(failed)} stopped with an error while it measured statistics, and all "
+            f"ranks are needed: its own message says why; nothing has changed on this one"
+        )
+    pooled = _pooled([_unpacked(share, layers) for share in shares])
+    if not pooled:
+        raise NoBatchesError("`batches` gave no mini-batch on any rank: pass at least one")
+    return pooled
+
+
+def _packed(samples: Samples, layers: Layers) -> Tensor:
+    """Return the samples of all layers in one vector, which has the same length on all ranks.
+
+    A layer has count, inputs, rows and its place in the order, then mean and deviations.
+    """
+    places = {path: place for place, path in enumerate(samples)}
+    vector = torch.zeros(sum(_lengths(layers)), dtype=torch.float64)
+    for path, part in zip(layers, torch.split(vector, _lengths(layers)), strict=True):
+        if path in samples:
+            sample = samples[path]
+            numbers = (sample.moments.count, sample.inputs, sample.rows, places[path])
+            part[:4] = torch.tensor(numbers)
+            part[4:] = torch.cat([sample.moments.mean, sample.moments.deviations])
+    return vector
+
+
+def _unpacked(vector: Tensor, layers: Layers) -> Samples:
+    """Return the samples of one rank, in the order in which the layers ran there."""
+    found: dict[float, tuple[str, Sample]] = {}
+    for path, part in zip(layers, torch.split(vector, _lengths(layers)), strict=True):
+        count, inputs, rows, place = part[:4].tolist()
+        if count:
+            moments = Moments(int(count), *part[4:].chunk(2))
+            found[place] = (path, Sample(moments, int(inputs), int(rows)))
+    return dict(found[place] for place in sorted(found))
+
+
+def _lengths(layers: Layers) -> list[int]:
+    return [4 + 2 * layer.num_features for layer in layers.values()]
+
+
+def _pooled(samples: list[Samples]) -> Samples:
+    pooled: Samples = {}
+    for of_rank in samples:
+        for path, sample in of_rank.items():
+            pooled[path] = pooled[path] + sample if path in pooled else sample
+    return pooled

@@ -1,0 +1,166 @@
+"""`Recalibration`: new statistics of batch norms, and how far the old ones were off."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnkit.dataflow import duplicate
+from bnkit.recalibration.measuring import Sample, unbiased
+from bnkit.recalibration.wrappers import unwrapped
+from bnkit.tables import text_table
+
+
+@dataclass(frozen=True)
+class LayerShift:
+    """How far the running statistics of one layer are from what it is given.
+
+    `mean_shift` is the largest |running mean − mean| over the channels, in standard deviations;
+    `least_variance_ratio` and `largest_variance_ratio` are running variance / variance. Standard
+    deviations and variances include the layer's eps, as the layer divides by them. `inputs` is the
+    number of mini-batches, or calls, and `values` that of values per channel.
+    """
+
+    layer: str
+    kind: str
+    mean_shift: float
+    least_variance_ratio: float
+    largest_variance_ratio: float
+    inputs: int
+    values: int
+
+
+@dataclass(frozen=True, eq=False)
+class Buffers:
+    """The statistics of one layer: (C,) each, the variance unbiased; None keeps the number."""
+
+    mean: Tensor
+    variance: Tensor
+    batches: int | Tensor | None
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """New statistics for the batch norms of a model, measured but not yet applied.
+
+    `layers` says how far each layer's old statistics were off, `left_alone` gives by their paths
+    the reasons why others stay as they are. Prints as a table.
+    """
+
+    estimator: str
+    layers: tuple[LayerShift, ...]
+    left_alone: Mapping[str, str]
+    new: Mapping[str, Buffers] = field(repr=False, compare=False)
+    old: Mapping[str, Buffers] = field(repr=False, compare=False)
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Return a deep copy of `model` with the new statistics; `model` stays as it is."""
+        changed = duplicate(model)
+        self.apply_(changed)
+        return changed
+
+    def apply_(self, model: nn.Module) -> None:
+        """Write the new statistics into the buffers of `model`, in place.
+
+        Raises ValueError, before anything has changed, for a model without one of these layers.
+        """
+        _write(model, self.new)
+
+    def revert_(self, model: nn.Module) -> None:
+        """Write back the statistics that the layers had when they were measured, in place.
+
+        They come back bit by bit, the number of mini-batches included. Raises as `apply_`.
+        """
+        _write(model, self.old)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return estimator, shifts and layers left alone as plain data; None for no number."""
+        rows = [
+            {key: _plain(value) for key, value in asdict(shift).items()} for shift in self.layers
+        ]
+        return {
+            "estimator": self.estimator,
+            "layers": rows,
+            "left_alone": dict(self.left_alone),
+        }
+
+    def __str__(self) -> str:
+        headers = ["layer", "kind", "mean off by", "running variance / variance", "measured on"]
+        rows = [_row(shift) for shift in self.layers]
+        if not self.left_alone:
+            return text_table(headers, rows)
+        alone = [(path or "(the model)", why) for path, why in self.left_alone.items()]
+        return f"{text_table(headers, rows)}\n\n{text_table(['left alone', 'why'], alone)}"
+
+
+def shift_of(path: str, layer: _BatchNorm, sample: Sample) -> LayerShift:
+    """Return how far the running statistics of `layer` are from the sample of its inputs."""
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    moments = sample.moments
+    variance = unbiased(moments) + layer.eps
+    shift = (layer.running_mean.to(moments.mean) - moments.mean).abs() / variance.sqrt()
+    ratio = (layer.running_var.to(moments.mean) + layer.eps) / variance
+    return LayerShift(
+        path,
+        type(layer).__name__,
+        shift.max().item(),
+        ratio.min().item(),
+        ratio.max().item(),
+        sample.inputs,
+        moments.count,
+    )
+
+
+def buffers_of(layer: _BatchNorm) -> Buffers:
+    """Return copies of the statistics that `layer` has."""
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    count = layer.num_batches_tracked
+    return Buffers(
+        layer.running_mean.clone(),
+        layer.running_var.clone(),
+        None if count is None else count.clone(),
+    )
+
+
+@torch.no_grad()
+def _write(model: nn.Module, statistics: Mapping[str, Buffers]) -> None:
+    model = unwrapped(model)
+    layers = {path: _find(model, path, buffers) for path, buffers in statistics.items()}
+    for path, buffers in statistics.items():
+        layer = layers[path]
+        layer.running_mean.copy_(buffers.mean)  # type: ignore[union-attr]  # checked by _find
+        layer.running_var.copy_(buffers.variance)  # type: ignore[union-attr]
+        if layer.num_batches_tracked is not None and buffers.batches is not None:
+            layer.num_batches_tracked.copy_(torch.as_tensor(buffers.batches))
+
+
+def _find(model: nn.Module, path: str, buffers: Buffers) -> _BatchNorm:
+    layer = dict(model.named_modules()).get(path)
+    shape = tuple(buffers.mean.shape)
+    if not isinstance(layer, _BatchNorm) or getattr(layer.running_mean, "shape", None) != shape:
+        raise ValueError(
+            f"`model` has no batch norm '{path}' with {shape[0]} features and running statistics: "
+            f"apply these statistics to the model that was measured, or to a copy of it"
+        )
+    return layer
+
+
+def _row(shift: LayerShift) -> tuple[str, ...]:
+    low, high = shift.least_variance_ratio, shift.largest_variance_ratio
+    return (
+        shift.layer or "(the model)",
+        shift.kind,
+        f"{shift.mean_shift:.3g} std",
+        f"{low:.3g} to {high:.3g}",
+        f"{shift.inputs:,} mini-batch{'es' * (shift.inputs > 1)}, {shift.values:,} values",
+    )
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

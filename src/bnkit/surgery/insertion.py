@@ -1,0 +1,178 @@
+"""`insert`: batch norm in a trained network, which computes the same afterwards."""
+
+import dataclasses
+import inspect
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from bnkit.batches import Call, Inputs, calls_of
+from bnkit.dataflow.tensors import tensors_in
+from bnkit.observation import normalising_by_batch_statistics
+from bnkit.surgery.addition import Placement, Where, nothing_to_normalise, plan_addition
+from bnkit.surgery.distance import Distance, distance, run
+from bnkit.surgery.plan import Plan
+from bnkit.surgery.promise import SurgeryError, prove_same_function
+from bnkit.surgery.statistics import measure, with_statistics
+
+
+@dataclass(frozen=True)
+class Insertion(Plan):
+    """The plan of `insert`, made from the statistics of so many `batches`.
+
+    `in_training_mode` says how far the output on the first mini-batch, of so many `rows`, moves
+    when all batch norms of the changed model normalise by its own statistics, as fine-tuning
+    begins; None where it has one value per feature somewhere, which has no variance.
+    """
+
+    batches: int = 0
+    rows: int = 0
+    in_training_mode: Distance | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as plain dictionaries."""
+        moved = self.in_training_mode
+        own = {
+            "batches": self.batches,
+            "rows": self.rows,
+            "in_training_mode": None if moved is None else dataclasses.asdict(moved),
+        }
+        return {**super().to_json(), **own}
+
+    def __str__(self) -> str:
+        table = super().__str__()
+        return f"{table}\n{self._start_of_training()}" if self.edits else table
+
+    def _start_of_training(self) -> str:
+        place = f"In training mode, by the statistics of a mini-batch of {self.rows}"
+        moved = self.in_training_mode
+        if moved is None:
+            return f"{place}: some layer gets one value per feature, which has no variance."
+        return f"{place}: error {moved.error:.1e} (largest difference {moved.absolute:.1e})."
+
+
+def insert(
+    model: nn.Module,
+    batches: Any,
+    *,
+    where: Where | None = None,
+    placement: Placement = "before_activation",
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    tolerance: float | None = None,
+    inputs: Inputs | None = None,
+) -> nn.Module:
+    """Return a copy of `model` with batch norm that computes the same in eval mode.
+
+    The layers are those that `bnkit.add` chooses, with its `where`, `placement`, `momentum` and
+    `eps`. In one pass over `batches`, in eval mode, the mean and variance of what each batch norm
+    will get are pooled exactly, in float64; they become its running statistics, and it starts with
+    weight sqrt(running_var + eps) and bias running_mean, which undo them. Before the activation it
+    absorbs the bias of its layer. `batches` and `inputs` are what `bnkit.batches.calls_of` takes.
+    `model` stays as it is: make the optimizer for the copy afterwards.
+
+    That the function is the same is checked on the first mini-batch: `prove_same_function` says
+    how, and what `tolerance` bounds. Raises SurgeryError where it is not, where nothing can be
+    normalised, and for statistics that are not finite or of one value per feature; ExampleError
+    if the model fails on the first mini-batch; ValueError where there is none. Errors of `batches`
+    itself pass through as they are.
+
+    >>> import torch
+    >>> trained = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    >>> batches = torch.randn(5, 20, 8)  # five mini-batches of 20
+    >>> normalised = insert(trained, list(batches)).eval()
+    >>> x = torch.randn(2, 8)
+    >>> torch.allclose(normalised(x), trained(x), atol=1e-6), normalised[0].bias
+    (True, None)
+    """
+    plan = plan_insertion(
+        model,
+        batches,
+        where=where,
+        placement=placement,
+        momentum=momentum,
+        eps=eps,
+        tolerance=tolerance,
+        inputs=inputs,
+    )
+    if not plan.edits:
+        raise SurgeryError(nothing_to_normalise(model, plan, where))
+    return plan.apply(model)
+
+
+def plan_insertion(
+    model: nn.Module,
+    batches: Any,
+    *,
+    where: Where | None = None,
+    placement: Placement = "before_activation",
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    tolerance: float | None = None,
+    inputs: Inputs | None = None,
+) -> Insertion:
+    """Return what `insert` would do, with the proof that the function is the same.
+
+    It also says how far the output moves in training mode, by the statistics of the first
+    mini-batch: what fine-tuning starts from. Raises what `insert` raises, but for a model in which
+    nothing can be normalised.
+
+    >>> import torch
+    >>> trained = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    >>> plan = plan_insertion(trained, [torch.randn(20, 8), torch.randn(7, 8)])
+    >>> plan.edits[0].action, plan.batches, plan.proof.error < 1e-6
+    ('normalise 16 features, absorb bias', 2, True)
+    """
+    if eps <= 0:
+        raise ValueError(f"`eps` is {eps}: it must be positive, or a constant feature divides by 0")
+    calls = calls_of(model, batches, inputs=inputs)
+    first = next(calls)
+    example = _as_example(model, first)
+    plan = plan_addition(
+        model, example, where=where, placement=placement, momentum=momentum, eps=eps
+    )
+    if not plan.edits:
+        return Insertion((), plan.left_alone)
+    statistics = measure(model, plan.edits, itertools.chain([first], calls))
+    edits = tuple(with_statistics(edit, statistics) for edit in plan.edits)
+    insertion = Insertion(edits, plan.left_alone, batches=statistics.batches)
+    return _proven(model, insertion, example, tolerance)
+
+
+def _proven(model: nn.Module, plan: Insertion, example: Any, tolerance: float | None) -> Insertion:
+    changed = plan.apply(model)
+    proof = prove_same_function(model, changed, example, change=plan.apply, tolerance=tolerance)
+    return dataclasses.replace(
+        plan,
+        proof=proof,
+        rows=next((len(t) for t in tensors_in(example) if t.dim()), 0),
+        in_training_mode=_move_in_training_mode(model, changed, example),
+    )
+
+
+def _move_in_training_mode(
+    original: nn.Module, changed: nn.Module, example: Any
+) -> Distance | None:
+    before = run(original, example)
+    try:
+        after = run(changed, example, mode=normalising_by_batch_statistics)
+    except ValueError:  # one value per channel
+        return None
+    return distance(before.outputs, after.outputs)
+
+
+def _as_example(model: nn.Module, call: Call) -> Any:
+    """Return the call in one of the forms of an example: a tuple, or a dict of keywords."""
+    args, kwargs = call
+    if not kwargs:
+        return args
+    names = list(inspect.signature(model.forward).parameters) if args else []
+    if len(names) < len(args):
+        raise TypeError(
+            f"`inputs` returned {len(args)} positional and {len(kwargs)} keyword arguments, and "
+            f"the forward of {type(model).__name__} has no names for all of the positional ones: "
+            f"pass all in one way"
+        )
+    return dict(zip(names, args, strict=False)) | kwargs

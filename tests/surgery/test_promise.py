@@ -1,0 +1,175 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from bnkit.surgery import SurgeryError
+from bnkit.surgery.promise import prove_same_function
+from zoo.catalogue import vectors
+from zoo.checks import fingerprint, random_state
+
+
+def small(dtype=torch.float32):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).to(dtype)
+
+
+def off_by(error, model, layer=-1):
+    """Return a copy whose layer gives (1 + error) times as much."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other[layer].parameters():
+            parameter.mul_(1 + error)
+    return other
+
+
+def test_a_proof_holds_both_errors():
+    model = small()
+    proof = prove_same_function(model, off_by(2**-20, model), vectors(), change=copy.deepcopy)
+    assert proof.error == pytest.approx(2**-20, rel=0.2)
+    assert 0 < proof.absolute < 1e-5
+    assert proof.error_in_float64 == 0.0
+    assert str(proof) == (
+        f"Same function: error 0.0e+00 in float64, {proof.error:.1e} in the model's dtype "
+        f"(largest difference {proof.absolute:.1e})."
+    )
+
+
+def test_nothing_is_touched():
+    model = small().train()
+    other, x = off_by(0, model), vectors()
+    before, shown, state = [fingerprint(m) for m in (model, other)], x.clone(), random_state()
+    prove_same_function(model, other, x)
+    assert [fingerprint(m) for m in (model, other)] == before
+    assert torch.equal(x, shown)
+    assert random_state() == state
+
+
+BOUNDS = [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 1e-2)]
+
+
+@pytest.mark.parametrize(("dtype", "bound"), BOUNDS, ids=str)
+def test_the_error_in_the_models_own_dtype_is_bounded(dtype, bound):
+    model, x = small(dtype), vectors().to(dtype)
+    # In bfloat16 a factor rounds to the next of numbers that are 2^-8 apart.
+    prove_same_function(model, off_by(bound / 4, model), x, change=copy.deepcopy)
+    with pytest.raises(SurgeryError, match=rf"and at most {bound:.2g} is allowed"):
+        prove_same_function(model, off_by(4 * bound, model), x, change=copy.deepcopy)
+
+
+def test_a_tolerance_of_ones_own_bounds_the_error_in_the_models_dtype():
+    model = small()
+    prove_same_function(model, off_by(0.1, model), vectors(), change=copy.deepcopy, tolerance=0.2)
+    message = (
+        r"^the changed model does not compute the same: from layer '2' on the error "
+        r"max\|a − b\| / max\|a\| is 0\.1, and at most 0\.05 is allowed; leave the layer out by "
+        r"`where`, or allow more by `tolerance`$"
+    )
+    with pytest.raises(SurgeryError, match=message):
+        prove_same_function(
+            model, off_by(0.1, model), vectors(), change=copy.deepcopy, tolerance=0.05
+        )
+
+
+def test_what_rounding_in_float64_does_not_explain_is_a_broken_promise():
+    model = small()
+    message = (
+        r"^the changed model does not compute the same: from layer '0' on the error .* is .*e-0\d "
+        r"in float64, and at most 1e-10 is allowed; leave the layer out by `where`$"
+    )
+    with pytest.raises(SurgeryError, match=message):
+        prove_same_function(model, off_by(2**-20, model, layer=0), vectors(), tolerance=1.0)
+
+
+def test_the_change_is_made_again_in_float64_where_the_values_are_not_rounded():
+    model, x = small(), vectors()
+
+    def third(model):
+        """Multiply by 1/3 in one layer, by 3 in the other."""
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other[0].weight.div_(3)
+            other[0].bias.div_(3)
+            other[2].weight.mul_(3)
+        return other
+
+    assert prove_same_function(model, third(model), x, change=third).error_in_float64 < 1e-15
+    with pytest.raises(SurgeryError, match="in float64"):
+        prove_same_function(model, third(model), x)
+
+
+class Casting(nn.Module):
+    """Computes in another dtype than that of its parameters."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.fc, self.dtype = nn.Linear(4, 3), dtype
+
+    def forward(self, x):
+        return (self.fc(x).to(self.dtype) * 1).to(x.dtype)
+
+
+class Demanding(Casting):
+    """Takes one dtype only."""
+
+    def forward(self, x):
+        if x.dtype is not self.dtype:
+            raise AssertionError("wrong dtype")
+        return self.fc(x)
+
+
+@pytest.mark.parametrize("kind", [Casting, Demanding])
+def test_a_model_that_does_not_run_in_float64_has_no_error_there(kind):
+    torch.manual_seed(0)
+    model = kind(torch.float32)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.fc.weight.mul_(1 + 2**-20)
+    assert prove_same_function(model, other, vectors()).error_in_float64 is None
+
+
+def test_where_any_part_computes_in_half_precision_the_bound_is_that_of_it():
+    torch.manual_seed(0)
+    model = Casting(torch.bfloat16)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.fc.weight.mul_(1 + 2e-3)  # one step of rounding in some of its outputs
+        other.fc.bias.mul_(1 + 2e-3)
+    assert 1e-4 < prove_same_function(model, other, vectors(), change=copy.deepcopy).error < 1e-2
+
+
+def test_random_numbers_are_the_same_on_both_sides():
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return x + torch.randn_like(x)
+
+    assert prove_same_function(Noisy(), Noisy(), vectors()).error == 0
+
+
+def test_a_changed_model_that_fails_is_a_broken_promise():
+    message = (
+        r"^the changed model fails where the original does not: RuntimeError: .*; leave layers "
+        r"out by `where`$"
+    )
+    with pytest.raises(SurgeryError, match=message):
+        prove_same_function(nn.Linear(4, 2), nn.Linear(3, 2), vectors())
+
+
+def test_a_model_that_gives_no_numbers_cannot_be_proven():
+    class Silent(nn.Module):
+        def forward(self, _):
+            return "nothing"
+
+    message = r"^the model \(Silent\) returns no numbers on the example, so nothing shows that"
+    with pytest.raises(SurgeryError, match=message):
+        prove_same_function(Silent(), Silent(), vectors())
+
+
+def test_more_or_fewer_outputs_are_a_broken_promise():
+    class Twice(nn.Module):
+        def forward(self, x):
+            return x, x + 0
+
+    with pytest.raises(SurgeryError, match=r"in its output the error .* is inf"):
+        prove_same_function(nn.Identity(), Twice(), vectors())
