@@ -49,7 +49,8 @@ def batch_norm(
     if training and is_recomputing():  # what it changes is not kept, but it saves as before
         running_mean, running_var = _copy(running_mean), _copy(running_var)
     running, affine = (running_mean, running_var), (weight, bias)
-    kernel = choose_kernel(input).kernel
+    fused = activation is not None or residual is not None
+    kernel = choose_kernel(input, training=training, fused=fused).kernel
     if kernel == "torch":
         y = _normalise(input, running, affine, training, momentum, eps)
         y = y if residual is None else y + residual

@@ -6,7 +6,7 @@ from bnkit.functional import batch_norm
 from bnkit.kernels import choice
 from bnkit.kernels.choice import WORTHWHILE, choose_kernel
 
-LARGE = torch.empty(WORTHWHILE // 64, 64)
+LARGE = torch.empty(max(WORTHWHILE.values()) // 64, 64)
 
 
 def test_a_large_tensor_on_the_cpu_is_for_the_kernels():
@@ -22,10 +22,10 @@ class Watched(torch.Tensor):
 @pytest.mark.parametrize(
     ("x", "reason"),
     [
-        (torch.empty(60, 100), f"fewer than {WORTHWHILE} values"),
+        (torch.empty(60, 100), "so few values"),
         (LARGE.half(), "no kernels for this dtype"),
         (LARGE.flatten(), "no channel axis"),
-        (torch.empty(64, WORTHWHILE // 32)[:, ::2], "neither channels-first nor channels-last"),
+        (torch.empty(64, LARGE.numel() // 32)[:, ::2], "neither channels-first nor channels-last"),
         (LARGE.as_subclass(Watched), "a tensor subclass or a torch function mode"),
         (LARGE.to("meta"), "no kernels for this device"),
     ],
@@ -69,3 +69,11 @@ def test_a_forced_kernel_that_cannot_serve_says_what_it_takes(monkeypatch, name,
         ValueError, match=rf"BNKIT_KERNEL is '{name}', which cannot serve `input` \({x.dtype} on"
     ):
         choose_kernel(x)
+
+
+@pytest.mark.parametrize(("training", "fused"), WORTHWHILE)
+def test_what_is_worthwhile_depends_on_what_is_asked(training, fused):
+    least = WORTHWHILE[training, fused]
+    for values, kernel in ((least, "cpu"), (least - 1, "torch")):
+        x = torch.empty(values, 1)
+        assert choose_kernel(x, training=training, fused=fused).kernel == kernel

@@ -14,7 +14,7 @@ import torch
 from bnkit.kernels import memory
 from bnkit.kernels.memory import empty_like, idle_bytes, limit_idle_bytes, release
 
-LIKE = torch.zeros(3, 512, 257)  # of a size that no other test uses
+LIKE = torch.zeros(9, 512, 257)  # of a size that no other test uses
 SIZE = LIKE.numel() * 4
 
 
@@ -46,12 +46,12 @@ def test_two_living_tensors_never_share_memory():
 @pytest.mark.parametrize(
     "x",
     [
-        torch.zeros(8, 64, 48, 48),
-        torch.zeros(8, 64, 48, 48).to(memory_format=torch.channels_last),
-        torch.zeros(2, 64, 20, 24, 24).to(memory_format=torch.channels_last_3d),
-        torch.zeros(2000, 700),
+        torch.zeros(16, 64, 48, 48),
+        torch.zeros(16, 64, 48, 48).to(memory_format=torch.channels_last),
+        torch.zeros(4, 64, 20, 24, 24).to(memory_format=torch.channels_last_3d),
+        torch.zeros(4000, 700),
         torch.zeros(1500, 700, 2)[..., 0],  # with gaps: left to torch
-        torch.zeros(700, 1500, requires_grad=True),
+        torch.zeros(700, 3100, requires_grad=True),
     ],
     ids=["planes", "channels last", "volumes", "plain", "a view with gaps", "a parameter"],
 )
@@ -156,10 +156,10 @@ def test_many_threads_at_once_never_get_the_same_memory():
 
 
 def test_idle_memory_has_a_limit_and_what_was_unused_for_longest_goes_first():
-    old, new = torch.zeros(1100, 512), torch.zeros(1200, 512)
-    limit_idle_bytes(5_000_000)
+    old, new = torch.zeros(2200, 512), torch.zeros(2400, 512)
+    limit_idle_bytes(10_000_000)
     tensors = [empty_like(new), empty_like(old), empty_like(new)]
-    del tensors  # 7.2 MB
+    del tensors  # 14.3 MB
     assert idle_bytes() == 2 * new.numel() * 4
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from bnkit.bench.cases import CASES, Case
+from bnkit.bench.compiling import refuse_without_compiler
 from bnkit.bench.measuring import Measurement, measure
 from bnkit.lab.environment import environment
 from bnkit.tables import text_table
@@ -106,18 +107,22 @@ def bench(
     """Return the measurements of BN+ReLU, forward and backward and inference, on this machine.
 
     Every case takes `seconds` for training and a quarter of it for inference. With `compiled`,
-    torch.compile is measured too; it needs a C compiler. `progress` wraps the cases as they are
-    taken. Nothing else should run on the machine meanwhile. Raises ValueError without cases.
+    torch.compile is measured too; it needs a C++ compiler. `progress` wraps the cases as they are
+    taken. Nothing else should run on the machine meanwhile.
+
+    Raises ValueError without cases, and with `compiled` where torch.compile does not work;
+    ArithmeticError if bnkit's result is wrong.
 
     >>> result = bench([Case((8, 4))], seconds=0.0)
     >>> len(result.measurements), result.bandwidth > 0
     (1, True)
     """
-    measured = tuple(
-        measure(case, seconds=seconds, compiled=compiled) for case in progress(list(cases))
-    )
-    if not measured:
+    cases = list(cases)
+    if not cases:
         raise ValueError("`cases` is empty: pass at least one")
+    if compiled:
+        refuse_without_compiler()
+    measured = tuple(measure(case, seconds=seconds, compiled=compiled) for case in progress(cases))
     return Benchmark(environment(), torch.get_num_threads(), measured)
 
 

@@ -1,6 +1,5 @@
 """`measure`: one case, bnkit's layer against torch eager, torch.compile and a copy."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.bench.cases import Case
+from bnkit.bench.compiling import compiled_copy
 from bnkit.bench.timing import Program, interleaved
 from bnkit.kernels import memory, reference
 from bnkit.observation import evaluating
@@ -55,7 +55,7 @@ class Measurement:
 def measure(case: Case, *, seconds: float = 2.0, compiled: bool = False) -> Measurement:
     """Return the measurement of one case, training and inference, once it is known to be right.
 
-    `compiled` also times torch.compile, which needs a C compiler.
+    `compiled` also times torch.compile, which needs a C++ compiler.
     """
     x, dy = case.tensors()
     layers = case.torch_layers()
@@ -65,20 +65,20 @@ def measure(case: Case, *, seconds: float = 2.0, compiled: bool = False) -> Meas
         "torch": _training(layers, x, dy),
         "torch again": _training(layers, x, dy),
         "bnkit": _training(fast, x, dy),
-        "bnkit, fresh memory": _without_recycling(_training(fast, x, dy)),
         "copy": _copying(x),
     }
     if compiled:
-        layers_to_compile = copy.deepcopy(layers)
-        layers_to_compile.compile()
-        programs["torch.compile"] = _training(layers_to_compile, x, dy)
-    trained = interleaved(programs, seconds=seconds)
-    programs = {
+        programs["torch.compile"] = _training(compiled_copy(layers), x, dy)
+    found = interleaved(programs, seconds=seconds)
+    # Apart from the others: a turn without recycling leaves them nothing to recycle.
+    fresh = {"bnkit, fresh memory": _without_recycling(_training(fast, x, dy))}
+    found |= interleaved(fresh, seconds=seconds / 4)
+    evaluated = {
         "inference, torch": _inference(layers, x),
         "inference, bnkit": _inference(fast, x),
     }
     with evaluating(layers), evaluating(fast):
-        return Measurement(case, trained | interleaved(programs, seconds=seconds / 4))
+        return Measurement(case, found | interleaved(evaluated, seconds=seconds / 4))
 
 
 def check(layers: nn.Module, x: Tensor, dy: Tensor) -> None:

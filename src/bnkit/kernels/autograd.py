@@ -4,7 +4,7 @@ In a plain program, and inside of torch.func, by `torch.autograd.Function`, whos
 of an operator's; where a compiler traces, by the operators, which get the same rules.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,14 +18,14 @@ from bnkit.kernels.second_order import gradients_of_backward
 
 def batch_norm_forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `operators.run_forward` returns, with gradients."""
-    compute = operators.forward if is_traced(x) else _Forward.apply
-    return compute(x, *arguments)  # type: ignore[no-any-return, no-untyped-call]
+    compute = _way(x, operators.forward, _Forward, _PlainForward)
+    return compute(x, *arguments)  # type: ignore[no-any-return]
 
 
 def batch_norm_inference(x: Tensor, *arguments: Any) -> Tensor:
     """Return what `operators.run_inference` returns, with gradients."""
-    compute = operators.inference if is_traced(x) else _Inference.apply
-    return compute(x, *arguments)  # type: ignore[no-any-return, no-untyped-call]
+    compute = _way(x, operators.inference, _Inference, _PlainInference)
+    return compute(x, *arguments)  # type: ignore[no-any-return]
 
 
 def batch_norm_backward(dy: Tensor, *arguments: Any) -> operators.Four:
@@ -35,6 +35,14 @@ def batch_norm_backward(dy: Tensor, *arguments: Any) -> operators.Four:
     if torch.is_grad_enabled() or is_transformed():
         return _Backward.apply(dy, *arguments)  # type: ignore[no-any-return, no-untyped-call]
     return operators.run_backward(dy, *arguments)
+
+
+def _way(
+    x: Tensor, operator: Callable[..., Any], transformed: type[Function], plain: type[Function]
+) -> Callable[..., Any]:
+    if is_traced(x):
+        return operator
+    return transformed.apply if is_transformed() else plain.apply
 
 
 class _Forward(Function):
@@ -72,6 +80,30 @@ class _Inference(Function):
     @staticmethod
     def vmap(info: Any, dims: Sequence[int | None], *arguments: Any) -> Any:
         return batching.inference(_Inference.apply, info.batch_size, dims, arguments)
+
+
+class _PlainForward(Function):
+    """`_Forward` without what torch.func needs, for which torch inspects each call."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        output = operators.run_forward(*arguments)
+        _Forward.setup_context(ctx, arguments, output)
+        return output
+
+    backward = _Forward.backward
+
+
+class _PlainInference(Function):
+    """`_Inference` without what torch.func needs."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        y = operators.run_inference(*arguments)
+        _Inference.setup_context(ctx, arguments, y)
+        return y
+
+    backward = _Inference.backward
 
 
 class _Backward(Function):

@@ -17,8 +17,14 @@ from torch.overrides import has_torch_function_unary
 Kernel = Literal["reference", "torch", "cpu", "gpu"]
 
 VARIABLE = "BNKIT_KERNEL"
-# Values from which the kernels for the CPU beat torch, whose calls cost less.
-WORTHWHILE = 2**18
+# Values from which the kernels for the CPU beat torch, whose calls cost less, by what is asked:
+# training, and fused with an activation or a residual. Alone and channels-last, torch is good.
+WORTHWHILE = {
+    (True, True): 2**19,
+    (True, False): 2**22,
+    (False, True): 2**20,
+    (False, False): 2**22,
+}
 _DTYPES = {
     "cpu": (torch.float32, torch.float64, torch.bfloat16),
     "gpu": (torch.float32, torch.float16, torch.bfloat16),
@@ -41,7 +47,7 @@ class Choice:
 
 
 _FORCED = {name: Choice(name, f"{VARIABLE} says so") for name in get_args(Kernel)}
-_SMALL = Choice("torch", f"fewer than {WORTHWHILE} values, where a call costs more than its work")
+_SMALL = Choice("torch", "so few values that a call costs more than its work")
 _CPU = Choice("cpu", "a large tensor on the CPU")
 _LOOKED_ON = Choice("torch", "a tensor subclass or a torch function mode wants to see each step")
 _FORWARD_MODE = Choice("torch", "forward-mode differentiation is on, for which torch has the rules")
@@ -53,19 +59,22 @@ _SHAPE = Choice("torch", "it has no channel axis")
 _NO_NUMBA = Choice("torch", "numba is not installed, which compiles the kernels for the CPU")
 
 
-def choose_kernel(x: Tensor) -> Choice:
+def choose_kernel(x: Tensor, *, training: bool = True, fused: bool = True) -> Choice:
     """Return the kernel that normalises `x`, and why.
+
+    `training` says whether by the statistics of the mini-batch, `fused` whether an activation or
+    a residual is part of it.
 
     Raises ValueError if `BNKIT_KERNEL` names no kernel, or one that cannot serve `x`.
 
     >>> print(choose_kernel(torch.empty(60, 100)))
-    torch: fewer than 262144 values, where a call costs more than its work
+    torch: so few values that a call costs more than its work
     >>> choose_kernel(torch.empty(32, 64, 56, 56)).kernel
     'cpu'
     """
     if forced and x.numel():
         return _forced(forced, x)
-    if x.numel() < WORTHWHILE:
+    if x.numel() < WORTHWHILE[training, fused]:
         return _SMALL
     return _objection(x) or _CPU
 

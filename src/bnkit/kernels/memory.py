@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-LARGE = 2**20  # bytes; smaller blocks are kept by the C library itself
+LARGE = 2**22  # bytes; smaller blocks are kept by the C library itself
 ALIGNMENT = 64  # bytes, as torch's own
 _Block = NDArray[np.uint8]
 
@@ -44,8 +44,8 @@ def empty_like(x: Tensor) -> Tensor:
 
     Large dense CPU tensors get recycled memory, all others that of torch.
 
-    >>> empty_like(torch.zeros(512, 1024)).shape
-    torch.Size([512, 1024])
+    >>> empty_like(torch.zeros(1024, 1024)).shape
+    torch.Size([1024, 1024])
     """
     size = x.numel() * x.element_size()
     if size < LARGE or x.device.type != "cpu" or not _is_dense(x):

@@ -8,6 +8,7 @@ from bnkit.kernels.cpu.layouts import Layout
 CACHED = 2**20
 # Bytes below which a helper is not worth waking, and which a task should have.
 WORTHWHILE = 2**17
+# Channels of a row that a block should have: two cache lines, which come in pairs.
 LANES = 32
 
 
@@ -37,4 +38,6 @@ def _width(layout: Layout, per_channel: int, wanted: int) -> int:
     if layout.name == "planes":
         return max(1, min(wanted, CACHED // max(1, per_channel)))
     fitting = CACHED // (per_channel * LANES) * LANES
-    return min(fitting, layout.channels) if fitting >= 2 * LANES else layout.channels
+    if fitting < LANES:
+        return layout.channels
+    return min(fitting, layout.channels, max(1, -(-wanted // LANES)) * LANES)

@@ -1,5 +1,6 @@
 """From tensors to a job, and from a job to threads that do it."""
 
+import ctypes
 from collections.abc import Mapping
 
 import torch
@@ -15,7 +16,7 @@ from bnkit.kernels.cpu.team import work
 
 def wide_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype of the arithmetic on `x`."""
-    return torch.promote_types(x.dtype, torch.float32)
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def execute(
@@ -38,24 +39,21 @@ def execute(
     )
     width, parts = cut(layout, reread)
     blocks = -(-layout.channels // width)
-    wide = wide_dtype(x)
-    counter = torch.empty(1, dtype=torch.int64)
-    work_space = {
-        "counter": counter,
-        "table": torch.empty(COEFFICIENTS * layout.channels, dtype=wide),
-        "scratch": torch.empty(3 * parts * layout.channels, dtype=wide),
-        "partial": torch.empty(3 * parts * layout.channels, dtype=torch.float64),
-    }
-    used = {**tensors, **work_space}
-    fields = {name: t.data_ptr() for name, t in used.items() if t is not None}
+    # One piece of memory for all that the threads share, in rows of 8 bytes for each channel.
+    lengths = {"table": COEFFICIENTS, "scratch": 3 * parts, "partial": 3 * parts}
+    shared = torch.empty(sum(lengths.values()) * layout.channels, dtype=torch.float64)
+    fields = {name: t.data_ptr() for name, t in tensors.items() if t is not None}
+    at = shared.data_ptr()
+    for name, length in lengths.items():
+        fields[name] = at
+        at += 8 * length * layout.channels
     fields |= {"rows": layout.rows, "channels": layout.channels, "space": layout.space}
     fields |= {"blocks": blocks, "parts": parts, "width": width}
     fields |= {"activation": CODES[activation], "training": training}
     address = kernel(layout.name, direction, x.dtype).address
     for phase in _phases(parts):
-        counter.zero_()
         job = job_of({**fields, "phase": phase}, eps=eps)
-        work(address, job.ctypes.data, blocks * parts)
+        work(address, ctypes.addressof(job), blocks * parts)
 
 
 def _phases(parts: int) -> tuple[int, ...]:

@@ -159,4 +159,6 @@ def _backward(
 
 def _wide(values: Tensor | None, x: Tensor) -> Tensor | None:
     """`values` of each channel, in the dtype of the arithmetic on `x`."""
-    return None if values is None else values.to(wide_dtype(x)).contiguous()
+    if values is None or (values.dtype == wide_dtype(x) and values.is_contiguous()):
+        return values
+    return values.to(wide_dtype(x)).contiguous()

@@ -5,17 +5,18 @@ channels-first memory, a pixel of channels-last). Threads claim task after task;
 threads, decide in which order sums are taken, so a result does not depend on who was faster.
 """
 
+import ctypes
+import functools
 import hashlib
+import struct
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from llvmlite import ir
 from numba import types
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.extending import lower_getattr_generic, models, register_model
-from numpy.typing import NDArray
 
 # Phases: each needs the one before. A job in one part goes through all of them task by task,
 # while its channels are in the cache; other jobs have a region of threads for each phase.
@@ -30,6 +31,8 @@ FIELDS = (
     "scratch "  # of three rows of one value per channel for each part, in the wider dtype
     "partial"  # as scratch, in float64
 ).split()
+_BYTES = 8  # of a field
+_Memory = ctypes.c_int64 * (len(FIELDS) + 1)
 _ELEMENTS = {
     torch.float32: types.float32,
     torch.float64: types.float64,
@@ -107,12 +110,20 @@ def job_type(dtype: torch.dtype) -> Job:
     return Job(_ELEMENTS[dtype])
 
 
-def job_of(fields: dict[str, int], *, eps: float) -> NDArray[np.int64]:
-    """Return the memory of a job with these fields; those left out are 0.
+def job_of(fields: dict[str, int], *, eps: float) -> ctypes.Array[ctypes.c_int64]:
+    """Return the memory of a job with these fields, 0 where left out, and its counter after them.
 
-    >>> job_of({"counter": 7}, eps=1e-5)[0].item()
+    >>> job_of({"phase": 7}, eps=1e-5)[FIELDS.index("phase")]
     7
     """
-    job = np.array([fields.get(name, 0) for name in FIELDS], np.int64)
-    job.view(np.float64)[FIELDS.index("eps")] = eps
+    values = [fields.get(name, 0) for name in FIELDS]
+    values[FIELDS.index("eps")] = _bits(eps)
+    job = _Memory(*values, 0)
+    job[FIELDS.index("counter")] = ctypes.addressof(job) + _BYTES * len(FIELDS)
     return job
+
+
+@functools.cache
+def _bits(value: float) -> int:
+    """The bits of a number, as an integer."""
+    return int(struct.unpack("q", struct.pack("d", value))[0])

@@ -24,6 +24,8 @@ class Layout:
         >>> Layout.of(torch.empty(60, 100))
         Layout(name='rows', rows=60, channels=100, space=1)
         """
+        if x.dim() == 2:
+            return cls("rows", len(x), x.shape[1], 1)
         values, channels = x.numel(), x.shape[1]
         space = values // (len(x) * channels) if values else 0
         if space != 1 and (x.is_contiguous() or not _channels_innermost(x).is_contiguous()):
@@ -32,7 +34,7 @@ class Layout:
 
     def arrange(self, t: Tensor) -> Tensor:
         """Return `t`, copied only where its memory is in another order."""
-        if self.name == "planes":
+        if self.name == "planes" or t.dim() == 2:
             return t.contiguous()
         return _channels_innermost(t).contiguous().movedim(-1, 1)
 
