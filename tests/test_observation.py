@@ -7,6 +7,7 @@ from torch import nn
 
 from bnkit.layers import BatchNorm1d
 from bnkit.moments import Moments
+from bnkit.layers import FrozenBatchNorm1d
 from bnkit.observation import (
     evaluating,
     normalising_by_batch_statistics,
@@ -369,3 +370,12 @@ def test_layers_of_another_model_cannot_be_seen():
     message = r"layer '1' \(BatchNorm1d\) is not in the model.*take the layers from the model"
     with pytest.raises(ValueError, match=message), seeing_inputs(model, {"1": other[1]}, ignore):
         pass
+
+
+def test_a_frozen_batch_norm_keeps_its_statistics_among_batch_statistics():
+    frozen = FrozenBatchNorm1d(1)
+    model = nn.Sequential(frozen, nn.BatchNorm1d(1))
+    x = torch.tensor([[1.0], [3.0]])
+    with normalising_by_batch_statistics(model):
+        torch.testing.assert_close(frozen(x), x, rtol=1e-5, atol=0)
+        torch.testing.assert_close(model(x), torch.tensor([[-1.0], [1.0]]), rtol=1e-4, atol=0)

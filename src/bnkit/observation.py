@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedBuffer
 
+from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.moments import Moments
 
 Before = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any]], object]
@@ -53,7 +54,7 @@ def normalising_by_batch_statistics(model: nn.Module) -> Iterator[None]:
 
     Dropout is off, and every batch norm (torch's and all that derive from it) normalises by the
     statistics of its input. The running statistics are away while the block runs, so save no
-    checkpoint inside it. Batch norms that are lazy and have not seen an input are left alone.
+    checkpoint inside it. Frozen batch norms, and lazy ones that have seen no input, are left alone.
 
     >>> layer = nn.BatchNorm1d(1)
     >>> with normalising_by_batch_statistics(layer), torch.no_grad():
@@ -65,7 +66,9 @@ def normalising_by_batch_statistics(model: nn.Module) -> Iterator[None]:
     borrowed = [
         (layer, layer.running_mean, layer.running_var)
         for layer in model.modules()
-        if isinstance(layer, _BatchNorm) and not isinstance(layer.running_mean, UninitializedBuffer)
+        if isinstance(layer, _BatchNorm)
+        and not isinstance(layer, FrozenBatchNorm)
+        and not isinstance(layer.running_mean, UninitializedBuffer)
     ]
     with evaluating(model):
         try:

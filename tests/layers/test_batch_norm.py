@@ -347,3 +347,16 @@ def test_statistics_of_another_kind_are_tracked_by_the_same_rules():
     layer.eval().track(torch.ones(2), torch.ones(2))
     torch.testing.assert_close(layer.running_mean, torch.tensor([0.1, 0.2]))
     assert [layer.num_batches_tracked.item(), layer.non_finite_batches.item()] == [1, 1]
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_statistics_of_another_kind_are_tracked_once_when_checkpointed(guard):
+    class Own(BatchNorm1d):
+        def normalise_by_batch(self, input, residual=None):
+            self.track(input.mean(0), input.var(0))
+            return input * 2
+
+    layer, x = Own(2, guard=guard), torch.randn(5, 2, requires_grad=True)
+    checkpoint(layer, x, use_reentrant=True).sum().backward()
+    torch.testing.assert_close(layer.running_mean, 0.1 * x.detach().mean(0))
+    assert layer.num_batches_tracked == 1

@@ -73,6 +73,18 @@ def test_outputs_and_gradients_are_those_of_the_formula_in_the_paper(kind, optio
     assert layer.num_batches_tracked.item() == 1
 
 
+# torch's forward mode compiles its own formulas by what it deprecates.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_no_derivative_passes_through_r_and_d_in_forward_mode_either():
+    layer = layer_of(BatchRenorm1d, dtype=torch.float64, **UNLIMITED)
+    layer.track_running_stats = False  # torch.func changes nothing in place
+    x, tangent = torch.randn(2, 6, 3, dtype=torch.float64)
+    expected = torch.func.jvp(lambda x: from_the_paper(layer, x, 1e6, 1e6)[0], (x,), (tangent,))
+    torch.testing.assert_close(
+        torch.func.jvp(layer.requires_grad_(False), (x,), (tangent,)), expected
+    )
+
+
 def running_statistics_of_torch(layer, x):
     mean, variance = layer.running_mean.clone(), layer.running_var.clone()
     F.batch_norm(x, mean, variance, training=True, momentum=layer.momentum)
@@ -386,6 +398,7 @@ def test_layers_compile_as_one_graph(limits):
         x, residual = torch.randn(2, *SHAPES[BatchRenorm2d])
         torch.testing.assert_close(compiled(x, residual), other(x, residual))
     torch.testing.assert_close(layer.state_dict(), other.state_dict())
+    assert layer._last is None  # what a graph made may be overwritten when it runs again
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])

@@ -92,9 +92,10 @@ class Benchmark:
         }
 
     def __str__(self) -> str:
-        rows = [_row(measurement) for measurement in self.measurements]
+        columns = zip(_HEADERS, *map(_row, self.measurements), strict=True)
+        headers, *rows = zip(*[column for column in columns if any(column[1:])], strict=True)
         facts = [f"{what}: {value:.3g}" for what, value in self.summary().items() if value]
-        return f"{text_table(_HEADERS, rows, width=120)}\n\n" + "\n".join(facts)
+        return f"{text_table(headers, rows, width=120)}\n\n" + "\n".join(facts)
 
 
 def bench(

@@ -112,7 +112,7 @@ class ActivatedBatchNorm(_BatchNorm):
         Does nothing where the layer does not track and where activation checkpointing runs the
         forward for the second time; only counts where they are not finite.
         """
-        if self.tracks:
+        if self.tracks and not is_recomputing():
             candidates = self._candidates()
             update_running_statistics(*candidates, mean, variance, self._share_of_next_batch())
             self._accept(*candidates)

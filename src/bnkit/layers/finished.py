@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bnkit.kernels.activations import find_activation
@@ -34,6 +33,7 @@ class Finished(nn.Module):
 class FinishedBatchNorm1d(Finished, nn.BatchNorm1d):
     """torch.nn.BatchNorm1d, then a residual and an activation.
 
+    >>> import torch
     >>> layer = FinishedBatchNorm1d(3, activation="relu")
     >>> isinstance(layer, torch.nn.BatchNorm1d), layer(torch.randn(8, 3)).min().item()
     (True, 0.0)
@@ -43,6 +43,7 @@ class FinishedBatchNorm1d(Finished, nn.BatchNorm1d):
 class FinishedBatchNorm2d(Finished, nn.BatchNorm2d):
     """torch.nn.BatchNorm2d, then a residual and an activation.
 
+    >>> import torch
     >>> layer, x = FinishedBatchNorm2d(3, activation="relu"), torch.randn(8, 3, 5, 5)
     >>> torch.equal(layer(x, residual=x), torch.relu(torch.nn.BatchNorm2d(3)(x) + x))
     True
@@ -68,6 +69,7 @@ class FinishedGroupNorm(Finished, nn.GroupNorm):
 class FinishedInstanceNorm1d(Finished, nn.InstanceNorm1d):
     """torch.nn.InstanceNorm1d, then a residual and an activation.
 
+    >>> import torch
     >>> FinishedInstanceNorm1d(3, activation="relu")(torch.randn(2, 3, 7)).shape
     torch.Size([2, 3, 7])
     """
@@ -76,6 +78,7 @@ class FinishedInstanceNorm1d(Finished, nn.InstanceNorm1d):
 class FinishedInstanceNorm2d(Finished, nn.InstanceNorm2d):
     """torch.nn.InstanceNorm2d, then a residual and an activation.
 
+    >>> import torch
     >>> FinishedInstanceNorm2d(3, activation="relu")(torch.randn(2, 3, 7, 7)).min().item()
     0.0
     """

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bnkit.functional import check_residual, batch_norm, is_recomputing
+from bnkit.functional import batch_norm, check_residual, is_recomputing
 from bnkit.layers.batch_norm import ActivatedBatchNorm
 from bnkit.moments import dtype_of_sums
 

@@ -141,7 +141,6 @@ class BatchRenorm(ActivatedBatchNorm):
         weight, bias = (r, d) if self.weight is None else (self.weight * r, self.weight * d)
         return weight, bias if self.bias is None else bias + self.bias
 
-    @torch.no_grad()
     def _correction(self, input: Tensor) -> tuple[Tensor, Tensor]:
         """Return r and d for this mini-batch, (C,) each, in the dtype of the running statistics."""
         mean, invstd = _statistics(input, self.eps)
@@ -162,7 +161,7 @@ class BatchRenorm(ActivatedBatchNorm):
     def _repeated(self, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Return r and d of the forward that activation checkpointing repeats."""
         # The running statistics have moved since, so they cannot be computed again.
-        if self._last is None :
+        if self._last is None or not torch.equal(self._last[0], mean):
             raise RuntimeError(
                 "activation checkpointing repeats a forward of this batch renorm that is not its "
                 "last one, and the running statistics it was corrected by are gone: call backward "
