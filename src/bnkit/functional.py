@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bnkit.kernels.activations import find_activation
 from bnkit.kernels.autograd import batch_norm_forward, batch_norm_inference
-from bnkit.kernels.choice import choose_kernel
+from bnkit.kernels.choice import choose_kernel, is_transformed
 
 _Pair = tuple[Tensor | None, Tensor | None]
 
@@ -43,7 +43,8 @@ def batch_norm(
     >>> batch_norm(x, None, None, training=True, activation="relu", residual=x).flatten()
     tensor([0.0000, 4.0000])
     """
-    find_activation(activation)
+    if activation is not None:
+        find_activation(activation)
     if residual is not None:
         check_residual(input, residual)
     if training and is_recomputing():  # what it changes is not kept, but it saves as before
@@ -101,10 +102,13 @@ def update_running_statistics(
     >>> running_mean, running_var
     (tensor([0.1000]), tensor([0.9000]))
     """
-    with torch.no_grad():
-        for running, value in ((running_mean, mean), (running_var, variance)):
-            if running is not None:
-                running.mul_(1 - momentum).add_(value.to(running.dtype), alpha=momentum)
+    for running, value in ((running_mean, mean), (running_var, variance)):
+        if running is not None:
+            value = value.detach().to(running.dtype)  # noqa: PLW2901  as what it is to be
+            if is_transformed():  # torch.vmap has no rule for lerp_
+                running.mul_(1 - momentum).add_(value, alpha=momentum)
+            else:
+                running.lerp_(value, momentum)
 
 
 def is_recomputing() -> bool:
@@ -142,8 +146,9 @@ def check_residual(input: Tensor, residual: Tensor) -> None:
 def _check_channels(input: Tensor, *values: Tensor | None) -> None:
     """Check what torch's own would check: the kernels read memory without looking."""
     names = ("running_mean", "running_var", "weight", "bias")
+    shape, device = input.shape[1:2], input.device
     for name, value in zip(names, values, strict=True):
-        if value is not None and (value.shape != input.shape[1:2] or value.device != input.device):
+        if value is not None and (value.shape != shape or value.device != device):
             raise ValueError(
                 f"`{name}` of shape {tuple(value.shape)} on {value.device} does not fit `input` "
                 f"of shape {tuple(input.shape)} on {input.device}: it needs one value for each of "

@@ -26,7 +26,7 @@ def run_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y, and the mean and biased variance of each channel by which x was normalised."""
     options = {"eps": eps, "activation": activation, "residual": residual}
-    y, mean, variance = _module(kernel).batch_norm_forward(x, weight, bias, **options)
+    y, mean, variance = module_of(kernel).batch_norm_forward(x, weight, bias, **options)
     return y, mean, variance
 
 
@@ -43,7 +43,7 @@ def run_inference(
 ) -> Tensor:
     """Return y for a given mean and variance of each channel."""
     options = {"eps": eps, "activation": activation, "residual": residual}
-    y: Tensor = _module(kernel).batch_norm_inference(x, mean, variance, weight, bias, **options)
+    y: Tensor = module_of(kernel).batch_norm_inference(x, mean, variance, weight, bias, **options)
     return y
 
 
@@ -61,7 +61,7 @@ def run_backward(
     kernel: str,
 ) -> Four:
     """Return dx, dweight, dbias and dresidual; the last is empty where it would be `dy` itself."""
-    module = _module(kernel)
+    module = module_of(kernel)
     function = module.batch_norm_backward if training else module.batch_norm_inference_backward
     options = {"eps": eps, "activation": activation, "residual": residual}
     dx, dweight, dbias, dresidual = function(dy, x, mean, variance, weight, bias, **options)
@@ -69,8 +69,14 @@ def run_backward(
     return dx, _or_empty(dweight, x), _or_empty(dbias, x), _or_empty(own, x)
 
 
-def _module(kernel: str) -> Any:
-    return importlib.import_module(f"bnkit.kernels.{kernel}")
+def module_of(kernel: str) -> Any:
+    """Return the module with the functions of a kernel, imported when first asked for."""
+    if kernel not in _modules:
+        _modules[kernel] = importlib.import_module(f"bnkit.kernels.{kernel}")
+    return _modules[kernel]
+
+
+_modules: dict[str, Any] = {}
 
 
 def _or_empty(gradient: Tensor | None, x: Tensor) -> Tensor:

@@ -56,33 +56,23 @@ class ActivatedBatchNorm(_BatchNorm):
 
     def normalise_by_batch(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalise by the statistics of `input`, and track them where the layer trains."""
-        if not self.tracks:
-            return self._normalise(input, residual, None, None, 0.0)
-        mean, variance = self._candidates()
-        y = self._normalise(input, residual, mean, variance, self._share_of_next_batch())
-        self._accept(mean, variance)
-        return y
-
-    def _normalise(
-        self,
-        input: Tensor,
-        residual: Tensor | None,
-        mean: Tensor | None,
-        variance: Tensor | None,
-        momentum: float,
-    ) -> Tensor:
-        return batch_norm(
+        tracks = self.tracks
+        mean, variance = self._candidates() if tracks else (None, None)
+        y = batch_norm(
             input,
             mean,
             variance,
             self.weight,
             self.bias,
             True,
-            momentum,
+            self._share_of_next_batch() if tracks else 0.0,
             self.eps,
             activation=self.activation,
             residual=residual,
         )
+        if mean is not None and variance is not None:
+            self._accept(mean, variance)
+        return y
 
     def normalise_by_running_statistics(
         self, input: Tensor, residual: Tensor | None = None
@@ -119,26 +109,25 @@ class ActivatedBatchNorm(_BatchNorm):
 
     def _candidates(self) -> tuple[Tensor, Tensor]:
         """Return what a mini-batch may change in place: copies, where a guard looks at them."""
-        running_mean, running_var = self._running_statistics()
-        return (
-            (running_mean.clone(), running_var.clone())
-            if self.guard
-            else (running_mean, running_var)
-        )
+        running = self._running_statistics()
+        return (running[0].clone(), running[1].clone()) if self.guard else running
 
     def _accept(self, mean: Tensor, variance: Tensor) -> None:
         """Take candidates as running statistics if they are finite, and count the mini-batch."""
         if is_recomputing():
             return
+        if not self.guard:
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+            return
         running_mean, running_var = self._running_statistics()
-        finite = _are_finite(mean, variance) if self.guard else True
+        finite = _are_finite(mean, variance)
         if finite is not True:  # a tensor, so that nothing waits for a GPU and it compiles
             mean = torch.where(finite, mean, running_mean)
             variance = torch.where(finite, variance, running_var)
             self.non_finite_batches.add_(~finite)
-        if mean is not running_mean:
-            running_mean.copy_(mean)
-            running_var.copy_(variance)
+        running_mean.copy_(mean)
+        running_var.copy_(variance)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(finite)
 

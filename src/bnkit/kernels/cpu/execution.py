@@ -34,10 +34,8 @@ def execute(
     if not x.numel():
         _finish_empty(x, tensors, needs_values=training and direction == "forward")
         return
-    reread = sum(
-        t.element_size() for name in ("x", "dy", "residual") if (t := tensors.get(name)) is not None
-    )
-    width, parts = cut(layout, reread)
+    read_again = sum(tensors.get(name) is not None for name in ("x", "dy", "residual"))
+    width, parts = cut(layout, read_again * x.element_size())
     blocks = -(-layout.channels // width)
     # One piece of memory for all that the threads share, in rows of 8 bytes for each channel.
     lengths = {"table": COEFFICIENTS, "scratch": 3 * parts, "partial": 3 * parts}
@@ -47,12 +45,20 @@ def execute(
     for name, length in lengths.items():
         fields[name] = at
         at += 8 * length * layout.channels
-    fields |= {"rows": layout.rows, "channels": layout.channels, "space": layout.space}
-    fields |= {"blocks": blocks, "parts": parts, "width": width}
-    fields |= {"activation": CODES[activation], "training": training}
+    fields |= {
+        "rows": layout.rows,
+        "channels": layout.channels,
+        "space": layout.space,
+        "blocks": blocks,
+        "parts": parts,
+        "width": width,
+        "activation": CODES[activation],
+        "training": training,
+    }
     address = kernel(layout.name, direction, x.dtype).address
     for phase in _phases(parts):
-        job = job_of({**fields, "phase": phase}, eps=eps)
+        fields["phase"] = phase
+        job = job_of(fields, eps=eps)
         work(address, ctypes.addressof(job), blocks * parts)
 
 

@@ -1,4 +1,7 @@
-"""The four functions of the specification, computed by the kernels of this package."""
+"""The four functions of the specification, computed by the kernels of this package.
+
+What they return is fresh memory that numbers were written into, so no gradients are recorded.
+"""
 
 import torch
 from torch import Tensor
@@ -9,7 +12,6 @@ from bnkit.kernels.memory import empty_like
 from bnkit.kernels.reference import Gradients
 
 
-@torch.no_grad()
 def batch_norm_forward(
     x: Tensor,
     weight: Tensor | None,
@@ -32,7 +34,6 @@ def batch_norm_forward(
     return y, mean, variance
 
 
-@torch.no_grad()
 def batch_norm_inference(
     x: Tensor,
     mean: Tensor,
@@ -48,7 +49,6 @@ def batch_norm_inference(
     return _forward(x, mean, variance, weight, bias, eps, activation, residual, training=False)
 
 
-@torch.no_grad()
 def batch_norm_backward(
     dy: Tensor,
     x: Tensor,
@@ -66,7 +66,6 @@ def batch_norm_backward(
     return _backward(dy, x, *statistics, eps, activation, residual, training=True)
 
 
-@torch.no_grad()
 def batch_norm_inference_backward(
     dy: Tensor,
     x: Tensor,

@@ -28,11 +28,16 @@ def work(kernel: int, job: int, tasks: int) -> None:
     """
     threads = min(torch.get_num_threads(), tasks)
     if threads < 2:
-        _FUNCTION(kernel)(job)
+        _callable(kernel)(job)
     elif (parallel := _openmp()) is None or _forked:
-        _with_own_threads(_FUNCTION(kernel), job, threads - 1)
+        _with_own_threads(_callable(kernel), job, threads - 1)
     else:
         parallel(kernel, job, threads, 0)
+
+
+@functools.cache
+def _callable(kernel: int) -> Any:
+    return _FUNCTION(kernel)
 
 
 @functools.cache
