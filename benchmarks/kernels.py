@@ -46,9 +46,7 @@ def main() -> None:
     tuned = json.loads(answer.stdout)
     print("with tuned memory:", json.dumps(tuned["summary"], indent=1))
     if not arguments.quick:
-        FIGURES.write_text(
-            json.dumps({**result.to_json(), "tuned memory": tuned}, indent=1) + "\n"
-        )
+        FIGURES.write_text(json.dumps({**result.to_json(), "tuned memory": tuned}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from bnkit.layers import BatchNorm1d
+from bnkit.layers import BatchNorm1d, FrozenBatchNorm1d
 from bnkit.moments import Moments
-from bnkit.layers import FrozenBatchNorm1d
 from bnkit.observation import (
     evaluating,
     normalising_by_batch_statistics,

@@ -1,8 +1,10 @@
-"""Batch normalization for PyTorch over a model's whole life: add it, prove that it helps."""
+"""Batch normalization for PyTorch over a model's whole life: add it, prove it, ship it."""
 
 from bnkit import functional, layers
 from bnkit.bench import Benchmark, bench
+from bnkit.checkpoints import load, save
 from bnkit.dataflow import ExampleError
+from bnkit.gap import Gap, explain_gap
 from bnkit.kernels.choice import choose_kernel
 from bnkit.lab.comparison import Interrupted, compare
 from bnkit.lab.settings import Settings
@@ -12,7 +14,18 @@ from bnkit.moments import Moments
 from bnkit.parameters import parameter_groups
 from bnkit.recalibration import Recalibration, adapt, adapted, recalibrate, recalibrate_
 from bnkit.report import write_report
-from bnkit.surgery import Plan, SurgeryError, accelerate, add, insert
+from bnkit.surgery import (
+    Plan,
+    SurgeryError,
+    accelerate,
+    add,
+    convert,
+    fold,
+    insert,
+    rebind,
+    remove,
+    standardize,
+)
 
 __all__ = [
     "BatchNorm1d",
@@ -21,6 +34,7 @@ __all__ = [
     "Benchmark",
     "Comparison",
     "ExampleError",
+    "Gap",
     "Interrupted",
     "Moments",
     "Plan",
@@ -34,13 +48,21 @@ __all__ = [
     "bench",
     "choose_kernel",
     "compare",
+    "convert",
     "domain",
+    "explain_gap",
+    "fold",
     "functional",
     "insert",
     "layers",
+    "load",
     "mask",
     "parameter_groups",
+    "rebind",
     "recalibrate",
     "recalibrate_",
+    "remove",
+    "save",
+    "standardize",
     "write_report",
 ]

@@ -27,7 +27,7 @@ _BIASES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.MultiheadAttention: ("bias", "in_proj_bias"),
 }
 
-# Scales of single features, which decay would shrink: slopes, and what `remove` makes of batch norm.
+# Scales of single features, which decay would shrink: slopes, and what is left of a batch norm.
 _SCALES = (nn.PReLU, ChannelAffine)
 
 
@@ -38,11 +38,11 @@ def parameter_groups(
 
     Without it are all parameters of normalisations (and of `ChannelAffine`, in which `remove` keeps
     those of a batch norm), the biases of torch's layers, and the slopes of PReLU (He et al. 2015,
-    section 2: decay drives them to zero). What a module is, its type says:
-    subclasses count, names and shapes do not; a normalisation of another library is known by its
-    class. Every other parameter is decayed, also one that an unknown module owns directly, whatever
-    it is called. `where(path, module)`, asked of each module with parameters of its own, leaves
-    those of a module out of weight decay where it is False (embeddings, positions, tokens).
+    section 2: decay drives them to zero). What a module is, its type says: subclasses count, names
+    and shapes do not; a normalisation of another library is known by its class. Every other
+    parameter is decayed, also one that an unknown module owns directly, whatever it is called.
+    `where(path, module)`, asked of each module with parameters of its own, leaves those of a module
+    out of weight decay where it is False (embeddings, positions, tokens).
 
     Together the groups hold what `model.parameters()` gives, each parameter once and in that order:
     a shared one is without decay if one of its modules says so, and frozen ones are kept, so that

@@ -352,9 +352,12 @@ class Build:
         channels = self.x.movedim(1, 0).flatten(1)
         mean = channels.mean(1)
         variance = (channels - mean[:, None]).square().mean(1)
+        # Channels that hardly vary get a spread of the size of their mean: else every batch norm
+        # of a chain would magnify what the one before it has rounded.
+        varies = variance > torch.maximum((mean / 100) ** 2, torch.tensor(1e-4))
+        variance = torch.where(varies, variance, mean**2 + 1)
         with torch.no_grad():
-            near = variance * self.uniform(0.5, 2, features)
-            norm.running_var.copy_(torch.maximum(near, (mean / 100) ** 2).clamp_min(1e-6))
+            norm.running_var.copy_(variance * self.uniform(1, 2, features))
             norm.running_mean.copy_(mean + norm.running_var.sqrt() * self.uniform(-1, 1, features))
             if norm.weight is not None:
                 norm.weight.copy_(self.uniform(0.5, 1.5, features) * self.one_of(1, 1, -1))

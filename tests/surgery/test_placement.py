@@ -226,7 +226,7 @@ STRUCTURES = {
 @pytest.mark.parametrize(("first", "placement", "expected"), STRUCTURES.values(), ids=STRUCTURES)
 def test_an_edit_says_in_plain_data_what_it_does_to_the_structure(first, placement, expected):
     (edit,) = planned(Chain(lambda self, y: self.act(y), first, conv(6, 2)), None, placement).edits
-    always = {"operation": "own_batch_norm", "axis": 1, "rank": 4, "momentum": 0.1, "eps": 1e-5}
+    always = {"operation": "own_batch_norm_at", "axis": 1, "rank": 4, "momentum": 0.1, "eps": 1e-5}
     assert edit.structure == always | expected
 
 
@@ -234,5 +234,5 @@ def test_an_edit_of_an_input_says_so():
     (edit,) = planned(Chain(lambda _, y: y.mean((2, 3)).relu(), last=dense(4, 2))).edits
     layout = {"side": "input", "features": 4, "axis": -1, "rank": None}
     options = {"momentum": 0.1, "eps": 1e-5}
-    named = {"operation": "own_batch_norm", "layer": "last"}
+    named = {"operation": "own_batch_norm_at", "layer": "last"}
     assert edit.structure == named | layout | options

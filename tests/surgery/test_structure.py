@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -95,12 +96,12 @@ def test_the_batch_norms_have_the_dtype_of_the_fresh_model():
     assert fresh[1].batchnorm.weight.dtype is torch.float64
 
 
-OWN = {"operation": "own_batch_norm", "side": "output", "features": 4, "axis": 1, "rank": 4}
+OWN = {"operation": "own_batch_norm_at", "side": "output", "features": 4, "axis": 1, "rank": 4}
 REST = {"momentum": 0.1, "eps": 1e-5}
 MISTAKES = {
     "an unknown operation": (
         {"operation": "melt", "layer": "0"},
-        r"^change 2 is by the operation 'melt', which this version .* knows 'own_batch_norm'",
+        r"^change 2 is by the operation 'melt', which this version .* knows 'apply_acceleration', ",
     ),
     "no operation: an edit that does not say its structure": ({}, r"by the operation None, which"),
     "another model": (
@@ -110,11 +111,11 @@ MISTAKES = {
     "no layer": ({**OWN, **REST}, r"of the layer None, which the model"),
     "an option that is missing": (
         {**OWN, "layer": "2"},
-        r"^change 2 \(own_batch_norm of the layer '2'\): missing a required argument: 'momentum'$",
+        r"^change 2 \(own_batch_norm_at of the layer '2'\): missing a required argument: 'mom",
     ),
     "an option of another version": (
         {**OWN, **REST, "layer": "2", "colour": "red"},
-        r"^change 2 \(own_batch_norm of the layer '2'\): got an unexpected keyword argument 'col",
+        r"^change 2 \(own_batch_norm_at of the layer '2'\): got an unexpected keyword argument 'c",
     ),
     "a model that was changed already": (
         {**OWN, **REST, "layer": "0"},
@@ -138,7 +139,8 @@ def test_another_operation_is_one_entry_of_the_table(monkeypatch):
         with torch.no_grad():
             model.get_submodule(layer).weight.mul_(by)
 
-    monkeypatch.setitem(OPERATIONS, "scale", scale)
+    monkeypatch.setitem(sys.modules, "of_this_test", SimpleNamespace(scale=scale))
+    monkeypatch.setitem(OPERATIONS, "scale", "of_this_test")
     plain = dense()
     scaled = replay(plain, [{"operation": "scale", "layer": "", "by": 2.0}])
     assert torch.equal(scaled.weight, 2 * plain.weight)

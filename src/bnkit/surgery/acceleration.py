@@ -103,7 +103,12 @@ def _edit(modes: Modes, path: str, layer: _BatchNorm, where: Where | None) -> Ed
     name = None if activation is None else NAMES[type(activation.module)]  # type: ignore[index]
     action = "bnkit's" if name is None else f"bnkit's, with {name} of '{activation.name}'"  # type: ignore[union-attr]
     replaced = None if activation is None else activation.name
-    structure = {"operation": "accelerate", "layer": path, "activation": name, "replaced": replaced}
+    structure = {
+        "operation": "apply_acceleration",
+        "layer": path,
+        "activation": name,
+        "replaced": replaced,
+    }
     change = functools.partial(apply_acceleration, layer=path, activation=name, replaced=replaced)
     return Edit(path, kind, action, reason, change, structure)
 

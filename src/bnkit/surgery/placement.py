@@ -115,7 +115,7 @@ def _own_output(
 
 def _edit(call: Call, action: str, why: str, **options: Any) -> Edit:
     change = functools.partial(own_batch_norm_at, layer=call.name, **options)
-    structure = {"operation": "own_batch_norm", "layer": call.name, **options}
+    structure = {"operation": "own_batch_norm_at", "layer": call.name, **options}
     return Edit(call.name, call.kind, action, why, change, structure)
 
 

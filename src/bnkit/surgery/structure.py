@@ -1,21 +1,26 @@
 """`replay`: the changes that a plan made to the structure of a model, made again on a fresh one."""
 
+import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from bnkit.dataflow import duplicate
-from bnkit.surgery.acceleration import apply_acceleration
-from bnkit.surgery.normalized import own_batch_norm_at
 
-# Each takes the model and the path of a layer, then options that are plain data, and changes the
-# model in place, whatever its values.
-OPERATIONS: dict[str, Callable[..., object]] = {
-    "accelerate": apply_acceleration,
-    "own_batch_norm": own_batch_norm_at,
+# By name, the module of each operation: a function that takes the model and the path of a layer,
+# then options that are plain data, and changes the model in place, whatever its values; or returns
+# what now takes its place. Imported when asked for, since the verbs build on `replay`.
+OPERATIONS = {
+    "apply_acceleration": "bnkit.surgery.acceleration",
+    "convert_layer": "bnkit.surgery.conversion",
+    "convert_layer_by_callable": "bnkit.surgery.conversion",
+    "fold_away": "bnkit.surgery.folding",
+    "own_batch_norm_at": "bnkit.surgery.normalized",
+    "standardize_input": "bnkit.surgery.standardization",
+    "use_channel_affine": "bnkit.surgery.removal",
 }
 
 
@@ -41,11 +46,12 @@ def replay(model: nn.Module, structures: Iterable[Mapping[str, Any]]) -> nn.Modu
     changed = duplicate(model)
     with torch.inference_mode(mode=False):  # what is made in it could not be trained
         for number, structure in enumerate(structures, start=1):
-            _make(changed, dict(structure), f"change {number}")
+            made = _make(changed, dict(structure), f"change {number}")
+            changed = made if isinstance(made, nn.Module) else changed  # it may be a wrapper
     return changed
 
 
-def _make(model: nn.Module, structure: dict[str, Any], place: str) -> None:
+def _make(model: nn.Module, structure: dict[str, Any], place: str) -> object:
     name, layer = structure.pop("operation", None), structure.pop("layer", None)
     if name not in OPERATIONS:
         raise ValueError(
@@ -57,9 +63,9 @@ def _make(model: nn.Module, structure: dict[str, Any], place: str) -> None:
             f"{place} ({name}) is of the layer {layer!r}, which the model "
             f"({type(model).__name__}) does not have: build it as it was before the change"
         )
-    operation = OPERATIONS[name]
+    operation = getattr(importlib.import_module(OPERATIONS[name]), name)
     try:
         inspect.signature(operation).bind(model, layer, **structure)
     except TypeError as error:
         raise ValueError(f"{place} ({name} of the layer {layer!r}): {error}") from error
-    operation(model, layer, **structure)
+    return operation(model, layer, **structure)

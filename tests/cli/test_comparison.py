@@ -6,29 +6,21 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from typer.main import get_command
-from typer.testing import CliRunner
 
-import users
-from bnkit import cli
+from bnkit.cli import app
+from bnkit.cli import comparison as command
 from bnkit.lab import comparison
 from bnkit.lab.initialisation import SCHEMES
 from bnkit.lab.networks import ACTIVATIONS, NETWORKS
 from bnkit.lab.settings import Settings
 from bnkit.lab.training import LOSSES, OPTIMIZERS
+from cli.commands import TESTS, run
 
-TESTS = Path(users.__file__).parent
 OWN = "--model users:build --data users:loaders"
 BRIEF = "--steps 4 --evaluate-every 2 --seeds 1 --learning-rate 0.1"
-
-
-def run(text, *more):
-    """Run a command in this process; return exit code, stdout and stderr."""
-    done = CliRunner().invoke(cli.app, [*shlex.split(text), *more])
-    return done.exit_code, done.stdout, done.stderr
 
 
 @pytest.fixture
@@ -152,29 +144,15 @@ def test_a_folder_that_cannot_be_written_is_refused(out, monkeypatch, option):
 # What is said on request
 
 
-@pytest.mark.parametrize("name", ["compare", "add"])
-def test_help_shows_and_explains_every_option(name):
-    command = get_command(cli.app).commands[name]
-    code, stdout, _ = run(f"{name} --help")
-    shown = " ".join(re.sub("[│╭╰─╮╯]", " ", stdout).split())
-    assert code == 0
-    assert "Exit codes" in shown
-    for parameter in command.params:
-        assert parameter.help
-        flags = [option for option in parameter.opts if option.startswith("--")]
-        assert all(flag in shown for flag in flags)
-        assert parameter.help.split()[0] in shown
-
-
 def test_every_setting_has_an_option():
-    options = {option.name for option in get_command(cli.app).commands["compare"].params}
+    options = {option.name for option in get_command(app).commands["compare"].params}
     singular = {"learning_rates": "learning_rate", "activations": "activation"}
     assert {singular.get(name, name) for name in Settings.__dataclass_fields__} <= options
 
 
 def test_help_names_all_that_can_be_chosen():
     options = {
-        parameter.name: parameter for parameter in get_command(cli.app).commands["compare"].params
+        parameter.name: parameter for parameter in get_command(app).commands["compare"].params
     }
     for option, table in [
         ("network", NETWORKS),
@@ -186,11 +164,6 @@ def test_help_names_all_that_can_be_chosen():
     ]:
         named = re.findall(r"[\w:-]+", options[option].help)
         assert set(table) <= set(named), option
-
-
-def test_without_a_command_the_commands_are_listed():
-    _, stdout, stderr = run("")
-    assert all(name in stdout + stderr for name in ("compare", "add"))
 
 
 # What comes out
@@ -213,7 +186,7 @@ def in_this_process(monkeypatch):
 
     monkeypatch.syspath_prepend(TESTS)
     monkeypatch.setattr(comparison, "run_trials", trials_here)
-    monkeypatch.setattr(cli, "write_report", page)
+    monkeypatch.setattr(command, "write_report", page)
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -295,52 +268,11 @@ def test_ctrl_c_before_the_first_trial_ends_without_a_traceback(out, monkeypatch
     def interrupted(*_arguments, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "plan_comparison", interrupted)
+    monkeypatch.setattr(command, "plan_comparison", interrupted)
     code, stdout, stderr = run("compare")
     assert (code, stdout) == (130, "")
     assert "Traceback" not in stderr
     assert not out.exists()
-
-
-# bnkit add
-
-
-def test_add_prints_the_plan_as_a_table_or_as_json(monkeypatch):
-    monkeypatch.syspath_prepend(TESTS)
-    code, stdout, _ = run("add users:build --example 8,4")
-    assert code == 0
-    assert "normalise 8 features, drop bias" in stdout
-    document = json.loads(run("add users:build --example 8,4 --json")[1])
-    assert [edit["layer"] for edit in document["edits"]] == ["0"]
-    after = run("add users:build --example 8,4 --placement after")[1]
-    assert "drop bias" not in after
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("users:build --example 8,5", "the model fails on `example` of shape (8, 5) in layer '0'"),
-        ("users:build --example 8,x", "'8,x': give whole numbers with commas between them"),
-        ("users:build --example 8,-4", "--example is '8,-4': give sizes of at least 1, as in"),
-        ("users:build --example 0,4", "--example is '0,4': give sizes of at least 1, as in"),
-        ("users:build --example ''", "--example is '': give sizes of at least 1, as in"),
-        ("users:biuld --example 8,4", "did you mean 'build'?"),
-        ("users:cut --example 8,4", "`model` (cut) fails: TypeError: cut() missing 1 required"),
-        ("users:loaders --example 8,4", "`model` is a tuple: pass a torch.nn.Module"),
-    ],
-)
-def test_add_answers_wrong_use_in_one_sentence(monkeypatch, text, message):
-    monkeypatch.syspath_prepend(TESTS)
-    code, stdout, stderr = run(f"add {text}")
-    assert (code, stdout) == (2, "")
-    assert message in stderr
-    assert len(stderr.strip().splitlines()) == 1
-
-
-def test_add_says_what_it_found_where_nothing_can_be_normalised():
-    code, stdout, _ = run("add torch.nn:Identity --example 8,4")
-    assert code == 0
-    assert "layer" in stdout
 
 
 # The program itself, as a process of its own

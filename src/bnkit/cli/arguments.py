@@ -1,0 +1,141 @@
+"""What commands are told: parsers of text, and the arguments and options that several share."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import torch
+import typer
+from torch import Tensor
+
+from bnkit.surgery.addition import Placement
+
+Number = TypeVar("Number", int, float)
+
+PLACEMENTS: dict[str, Placement] = {
+    "before": "before_activation",
+    "after": "after_activation",
+    "before_activation": "before_activation",
+    "after_activation": "after_activation",
+}
+
+
+def texts(text: str) -> tuple[str, ...]:
+    """Return the parts between commas.
+
+    >>> texts("relu, tanh,")
+    ('relu', 'tanh')
+    """
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def numbers(kind: Callable[[str], Number]) -> Callable[[str], tuple[Number, ...]]:
+    """Return a parser of numbers with commas between them, which raises ValueError for others.
+
+    >>> numbers(int)("8,3,32,32")
+    (8, 3, 32, 32)
+    """
+
+    def parse(text: str) -> tuple[Number, ...]:
+        try:
+            return tuple(kind(part) for part in texts(text))
+        except ValueError:
+            wanted = "whole numbers" if kind is int else "numbers"
+            raise ValueError(f"{text!r}: give {wanted} with commas between them") from None
+
+    return parse
+
+
+def listed(values: Sequence[object]) -> str:
+    """Return values as they are typed.
+
+    >>> listed((0.1, 10))
+    '0.1,10'
+    """
+    return ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+
+
+def settings(assignments: Sequence[str]) -> dict[str, Any]:
+    """Return what is set by texts such as "num_groups=8", whose values are JSON or else text.
+
+    >>> settings(["num_groups=8", 'domains=["day", "night"]', "default=all"])
+    {'num_groups': 8, 'domains': ['day', 'night'], 'default': 'all'}
+    """
+    found = {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise ValueError(f"--option is {text!r}: write a name and a value, as num_groups=8")
+        try:
+            found[name.replace("-", "_")] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name.replace("-", "_")] = value
+    return found
+
+
+def random_example(example: str) -> Tensor:
+    """Return normally distributed numbers of the shape that --example says."""
+    shape = numbers(int)(example)
+    if not shape or min(shape) < 1:
+        raise ValueError(f"--example is {example!r}: give sizes of at least 1, as in 8,3,32,32")
+    return torch.randn(shape)
+
+
+def option(panel: str, help_text: str, *names: str, **more: Any) -> Any:
+    """Return an option that --help shows in a panel of its own."""
+    return typer.Option(*names, help=help_text, rich_help_panel=panel, **more)
+
+
+MODEL = "What is changed"
+RESULT = "What comes out"
+
+Model = Annotated[
+    str, typer.Argument(help="a function that returns the network, as package.module:build")
+]
+Checkpoint = Annotated[
+    Path | None,
+    option(
+        MODEL,
+        "values of the network, a file of safetensors or a weights-only one of torch; the changes "
+        "that its plan lists are made first",
+    ),
+]
+Example = Annotated[
+    str | None,
+    option(
+        MODEL,
+        "shape of a mini-batch of random inputs on which the network is run",
+        metavar="N,C,H,W",
+    ),
+]
+Data = Annotated[
+    str | None,
+    option(
+        MODEL,
+        "a function that returns mini-batches, or (train, test) as of `bnkit compare`, of which "
+        "the first is taken, as package.module:loaders",
+    ),
+]
+Where = Annotated[
+    str | None,
+    option(MODEL, "change only layers with such paths, * for anything", metavar="GLOB,GLOB,…"),
+]
+Place = Annotated[str, option(MODEL, "before or after the activation")]
+Tolerance = Annotated[
+    float | None,
+    option(
+        RESULT,
+        "largest error, relative to the largest output, by which the changed network may differ",
+        show_default="1e-4 in float32",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    option(
+        RESULT,
+        "write the checkpoint of the changed network, with the plan, to this .safetensors, .pt "
+        "or .pth; bnkit.load reads it",
+    ),
+]
+AsJson = Annotated[bool, option(RESULT, "print all of it as JSON", "--json", show_default=False)]

@@ -1,0 +1,127 @@
+"""`Operation`: what every command that changes a network does before and after the change."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import typer
+from torch import nn
+
+from bnkit.batches import calls_of, each_of, number_of
+from bnkit.checkpoints import Document, format_of, read, save
+from bnkit.cli.arguments import random_example, texts
+from bnkit.cli.output import (
+    Counter,
+    chatter_on_stderr,
+    explained,
+    print_result,
+    refuse,
+    say,
+    working,
+)
+from bnkit.lab.references import blaming, called, import_reference
+from bnkit.surgery.plan import Plan
+from bnkit.surgery.promise import SurgeryError
+
+_SHOWN = 8  # layers in a message
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A change to the user's network, and how it came to be what it is by plans before this one."""
+
+    network: nn.Module
+    plans: tuple[Document, ...]
+    out: Path | None
+    counter: Counter
+
+    @classmethod
+    @contextmanager
+    def begin(
+        cls, what: str, model: str, checkpoint: Path | None, out: Path | None
+    ) -> Iterator["Operation"]:
+        """Build the network and plan its change in the block; errors end the program in a sentence.
+
+        A promise that cannot be kept has exit code 1: the command was right, the network is not
+        changed.
+        """
+        with explained(), working(what) as counter, chatter_on_stderr():
+            if out is not None:
+                format_of(out)
+            network = called(import_reference(model), "model")
+            plans: tuple[Document, ...] = ()
+            if checkpoint is not None:
+                found = read(checkpoint)
+                network, plans = found.restore(network), found.plans or ()
+            try:
+                yield cls(network, plans, out, counter)
+            except SurgeryError as error:
+                refuse(str(error), code=1)
+
+    def batches(self, data: str | None) -> Iterable[Any]:
+        """Return the mini-batches of --data, counted as they are taken."""
+        if data is None:
+            raise ValueError("--data is missing: give the function that returns mini-batches")
+        found = called(import_reference(data), "data")
+        if isinstance(found, tuple) and len(found) == 2:
+            found = found[0]  # (train, test)
+        with blaming(f"{data!r} returned what is no mini-batches"):
+            batches = each_of(found)
+        passes = _Passes(batches, self.counter)
+        return iter(passes) if isinstance(batches, Iterator) else passes
+
+    def example(self, example: str | None, data: str | None) -> Any:
+        """Return the inputs of --example, or of the first mini-batch of --data."""
+        if (example is None) == (data is None):
+            raise ValueError(
+                "the network is run on one mini-batch: give either its shape, as in --example "
+                "8,3,32,32, or --data"
+            )
+        if example is not None:
+            return random_example(example)
+        args, keywords = next(calls_of(self.network, self.batches(data)))
+        return keywords or args
+
+    def example_or_batches(self, example: str | None, data: str | None) -> Any:
+        """Return the inputs of --example, or all mini-batches of --data."""
+        return self.example(example, data) if data is None else self.batches(data)
+
+    def where(self, globs: str | None) -> Callable[[str, nn.Module], bool] | None:
+        """Return what chooses the layers whose paths fit one of --where."""
+        if globs is None:
+            return None
+        wanted = texts(globs)
+        paths = [path for path, _ in self.network.named_modules() if path]
+        if not any(fnmatchcase(path, glob) for path in paths for glob in wanted):
+            more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+            there = f"the paths are {', '.join(paths[:_SHOWN])}{more}"
+            raise ValueError(
+                f"--where {globs!r} fits no layer: {there if paths else 'the network has only one'}"
+            )
+        return lambda path, _layer: any(fnmatchcase(path, glob) for glob in wanted)
+
+    def end(self, plan: Plan, *, as_json: bool) -> None:
+        """Print the plan, and write the checkpoint if there is anything to write."""
+        print_result(plan, as_json=as_json)
+        if not plan.edits:
+            say("Nothing was changed, and no file is written.")
+            raise typer.Exit(1)
+        if self.out is not None:
+            with explained():
+                path = save(plan.apply(self.network), self.out, plan=[*self.plans, plan])
+            say(f"Checkpoint: {path}")
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """The user's mini-batches: each pass is counted, and errors in it are blamed on them."""
+
+    batches: Iterable[Any]
+    counter: Counter
+
+    def __iter__(self) -> Iterator[Any]:
+        with blaming("reading `data` fails"):
+            yield from self.counter(self.batches, total=number_of(self.batches))

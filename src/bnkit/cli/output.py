@@ -1,0 +1,114 @@
+"""What commands print: results on stdout, all else on stderr, errors in one sentence."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, NoReturn, Protocol, TypeVar
+
+import typer
+from rich.console import Console
+
+from bnkit.report.writing import strict_json
+
+T = TypeVar("T")
+
+messages = Console(stderr=True, markup=False, highlight=False, emoji=False)
+
+
+class Record(Protocol):
+    """A result that prints as text, and is plain data for other programs."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+
+
+class Counter(Protocol):
+    """What counts things as they are taken."""
+
+    def __call__(self, items: Iterable[T], *, total: int | None) -> Iterator[T]:
+        """Yield `items`, of which there are `total`, None where nobody knows."""
+
+
+def print_result(record: Record, *, as_json: bool) -> None:
+    """Print a result on stdout, as text or as JSON that every reader accepts."""
+    text = json.dumps(json.loads(strict_json(record.to_json())), indent=2) if as_json else record
+    print(text, flush=True)  # noqa: T201  the output
+
+
+def say(sentence: str) -> None:
+    """Print a message on stderr, apart from what is before it."""
+    messages.print(f"\n{sentence}", soft_wrap=True)
+
+
+def refuse(sentence: str, *, code: int = 2) -> NoReturn:
+    """End the program with one sentence and an exit code."""
+    messages.print(f"Error: {sentence}", soft_wrap=True)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn the errors of wrong use, which explain themselves, into one line and exit code 2."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        refuse(str(error))
+
+
+@contextmanager
+def chatter_on_stderr() -> Iterator[None]:
+    """Send what people's code prints to stderr, from other processes too: stdout is for results."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+@contextmanager
+def working(what: str, *, auto_refresh: bool = True) -> Iterator[Counter]:
+    """Show on stderr that the program works; give what counts things as they are taken.
+
+    Without `auto_refresh` the bar moves with the things only, and no thread disturbs their times.
+    """
+    from rich.progress import (  # noqa: PLC0415  a tenth of a second, which --help does not need
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("elapsed,"),
+        TimeRemainingColumn(),
+        TextColumn("to go"),
+    )
+    bars = Progress(
+        *columns,
+        console=messages,
+        transient=True,
+        auto_refresh=auto_refresh,
+        disable=not messages.is_terminal,  # into a file it would write empty lines
+    )
+    with bars:
+        task = bars.add_task(what, total=None)
+
+        def counter(items: Iterable[T], *, total: int | None) -> Iterator[T]:
+            bars.update(task, total=total, completed=0, refresh=True)
+            for done, item in enumerate(items, start=1):
+                yield item
+                bars.update(task, completed=done, refresh=True)
+
+        yield counter

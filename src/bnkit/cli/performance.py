@@ -1,0 +1,118 @@
+"""`bnkit bench`, how fast it is here; `bnkit warmup`, the kernels compiled beforehand."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bnkit.cli.arguments import AsJson, option, texts
+from bnkit.cli.output import (
+    chatter_on_stderr,
+    explained,
+    messages,
+    print_result,
+    refuse,
+    say,
+    working,
+)
+
+MEASURED = "What is measured"
+
+
+def bench(
+    quick: Annotated[
+        bool,
+        option(MEASURED, "only mini-batches under 16 MiB", "--quick", show_default=False),
+    ] = False,
+    compiled: Annotated[
+        bool,
+        option(
+            MEASURED,
+            "measure torch.compile too, which needs a C++ compiler",
+            "--compile",
+            show_default=False,
+        ),
+    ] = False,
+    seconds: Annotated[
+        float, option(MEASURED, "for the training of each mini-batch", min=0.0)
+    ] = 2.0,
+    out: Annotated[
+        Path | None,
+        option(
+            "What comes out",
+            "folder for benchmark.json and the chart as PNG, SVG and HTML",
+            metavar="FOLDER",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How fast are the batch norms of bnkit on this machine, beside those of torch?
+
+    Prints the bandwidth of a copy, then one line for each mini-batch of well-known networks, in
+    float32 on the CPU: times of batch norm and ReLU, forward and backward, in torch and in bnkit,
+    how many times faster it is in training and in inference, and how many passes over memory a
+    copy would have made in that time. Results are compared with float64 first. Let nothing else
+    run on the machine meanwhile.
+
+    - `bnkit bench --quick` takes half a minute.
+    - `bnkit bench --compile --out benchmark` takes some minutes, and draws the chart.
+
+    Exit codes: 0 done, 1 a result is wrong, 2 wrong use.
+    """
+    with explained():
+        with working("measuring", auto_refresh=False) as counted, chatter_on_stderr():
+            from bnkit.bench import CASES, QUICK  # noqa: PLC0415  only for this command
+            from bnkit.bench import bench as measure  # noqa: PLC0415
+
+            cases = QUICK if quick else CASES
+            try:
+                benchmark = measure(
+                    cases,
+                    seconds=seconds,
+                    compiled=compiled,
+                    progress=lambda taken: counted(taken, total=len(cases)),
+                )
+            except ArithmeticError as error:
+                refuse(f"bnkit computes something else than torch: {error}", code=1)
+        if not as_json:
+            print(f"A copy moves {benchmark.bandwidth / 1e9:.1f} GB/s.\n")  # noqa: T201  the output
+        print_result(benchmark, as_json=as_json)
+        if out is not None:
+            from bnkit.report.benchmark import write_benchmark  # noqa: PLC0415  altair takes long
+
+            with messages.status("drawing"), chatter_on_stderr():
+                page = write_benchmark(benchmark, out)
+            say(f"Chart: {page}")
+
+
+def warmup(
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float64", metavar="NAME,NAME,…")
+    ] = "float32,bfloat16,float64",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print all of it as JSON", show_default=False)
+    ] = False,
+) -> None:
+    """Compile the kernels for the CPU now, so that no later process has to.
+
+    They are compiled by Numba when they are first needed, which takes some seconds for each dtype,
+    and are kept on disk: in the folder that NUMBA_CACHE_DIR names, in the package's own, or in
+    the user's cache, the first of these that can be written. Prints the seconds and the folder.
+    They are for this kind of processor; with NUMBA_CPU_NAME=generic in the environment, here and
+    where they are used, they are for all of its family.
+
+    - `RUN pip install bnkit && bnkit warmup --dtype float32` in the recipe of a container image.
+
+    Exit codes: 0 done, 1 compiled, but no folder can be written, 2 wrong use.
+    """
+    with explained():
+        with working("compiling") as counted, chatter_on_stderr():
+            from bnkit.kernels.warming import DTYPES, warm  # noqa: PLC0415  only for this command
+            from bnkit.lab.names import one_of  # noqa: PLC0415
+
+            known = {str(each).removeprefix("torch."): each for each in DTYPES}
+            dtypes = [one_of(known, name, "dtype") for name in texts(dtype)]
+            warmth = warm(dtypes, progress=lambda kernels: counted(kernels, total=len(kernels)))
+        print_result(warmth, as_json=as_json)
+    if warmth.folder is None:
+        raise typer.Exit(1)

@@ -1,0 +1,133 @@
+"""`explain_gap`: why a model in eval mode does not do what it does in training."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnkit.batches import Inputs, calls_of
+from bnkit.dataflow import duplicate
+from bnkit.gap.record import Gap, LayerGap
+from bnkit.gap.running import InputSample, root_of_ratio, run_by_batch_statistics, run_in_eval_mode
+from bnkit.layers.frozen import FrozenBatchNorm
+from bnkit.layers.masked import MaskedBatchNorm
+from bnkit.observation import preserved_random_state
+from bnkit.roles import is_batch_norm
+
+
+def explain_gap(
+    model: nn.Module, batch: Any, *, threshold: float = 0.1, inputs: Inputs | None = None
+) -> Gap:
+    """Return where `model` in eval mode parts from itself in training, on one mini-batch.
+
+    A copy runs twice, without gradients and with dropout off: in eval mode, and with each batch
+    norm normalising by the statistics of the mini-batch, as in training. What is compared are the
+    statistics of each batch norm in the second run with its running ones, and the outputs of both
+    runs. A layer parts the modes by itself where its own difference is over `threshold` and over
+    twice what chance makes of so few rows: take a mini-batch as large as those of training, and one
+    from the training data to look for wrong statistics, from new data to look for a shift.
+
+    With batch mean μ and variance v of a channel, running mean m and variance r, weight γ and bias
+    β, the squared own difference is Σ γ²((√(v/(r+ε)) − √(v/(v+ε)))² + (μ−m)²/(r+ε)) over
+    Σ (γ²v/(v+ε) + β²), before any activation. Chance puts 1.5 s²/(v+ε) in place of the brackets,
+    where s is the standard error of μ with rows as the units of sampling: s² for the mean, and for
+    normal values half as much for the scale.
+
+    `batch` is one mini-batch, in any form that `bnkit.batches.calls_of` takes; `inputs` is the
+    same. A layer that trains by its running statistics, frozen or in eval mode inside of a model in
+    training mode, normalises by them in both runs. `model`, with the random generators, stays as it
+    is, also on errors.
+
+    Raises ValueError for a model without a batch norm to compare, for one value per channel, and
+    for values that are not finite; ExampleError, a ValueError, if the model fails in eval mode;
+    TypeError for what is no module, hides its layers, or is no mini-batch.
+
+    >>> model = nn.Sequential(nn.BatchNorm1d(1), nn.ReLU(), nn.Dropout())
+    >>> gap = explain_gap(model, torch.arange(100.0)[:, None])
+    >>> [layer.layer for layer in gap.parting], round(gap.layers[0].mean_shift, 3)
+    (['0'], 49.5)
+    """
+    if not (isinstance(threshold, int | float) and 0 <= threshold < math.inf):
+        raise ValueError(f"`threshold` is {threshold!r}: pass a number of at least 0, such as 0.1")
+    by_running, by_batch = duplicate(model), duplicate(model)
+    (call,) = calls_of(by_running, [batch], inputs=inputs)
+    paths, left_out = _choose(model)
+    with torch.inference_mode(mode=False), torch.no_grad(), preserved_random_state():
+        outputs, functions = run_in_eval_mode(by_running, call, paths)
+        left_out |= dict.fromkeys(functions, "a function: in which mode it works cannot be seen")
+        if not paths:
+            raise ValueError(f"there is no gap to explain: {_why_none(model, left_out)}")
+        samples, differences = run_by_batch_statistics(by_batch, call, paths, outputs)
+    if not samples:
+        raise ValueError(f"none of the batch norms ran: {', '.join(map(repr, paths))}")
+    left_out |= {path: "it did not run" for path in paths if path not in samples}
+    layers = tuple(
+        _gap_of(path, model.get_submodule(path), sample, differences[path])
+        for path, sample in samples.items()
+    )
+    rows = max(sample.rows for sample in samples.values())
+    return Gap(rows, layers, differences[""], float(threshold), left_out)
+
+
+def _choose(model: nn.Module) -> tuple[list[str], dict[str, str]]:
+    """Return the paths of the batch norms to compare, and why others are left out, by theirs."""
+    objections = {
+        path: _objection(model, layer)
+        for path, layer in model.named_modules()
+        if isinstance(layer, _BatchNorm)
+        or (is_batch_norm(layer) and next(layer.children(), None) is None)
+    }
+    paths = [path for path, objection in objections.items() if objection is None]
+    return paths, {path: why for path, why in objections.items() if why is not None}
+
+
+def _objection(model: nn.Module, layer: nn.Module) -> str | None:
+    if not isinstance(layer, _BatchNorm):
+        return f"{type(layer).__name__} is of another library: what its buffers mean is unknown"
+    if layer.running_mean is None or layer.running_var is None:
+        return "it has no running statistics: both modes take those of the mini-batch"
+    if layer.running_mean.dim() != 1:
+        return "it has statistics for each time step of a recurrent layer"
+    if isinstance(layer, MaskedBatchNorm):
+        return "it is masked: what it leaves out of its input cannot be seen from outside"
+    if isinstance(layer, FrozenBatchNorm) or (model.training and not layer.training):
+        return "it is frozen: both modes take its running statistics"
+    return None
+
+
+def _why_none(model: nn.Module, left_out: Mapping[str, str]) -> str:
+    reasons = [f"{path or 'the model'}: {why}" for path, why in left_out.items()]
+    return "; ".join(reasons) or f"{type(model).__name__} has no batch norm"
+
+
+def _gap_of(path: str, layer: nn.Module, sample: InputSample, difference: float) -> LayerGap:
+    assert isinstance(layer, _BatchNorm)
+    like = sample.moments.mean
+    running_mean, running_var = _as(layer.running_mean, like), _as(layer.running_var, like)
+    weight, bias = _as(layer.weight, like, otherwise=1.0), _as(layer.bias, like, otherwise=0.0)
+    by_running, by_batch = running_var + layer.eps, sample.moments.variance + layer.eps
+    shift = (like - running_mean) / by_running.sqrt()
+    scales = [(sample.moments.variance / v).sqrt() for v in (by_running, by_batch)]
+    moved = (scales[0] - scales[1]).square() + shift.square()
+    by_chance = 1.5 * sample.squared_error / by_batch
+    size = (weight.square() * scales[1].square() + bias.square()).sum().item()
+    ratio = by_batch / by_running
+    return LayerGap(
+        path,
+        type(layer).__name__,
+        shift.abs().max().item(),
+        ratio.min().item(),
+        ratio.max().item(),
+        root_of_ratio((weight.square() * moved).sum().item(), size),
+        root_of_ratio(
+            (weight.square() * by_chance).nan_to_num(math.inf, math.inf).sum().item(), size
+        ),
+        difference,
+    )
+
+
+def _as(values: Tensor | None, like: Tensor, *, otherwise: float = math.nan) -> Tensor:
+    return torch.full_like(like, otherwise) if values is None else values.detach().to(like)

@@ -1,0 +1,265 @@
+"""The kinds of normalisation that `convert` knows: their classes, and the options of each."""
+
+import inspect
+import itertools
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from bnkit.layers import finished
+from bnkit.layers.accumulated import (
+    AccumulatedBatchNorm1d,
+    AccumulatedBatchNorm2d,
+    AccumulatedBatchNorm3d,
+)
+from bnkit.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnkit.layers.domains import DomainBatchNorm1d, DomainBatchNorm2d, DomainBatchNorm3d
+from bnkit.layers.frozen import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d
+from bnkit.layers.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
+from bnkit.layers.masked import MaskedBatchNorm1d, MaskedBatchNorm2d, MaskedBatchNorm3d
+from bnkit.layers.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, Ramp
+from bnkit.layers.sync import SyncBatchNorm1d, SyncBatchNorm2d, SyncBatchNorm3d
+
+Classes = tuple[type[nn.Module], type[nn.Module], type[nn.Module]]
+Family = Literal["batch", "group", "instance"]
+
+DEFAULT_GROUPS = 32  # Wu and He 2018, section 3.1
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind: its `classes` for inputs of 1, 2 and 3 dimensions beside batch and channels.
+
+    `options` are the arguments of its constructor that are its own, `carried` those that each
+    layer brings along and that may be set too. `finished` are the classes for layers with an
+    activation, where its own have none. Kinds of the family "batch" compute the same in eval mode;
+    those that `need_statistics` refuse layers without running statistics.
+    """
+
+    name: str
+    classes: Classes
+    options: tuple[str, ...] = ()
+    carried: tuple[str, ...] = ("momentum", "guard")
+    finished: Classes | None = None
+    family: Family = "batch"
+    needs_statistics: bool = False
+
+    def options_of(self, layer: nn.Module) -> dict[str, Any]:
+        """Return the options that a layer of this kind has."""
+        return {name: getattr(layer, name) for name in self.options}
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Raise TypeError for unknown and missing options, and what the constructor raises."""
+        known = (*self.options, *self.carried)
+        unknown = [name for name in options if name not in known]
+        if unknown:
+            raise TypeError(
+                f"`{unknown[0]}` is no option of {self.name!r}: it takes "
+                f"{', '.join(f'`{name}`' for name in known)}; the rest is kept from each layer"
+            )
+        parameters = inspect.signature(self.classes[0]).parameters
+        for name in self.options:
+            if self.family == "batch" and parameters[name].default is inspect.Parameter.empty:
+                _demand(self.name, name, options)
+        self._try(options)
+
+    def _try(self, options: Mapping[str, Any]) -> None:
+        """Make a layer with these options, so that what is wrong with them is said at once."""
+        own = {name: value for name, value in options.items() if name in self.options}
+        if self.family != "group":
+            self.classes[0](1, **own)
+            return
+        groups = own.get("num_groups", 1)
+        if not isinstance(groups, int) or groups < 1:
+            raise ValueError(
+                f"`num_groups` is {groups!r}: give a whole number of at least 1 that divides the "
+                f"channels of each layer"
+            )
+
+
+def _demand(kind: str, name: str, options: Mapping[str, Any]) -> None:
+    if name not in options:
+        raise TypeError(f"{kind!r} needs `{name}`: pass it, as convert(model, {kind!r}, {name}=…)")
+
+
+_TABLE = (
+    Kind(
+        "torch",
+        (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+        carried=("momentum",),
+        finished=(
+            finished.FinishedBatchNorm1d,
+            finished.FinishedBatchNorm2d,
+            finished.FinishedBatchNorm3d,
+        ),
+    ),
+    Kind("bnkit", (BatchNorm1d, BatchNorm2d, BatchNorm3d)),
+    Kind("sync", (SyncBatchNorm1d, SyncBatchNorm2d, SyncBatchNorm3d), ("process_group",)),
+    Kind("ghost", (GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d), ("virtual_batch_size",)),
+    Kind(
+        "renorm",
+        (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d),
+        ("r_max", "d_max"),
+        needs_statistics=True,
+    ),
+    Kind("masked", (MaskedBatchNorm1d, MaskedBatchNorm2d, MaskedBatchNorm3d), ("default",)),
+    Kind(
+        "accumulated",
+        (AccumulatedBatchNorm1d, AccumulatedBatchNorm2d, AccumulatedBatchNorm3d),
+        ("micro_batches",),
+    ),
+    Kind(
+        "domains",
+        (DomainBatchNorm1d, DomainBatchNorm2d, DomainBatchNorm3d),
+        ("domains",),
+        needs_statistics=True,
+    ),
+    Kind(
+        "frozen",
+        (FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d),
+        needs_statistics=True,
+    ),
+    Kind(
+        "group",
+        (nn.GroupNorm, nn.GroupNorm, nn.GroupNorm),
+        ("num_groups",),
+        carried=("eps",),
+        finished=(finished.FinishedGroupNorm,) * 3,
+        family="group",
+    ),
+    Kind(
+        "instance",
+        (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+        ("track_running_stats",),
+        carried=("eps", "momentum"),
+        finished=(
+            finished.FinishedInstanceNorm1d,
+            finished.FinishedInstanceNorm2d,
+            finished.FinishedInstanceNorm3d,
+        ),
+        family="instance",
+    ),
+)
+KINDS: Mapping[str, Kind] = {kind.name: kind for kind in _TABLE}
+
+# The class of every kind, with its kind and for how many dimensions it is; None for any.
+_RANKS: dict[type[nn.Module], tuple[str, int | None]] = {
+    made: (kind.name, None if kind.family == "group" else rank)
+    for kind in _TABLE
+    for classes in (kind.classes, kind.finished or ())
+    for rank, made in enumerate(classes, start=1)
+}
+# Batch norms that take inputs of any rank: torch's synchronised ones, and what other libraries make
+# of these when they are to run alone.
+_RANKS[nn.SyncBatchNorm] = ("torch's sync", None)
+_RANKS[_BatchNorm] = ("without a rank", None)
+
+# What a subclass may define and still be no more than the class that it derives from.
+_HARMLESS = frozenset(["__init__", "__repr__", "extra_repr"])
+
+
+def find_kind(name: str) -> Kind:
+    """Return the kind called `name`; ValueError, with those that there are, for another.
+
+    >>> find_kind("ghost").options
+    ('virtual_batch_size',)
+    """
+    if name not in KINDS:
+        known = ", ".join(map(repr, KINDS))
+        raise ValueError(
+            f"`to` is {name!r}: choose one of {known}, or pass a callable from layer to layer"
+        )
+    return KINDS[name]
+
+
+def base_of(layer: nn.Module) -> type[nn.Module] | None:
+    """Return the class in the table of kinds that `layer` is of or derives from, None for none.
+
+    >>> base_of(nn.GroupNorm(2, 4)).__name__, base_of(nn.LayerNorm(4))
+    ('GroupNorm', None)
+    """
+    return next((base for base in type(layer).__mro__ if base in _RANKS), None)
+
+
+def additions_of(layer: nn.Module) -> list[str]:
+    """Return what the class of `layer` defines beyond its base in the table, but for printing.
+
+    >>> class Doubled(nn.BatchNorm1d):
+    ...     def forward(self, x):
+    ...         return 2 * super().forward(x)
+    >>> additions_of(Doubled(1)), additions_of(nn.BatchNorm1d(1))
+    (['forward'], [])
+    """
+    classes = itertools.takewhile(lambda made: made not in _RANKS, type(layer).__mro__)
+    harmless = _HARMLESS | ({"_check_input_dim"} if base_of(layer) is _BatchNorm else set())
+    defined = {name: value for made in classes for name, value in vars(made).items()}
+    return sorted(
+        name
+        for name, value in defined.items()
+        if name not in harmless and (callable(value) or not name.startswith("__"))
+    )
+
+
+def name_and_rank(layer: nn.Module) -> tuple[str, int | None]:
+    """Return the name of the layer's kind and for how many dimensions it is, None where for any.
+
+    >>> name_and_rank(BatchRenorm2d(3)), name_and_rank(nn.SyncBatchNorm(3))
+    (('renorm', 2), ("torch's sync", None))
+    """
+    base = base_of(layer)
+    return ("another library's", None) if base is None else _RANKS[base]
+
+
+def family_of(layer: nn.Module) -> Family:
+    """Return the family of a layer: what it computes in eval mode.
+
+    >>> family_of(nn.GroupNorm(2, 4)), family_of(nn.SyncBatchNorm(4))
+    ('group', 'batch')
+    """
+    if isinstance(layer, nn.GroupNorm):
+        return "group"
+    return "instance" if isinstance(layer, _InstanceNorm) else "batch"
+
+
+def as_plain_data(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as what JSON holds: a `Ramp` as its numbers, another callable as its name.
+
+    A process group belongs to the process, so it is left out.
+
+    >>> as_plain_data({"domains": ("day", "night"), "process_group": None})
+    {'domains': ['day', 'night']}
+    """
+    return {name: _plain(value) for name, value in options.items() if name != "process_group"}
+
+
+def from_plain_data(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that `as_plain_data` described; ValueError for a callable among them.
+
+    >>> from_plain_data(as_plain_data({"r_max": Ramp(1, 3, 0, 9), "d_max": 5.0}))
+    {'r_max': Ramp(first=1, last=3, start=0, end=9), 'd_max': 5.0}
+    """
+    return {name: _value_of(name, value) for name, value in options.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Ramp):
+        return {"ramp": asdict(value)}
+    if callable(value):
+        return {"callable": getattr(value, "__qualname__", type(value).__qualname__)}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _value_of(name: str, value: Any) -> Any:
+    match value:
+        case {"ramp": ramp}:
+            return Ramp(**ramp)
+        case {"callable": function}:
+            raise ValueError(
+                f"`{name}` was {function!r}, a function, which no file holds: build the model, "
+                f"convert it as before, and load the state dict into it"
+            )
+    return value

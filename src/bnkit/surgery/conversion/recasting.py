@@ -1,0 +1,226 @@
+"""`recast`: a normalisation becomes one of another kind in place, and stays the same object.
+
+So whatever else there is about it stays too: hooks, attributes, parameters and buffers that others
+gave it, every place of the model that holds it, and whoever else refers to it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnkit.layers.domains import DomainBatchNorm, domain
+from bnkit.layers.frozen import FrozenBatchNorm
+from bnkit.surgery.conversion.kinds import (
+    DEFAULT_GROUPS,
+    KINDS,
+    Kind,
+    base_of,
+    family_of,
+    name_and_rank,
+)
+from bnkit.surgery.conversion.state import (
+    CARRIED,
+    NOTE,
+    PARAMETERS,
+    STATISTICS,
+    State,
+    state_of,
+)
+
+_OF_ANOTHER_LIBRARY = frozenset([*PARAMETERS, *STATISTICS, "eps"])
+
+
+def recast(
+    layer: nn.Module,
+    kind: Kind,
+    rank: int,
+    options: Mapping[str, Any],
+    *,
+    residual: bool = False,
+    like: Tensor | None = None,
+) -> None:
+    """Make `layer` one of `kind` in place, for `rank` dimensions beside batch and channels.
+
+    `residual` says that it is called with something to add. Statistics that a batch norm made of a
+    group or instance norm needs, and parameters that a group or instance norm needs, begin as they
+    do in torch, on the device of `like` where the layer has no tensors.
+
+    >>> layer = nn.BatchNorm1d(4)
+    >>> weight = layer.weight
+    >>> recast(layer, KINDS["ghost"], 1, {"virtual_batch_size": 2})
+    >>> layer.virtual_batch_size, layer.weight is weight
+    (2, True)
+    """
+    before = state_of(layer)
+    after = replace(before, **{n: v for n, v in options.items() if n in kind.carried})
+    own = {name: value for name, value in options.items() if name in kind.options}
+    made = made_from(after, kind, rank, own, residual=residual, like=like)
+    _take_over(layer, made, own_names(layer))
+    note = _what_has_no_place(after, made)
+    vars(layer).pop(NOTE, None)
+    if note:
+        vars(layer)[NOTE] = note
+
+
+def made_from(
+    state: State,
+    kind: Kind,
+    rank: int,
+    own: Mapping[str, Any],
+    *,
+    residual: bool = False,
+    like: Tensor | None = None,
+) -> nn.Module:
+    """Return a new layer of `kind` with this state, whose tensors it takes as they are."""
+    tensors = [*state.parameters.values(), *state.statistics.values()]
+    floating = (t for t in tensors if t is not None and t.is_floating_point())
+    model = next(floating, torch.empty(0) if like is None else like)
+    options = {**own, "device": model.device, "dtype": model.dtype, "eps": state.eps}
+    made_by = {"batch": _batch_norm, "group": _group_norm, "instance": _instance_norm}
+    made: nn.Module = made_by[kind.family](state, kind, rank - 1, options, residual=residual)
+    return made
+
+
+def _batch_norm(
+    state: State, kind: Kind, rank: int, options: dict[str, Any], *, residual: bool
+) -> Any:
+    own = _class_and_ending(state, kind, rank, residual=residual)
+    ours = {} if kind.name == "torch" else {"guard": state.guard}
+    made: Any = own[0](state.num_features, momentum=state.momentum, **options, **own[1], **ours)
+    made.affine = state.affine
+    made.track_running_stats = state.track_running_stats
+    if state.non_finite_batches is not None and kind.name != "torch":
+        made.non_finite_batches = state.non_finite_batches
+    _give_parameters(made, state)
+    _give_statistics(made, state)
+    return made
+
+
+def _group_norm(
+    state: State, kind: Kind, rank: int, options: dict[str, Any], *, residual: bool
+) -> Any:
+    made_by, ending = _class_and_ending(state, kind, rank, residual=residual)
+    groups = options.pop("num_groups", DEFAULT_GROUPS)
+    made = made_by(groups, state.num_features, **options, **ending)
+    _give_parameters(made, state, needed=True)
+    return made
+
+
+def _instance_norm(
+    state: State, kind: Kind, rank: int, options: dict[str, Any], *, residual: bool
+) -> Any:
+    made_by, ending = _class_and_ending(state, kind, rank, residual=residual)
+    made: Any = made_by(
+        state.num_features, momentum=state.momentum, affine=True, **options, **ending
+    )
+    made.affine = state.affine or not made.track_running_stats
+    _give_parameters(made, state, needed=not made.track_running_stats)
+    if made.track_running_stats:
+        _give_statistics(made, state)
+    return made
+
+
+def _class_and_ending(
+    state: State, kind: Kind, rank: int, *, residual: bool
+) -> tuple[type[Any], dict[str, Any]]:
+    """Return the class to make, and how its layers end."""
+    if kind.finished is None:
+        return kind.classes[rank], {"activation": state.activation}
+    if state.activation is None and not residual:
+        return kind.classes[rank], {}
+    return kind.finished[rank], {"activation": state.activation}
+
+
+def _give_parameters(made: nn.Module, state: State, *, needed: bool = False) -> None:
+    """Put the parameters of the state into `made`: as buffers, if it is frozen.
+
+    Where one is `needed` that the state does not have, the new one stays, and does not train.
+    """
+    for name, value in state.parameters.items():
+        if value is None and needed:
+            made.get_parameter(name).requires_grad_(False)
+        elif isinstance(made, FrozenBatchNorm):
+            # Apart from a parameter, which another layer may share and train.
+            apart = value.detach().clone() if isinstance(value, nn.Parameter) else value
+            made.register_buffer(name, apart)
+        elif value is None or isinstance(value, nn.Parameter):
+            made.register_parameter(name, value)
+        else:
+            made.register_parameter(name, nn.Parameter(value.detach(), state.trains[name]))
+
+
+def _give_statistics(made: Any, state: State) -> None:
+    """Put the running statistics of the state, if it has some or none at all, into `made`."""
+    for name, value in state.statistics.items():
+        made.register_buffer(name, value)
+    mean = state.statistics.get("running_mean")
+    if mean is not None and made.num_batches_tracked is None:  # other libraries' frozen ones
+        made.num_batches_tracked = torch.zeros((), dtype=torch.long, device=mean.device)
+    if isinstance(made, DomainBatchNorm) and state.statistics:
+        _give_statistics_of_domains(made, state)
+
+
+def _give_statistics_of_domains(made: DomainBatchNorm, state: State) -> None:
+    """Give each domain its own statistics where there are some, else those of the layer."""
+    of_layer = {name: getattr(made, name) for name in STATISTICS}
+    for name in made.domains:
+        with domain(made, name):
+            for key, value in state.of_domains.get(name, of_layer).items():
+                setattr(made, key, value.clone())
+    made.domain = state.domain if state.domain in made.domains else made.domain
+
+
+# --- the change of class
+
+
+def own_names(layer: nn.Module) -> frozenset[str]:
+    """Return the names that the layer has because of its kind, and would not have as another.
+
+    >>> sorted(own_names(nn.GroupNorm(2, 4)))
+    ['affine', 'bias', 'eps', 'num_channels', 'num_groups', 'weight']
+    """
+    base: Any = base_of(layer)
+    if base is None:
+        return _OF_ANOTHER_LIBRARY
+    if family_of(layer) == "group":
+        bare: nn.Module = base(1, 1)
+    else:
+        kind = KINDS.get(name_and_rank(layer)[0])
+        bare = base(1, **({} if kind is None else kind.options_of(layer)))
+    return frozenset([*_attributes(bare), *vars(bare)["_parameters"], *vars(bare)["_buffers"]])
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a module but for what every module has."""
+    of_all = vars(nn.Module())
+    return {name: value for name, value in vars(module).items() if name not in of_all}
+
+
+def _take_over(layer: nn.Module, made: nn.Module, names: frozenset[str]) -> None:
+    """Give `layer` the class of `made` and all that it has, in the place of these `names`."""
+    old, new = vars(layer), vars(made)
+    for name in names:
+        old.pop(name, None)
+    layer.__class__ = type(made)
+    old.update(_attributes(made))
+    for holder in ("_parameters", "_buffers"):
+        rest = {name: value for name, value in old[holder].items() if name not in names}
+        old[holder] = {**new[holder], **rest}  # what others added is last, as it was
+    not_saved = "_non_persistent_buffers_set"
+    old[not_saved] = (old[not_saved] - names) | new[not_saved]
+
+
+def _what_has_no_place(state: State, made: nn.Module) -> dict[str, Any]:
+    """Return what is not as new layers have it, and `made` cannot hold: for the way back."""
+    note: dict[str, Any] = {
+        name: getattr(state, name)
+        for name, default in CARRIED.items()
+        if getattr(state, name) != default and not hasattr(made, name)
+    }
+    still = [name for name in PARAMETERS if not state.trains[name]]
+    if still and isinstance(made, FrozenBatchNorm):
+        note["trains"] = dict.fromkeys(still, False)
+    return note

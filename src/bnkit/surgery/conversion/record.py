@@ -1,0 +1,79 @@
+"""`Conversion`: the plan of `convert`, with its proof or with how far the output moves."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from bnkit.surgery.conversion.calibration import Calls, Movement, calibrate, load, movement
+from bnkit.surgery.plan import Edit, Plan
+from bnkit.surgery.promise import SurgeryError, prove_same_function
+
+
+@dataclass(frozen=True)
+class Conversion(Plan):
+    """The plan of `convert`: `movement` says how far the output moves, where it does not stay.
+
+    That is where layers are calibrated, and where a callable of the user makes them.
+    """
+
+    movement: Movement | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as plain dictionaries."""
+        moved = {} if self.movement is None else {"movement": asdict(self.movement)}
+        return {**super().to_json(), **moved}
+
+    def __str__(self) -> str:
+        table = super().__str__()
+        return table if self.movement is None else f"{table}\n{self.movement}"
+
+
+def named(edits: Iterable[Edit], trial: nn.Module) -> tuple[Edit, ...]:
+    """Return the edits with the class that each layer becomes, by making them in `trial`."""
+    made = []
+    for edit in edits:
+        edit.change(trial)
+        kind = type(trial.get_submodule(edit.layer)).__name__
+        made.append(replace(edit, action=f"become {kind}{edit.action}"))
+    return tuple(made)
+
+
+def proven(
+    model: nn.Module, plan: Conversion, example: Any, *, tolerance: float | None
+) -> Conversion:
+    """Return the plan with its proof on `example`; SurgeryError if the changed model differs."""
+    changed = plan.apply(model)
+    proof = prove_same_function(model, changed, example, change=plan.apply, tolerance=tolerance)
+    return replace(plan, proof=proof)
+
+
+def calibrated(
+    model: nn.Module, plan: Conversion, layers: Iterable[str], calls: Calls
+) -> Conversion:
+    """Return the plan in which these layers get the values that `calibrate` finds for them."""
+    changes = {edit.layer: edit.change for edit in plan.edits}
+    states = calibrate(model, {layer: changes[layer] for layer in layers}, calls)
+    return replace(plan, edits=tuple(_with_state(e, states.get(e.layer, {})) for e in plan.edits))
+
+
+def _with_state(edit: Edit, state: Mapping[str, Tensor]) -> Edit:
+    def change(model: nn.Module) -> None:
+        edit.change(model)
+        load(model.get_submodule(edit.layer), state)
+
+    return replace(edit, change=change)
+
+
+def moved(
+    model: nn.Module, plan: Conversion, examples: Iterable[Any], *, tolerance: float | None
+) -> Conversion:
+    """Return the plan with how far the output moves; SurgeryError if that is over `tolerance`."""
+    found = movement(model, plan.apply(model), examples)
+    if tolerance is not None and not found.largest <= tolerance:
+        raise SurgeryError(
+            f"the output moves by {found.largest:.2g} (max|a − b| / max|a|), and `tolerance` "
+            f"allows {tolerance:.2g}: leave layers out by `where`, or allow more"
+        )
+    return replace(plan, movement=found)

@@ -1,0 +1,243 @@
+"""Which layers of a model can become another kind, how the model uses them, and why others cannot.
+
+What is asked of a layer is asked once, here: the class it is of, the state it has, and, where the
+model is run on an example, the calls of it.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from bnkit.dataflow import duplicate, observe
+from bnkit.observation import watching
+from bnkit.roles import is_batch_norm, is_leaf
+from bnkit.surgery.conversion.kinds import (
+    DEFAULT_GROUPS,
+    Kind,
+    additions_of,
+    base_of,
+    family_of,
+    name_and_rank,
+)
+from bnkit.surgery.conversion.recasting import own_names
+from bnkit.surgery.conversion.state import state_of
+from bnkit.surgery.folding.sites import (
+    _computes_its_affine,
+    _objection_to_foreign_state,
+    functional_batch_norms,
+)
+from bnkit.surgery.plan import LeftAlone
+from bnkit.surgery.promise import SurgeryError
+
+Where = Callable[[str, nn.Module], bool]
+
+
+@dataclass
+class Use:
+    """How the model calls a layer: the shapes of its inputs, and what it gives beside them."""
+
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    residual: bool = False
+    keywords: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What layers are to become: the kind, and the options that were given for it."""
+
+    kind: Kind
+    options: Mapping[str, Any]
+
+    def options_for(self, layer: nn.Module) -> dict[str, Any]:
+        """Return the options for this layer, which keeps what it has if it is of the kind."""
+        same = name_and_rank(layer)[0] == self.kind.name
+        return {**(self.kind.options_of(layer) if same else {}), **self.options}
+
+
+def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the batch, group and instance norms of `model`, each once: also of other libraries.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.LayerNorm(2))
+    >>> [path for path, _ in candidates(model)]
+    ['1']
+    """
+    for path, module in model.named_modules():
+        if base_of(module) is not None or (is_leaf(module) and is_batch_norm(module)):
+            yield path, module
+
+
+def uses_of(model: nn.Module, example: Any) -> tuple[Mapping[str, Use], tuple[LeftAlone, ...]]:
+    """Return how each layer is used in one run on `example`, and functional batch norms.
+
+    Raises ExampleError, with the layer, if the model fails on it.
+    """
+    uses: dict[str, Use] = {path: Use() for path, _ in candidates(model)}
+
+    def note(path: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if path not in uses:
+            return
+        given = [*args, *(kwargs[name] for name in ("input", "residual") if name in kwargs)]
+        use = uses[path]
+        use.shapes += [tuple(t.shape) for t in given[:1] if isinstance(t, Tensor)]
+        use.residual |= any(part is not None for part in given[1:])
+        use.keywords |= kwargs.keys() - {"input", "residual"}
+
+    subject = duplicate(model)
+    with watching(subject, before=note):
+        flow = observe(subject, example)
+    return uses, tuple(functional_batch_norms(flow))
+
+
+def objection(layer: Any, target: Target, use: Use | None) -> str | None:
+    """Return why this layer cannot become what it should, or None."""
+    return (
+        _objection_to_class(layer)
+        or _objection_to_state(layer, target)
+        or _objection_to_names(layer, target)
+        or _objection_to_calls(layer, target, use)
+    )
+
+
+def rank_of(layer: nn.Module, use: Use | None) -> int | None:
+    """Return for how many dimensions, beside batch and channels, a layer is, None if unknown.
+
+    Its class says it, or its calls do, or the name of another library's class.
+
+    >>> rank_of(nn.BatchNorm2d(3), None), rank_of(nn.SyncBatchNorm(3), Use([(8, 3, 5, 5)]))
+    (2, 2)
+    """
+    _, rank = name_and_rank(layer)
+    if rank is not None:
+        return rank
+    found = {max(len(shape) - 2, 1) for shape in (use.shapes if use else ())}
+    if found:
+        return found.pop() if len(found) == 1 and found <= {1, 2, 3} else None
+    ending = type(layer).__name__[-2:].lower()
+    return {"1d": 1, "2d": 2, "3d": 3}.get(ending)
+
+
+def is_equivalent(layer: Any, target: Target) -> bool:
+    """Return whether the layer computes the same in eval mode when it is what it should be.
+
+    >>> from bnkit.surgery.conversion.kinds import KINDS
+    >>> target = Target(KINDS["instance"], {})
+    >>> is_equivalent(nn.BatchNorm1d(3), target)
+    False
+    """
+    tracks = target.options_for(layer).get("track_running_stats", False)
+    fixed = family_of(layer) == "batch" or layer_statistics(layer) is not None
+    return fixed and (target.kind.family == "batch" or bool(tracks))
+
+
+def layer_statistics(layer: nn.Module) -> Tensor | None:
+    """Return the running mean of a layer, None where it has none.
+
+    >>> layer_statistics(nn.GroupNorm(2, 4)) is None
+    True
+    """
+    return getattr(layer, "running_mean", None)
+
+
+def is_that_already(layer: nn.Module, target: Target) -> bool:
+    """Return whether the layer is of the kind, with the options that were given.
+
+    >>> from bnkit.surgery.conversion.kinds import KINDS
+    >>> is_that_already(nn.BatchNorm1d(3), Target(KINDS["torch"], {"momentum": 0.2}))
+    False
+    """
+    same = name_and_rank(layer)[0] == target.kind.name
+    return same and all(getattr(layer, name) == value for name, value in target.options.items())
+
+
+def refuse_shapes(path: str, layer: Any, target: Target, use: Use) -> None:
+    """Raise SurgeryError, with the layer, where the new kind would have nothing to normalise by."""
+    channels = state_of(layer).num_features
+    if target.kind.family == "group":
+        _refuse_groups(path, channels, target.options_for(layer), use)
+    if target.kind.family == "instance":
+        for shape in use.shapes:
+            if math.prod(shape[2:]) == 1:
+                raise SurgeryError(
+                    f"layer '{path}' gets an input of shape {shape}, in which an instance has one "
+                    f"value per channel, and one value has no variance: leave it out by `where`"
+                )
+
+
+def _refuse_groups(path: str, channels: int, options: Mapping[str, Any], use: Use) -> None:
+    groups = options.get("num_groups", DEFAULT_GROUPS)
+    if channels % groups:
+        raise SurgeryError(
+            f"layer '{path}' has {channels} channels, which {groups} groups do not divide: pass "
+            f"`num_groups`, as {math.gcd(channels, groups)}, or leave the layer out by `where`"
+        )
+    for shape in use.shapes:
+        if channels // groups * math.prod(shape[2:]) == 1:
+            raise SurgeryError(
+                f"layer '{path}' gets an input of shape {shape}, of which {groups} groups have one "
+                f"value each, and one value has no variance: pass a smaller `num_groups`, or leave "
+                f"the layer out by `where`"
+            )
+
+
+def _objection_to_class(layer: Any) -> str | None:
+    statistics = layer_statistics(layer)
+    if statistics is not None and statistics.dim() != 1:
+        return "it has statistics for each step of a recurrent layer"
+    if "forward" in vars(layer):
+        return "its forward is set on the instance"
+    held = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+    computed = getattr(layer, "weight", None) is not None and "weight" not in held
+    if computed or hasattr(layer, "parametrizations"):
+        return "its weight or bias is computed (weight norm, pruning and the like)"
+    return _objection_to_additions(layer) if base_of(layer) else _objection_to_another(layer)
+
+
+def _objection_to_additions(layer: nn.Module) -> str | None:
+    additions = additions_of(layer)
+    if "forward" in additions:
+        return "its class has a forward of its own"
+    if additions:
+        return f"its class defines {additions[0]!r}, which another kind would not have"
+    return None
+
+
+def _objection_to_another(layer: nn.Module) -> str | None:
+    found = _objection_to_foreign_state(layer)
+    if found is None and not _computes_its_affine(layer):
+        return "a batch norm of another library, which computes something else than its state says"
+    return found
+
+
+def _objection_to_state(layer: nn.Module, target: Target) -> str | None:
+    kind, options = target.kind, target.options_for(layer)
+    if family_of(layer) != "batch" or layer_statistics(layer) is not None:
+        return None
+    if kind.needs_statistics or options.get("track_running_stats"):
+        return f"it has no running statistics, which {kind.name!r} needs"
+    if kind.name == "masked" and options.get("default") is None:
+        return 'without running statistics it asks for a mask in eval mode too: pass default="all"'
+    return None
+
+
+def _objection_to_names(layer: nn.Module, target: Target) -> str | None:
+    """Return which name the new kind needs that others have given to something of the layer."""
+    needed = {*target.kind.options, "activation", "guard", "non_finite_batches"}
+    held = {*vars(layer), *dict(layer.named_parameters()), *dict(layer.named_buffers())}
+    taken = sorted((held - own_names(layer)) & needed)
+    return f"something else on it is called {taken[0]!r}, as other kinds need it" if taken else None
+
+
+def _objection_to_calls(layer: nn.Module, target: Target, use: Use | None) -> str | None:
+    if use is not None and not is_equivalent(layer, target) and not use.shapes:
+        return "not called on the mini-batches, so nothing calibrates it"
+    if rank_of(layer, use) is None and target.kind.family != "group":
+        called = "called with inputs of several ranks" if use and use.shapes else "not called"
+        return f"its class is for inputs of any rank, and it is {called} on an example: pass one"
+    known = {"mask"} if target.kind.name == "masked" else set()
+    unknown = (use.keywords if use else set()) - known
+    if unknown:
+        return f"called with the keyword {min(unknown)!r}, which {target.kind.name!r} does not know"
+    return None

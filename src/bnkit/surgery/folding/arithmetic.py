@@ -1,0 +1,177 @@
+"""The algebra of folding, in float64: a batch norm's affine map, and layers that take one in.
+
+In eval mode a batch norm is y = scale · (x − center) + offset for each channel. A linear layer
+W x + b takes the map of its output in by scaling its output features, and that of its input by
+scaling its input features, with a bias that makes up for the rest.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnkit.moments import dtype_of_sums
+from bnkit.roles import WEIGHT_LAYERS
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """The map scale · (x − center) + offset of each channel; all are (C,), in float64."""
+
+    scale: Tensor
+    center: Tensor
+    offset: Tensor
+
+    @property
+    def shift(self) -> Tensor:
+        """What becomes of 0, (C,)."""
+        return self.offset - self.scale * self.center
+
+    def take(self, channels: Tensor, *, like: Tensor) -> "Affine":
+        """Return the map of which feature i is channel `channels[i]` of this one; −1 is identity.
+
+        It is on the device of `like`.
+
+        >>> two = Affine(torch.tensor([2.0, 3.0]), torch.zeros(2), torch.tensor([0.5, 0.0]))
+        >>> two.take(torch.tensor([0, -1]), like=two.scale).shift
+        tensor([0.5000, 0.0000])
+        """
+        chosen, kept = channels.to(like.device), (channels >= 0).to(like.device)
+        scale, center, offset = (
+            t.to(like.device)[chosen] for t in (self.scale, self.center, self.offset)
+        )
+        scale = torch.where(kept, scale, 1.0)
+        return Affine(scale, *(torch.where(kept, t, 0.0) for t in (center, offset)))
+
+
+def affine_of(batch_norm: Any) -> Affine:
+    """Return what `batch_norm` computes in eval mode, by its state.
+
+    The scale is γ/√(σ² + ε), the center μ and the offset β (Ioffe and Szegedy 2015, algorithm 2,
+    line 11).
+
+    >>> affine_of(nn.BatchNorm1d(1, eps=3.0)).scale
+    tensor([0.5000], dtype=torch.float64)
+    """
+    center, variance = _wide(batch_norm.running_mean), _wide(batch_norm.running_var)
+    scale = (variance + batch_norm.eps).rsqrt()
+    if batch_norm.weight is not None:
+        scale = scale * _wide(batch_norm.weight)
+    offset = torch.zeros_like(center) if batch_norm.bias is None else _wide(batch_norm.bias)
+    return Affine(scale, center, offset)
+
+
+def after_layer(layer: Any, affine: Affine) -> tuple[Tensor, Tensor]:
+    """Return weight, in its dtype, and bias, in float64, of `layer` followed by `affine`.
+
+    That is scale · W and scale · (b − center) + offset.
+
+    >>> layer = nn.Linear(1, 1)
+    >>> affine = Affine(*torch.tensor([[2.0], [3.0], [1.0]]))
+    >>> weight, bias = after_layer(layer, affine)
+    >>> torch.equal(weight, 2 * layer.weight), torch.equal(bias, 2 * layer.bias.double() - 5)
+    (True, True)
+    """
+    weight = _by_group(layer, _wide(layer.weight))
+    scaled = weight * _along(affine.scale, 1, weight)
+    bias = affine.scale * (_bias(layer) - affine.center) + affine.offset
+    return _as_stored(layer, scaled).to(layer.weight.dtype), bias
+
+
+def before_layer(layer: Any, affine: Affine) -> tuple[Tensor, Tensor]:
+    """Return weight, in its dtype, and bias, in float64, of `layer` preceded by `affine`.
+
+    The weight is W · scale, rounded to W′, and the bias W · offset + b − W′ · center. So an input
+    of `center` everywhere, the middle of what comes, gives exactly what it gave, and the rounding
+    of a weight that meets large means does no harm.
+
+    >>> layer = nn.Linear(1, 1)
+    >>> affine = Affine(*torch.tensor([[2.0], [3.0], [1.0]]))
+    >>> weight, bias = before_layer(layer, affine)
+    >>> torch.equal(weight @ torch.tensor([3.0]) + bias, (layer.weight[0] + layer.bias).double())
+    True
+    """
+    weight = _by_group(layer, _wide(layer.weight))
+    scaled = _as_stored(layer, weight * _along(affine.scale, 2, weight)).to(layer.weight.dtype)
+    rounded = _by_group(layer, _wide(scaled))
+    middle = _response(weight, affine.offset) - _response(rounded, affine.center)
+    return scaled, _bias(layer) + middle
+
+
+def feature_axis(layer: nn.Module) -> int:
+    """Return the axis of the features in what `layer` takes and makes, counted from the end.
+
+    >>> feature_axis(nn.Linear(2, 2)), feature_axis(nn.Conv2d(2, 2, 1))
+    (-1, -3)
+    """
+    rank = next(rank for kind, rank in WEIGHT_LAYERS.items() if isinstance(layer, kind))
+    return -1 if rank is None else 1 - rank
+
+
+def features_out(layer: Any) -> int:
+    """Return how many features `layer` makes."""
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
+
+
+def is_exact_before(layer: Any, affine: Affine) -> bool:
+    """Return whether a map before `layer` can be taken in: whether it shifts all places alike.
+
+    Zeros of padding are not shifted, so there is none where the shift is not zero; other padding
+    repeats values that are. A transposed conv has places that fewer taps reach than others, but for
+    kernels of one value with stride 1.
+
+    >>> affine = Affine(torch.ones(2), torch.zeros(2), torch.ones(2))
+    >>> is_exact_before(nn.Conv2d(2, 2, 3), affine)
+    True
+    >>> is_exact_before(nn.Conv2d(2, 2, 3, padding=1), affine)
+    False
+    """
+    if isinstance(layer, nn.Linear) or not affine.shift.any():
+        return True
+    if isinstance(layer, TRANSPOSED):
+        reached_alike = {*layer.kernel_size, *layer.stride} == {1}
+        # With stride 1, `output_size` in a call asks for nothing else.
+        return reached_alike and not any(layer.output_padding)
+    # What a conv pads on each side, also for padding="same", has no public name.
+    padded = any(layer._reversed_padding_repeated_twice)  # noqa: SLF001
+    return layer.padding_mode != "zeros" or not padded
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.detach().to(dtype_of_sums(values))
+
+
+def _bias(layer: Any) -> Tensor:
+    if layer.bias is None:
+        return _wide(layer.weight.new_zeros(features_out(layer)))
+    return _wide(layer.bias)
+
+
+def _by_group(layer: Any, weight: Tensor) -> Tensor:
+    """Return a weight as (groups, features out, features in, *kernel)."""
+    if isinstance(layer, nn.Linear):
+        return weight[None]
+    weight = weight.reshape(layer.groups, -1, *weight.shape[1:])
+    return weight.transpose(1, 2) if isinstance(layer, TRANSPOSED) else weight
+
+
+def _as_stored(layer: Any, weight: Tensor) -> Tensor:
+    """Return a weight by groups in the shape in which `layer` stores it."""
+    if isinstance(layer, TRANSPOSED):
+        weight = weight.transpose(1, 2)
+    return weight.flatten(0, 1)
+
+
+def _response(weight: Tensor, constant: Tensor) -> Tensor:
+    """Return what a weight by groups makes of an input that is constant in each feature."""
+    return (weight * _along(constant, 2, weight)).flatten(2).sum(2).flatten()
+
+
+def _along(values: Tensor, axis: int, weight: Tensor) -> Tensor:
+    """Return values of features, group after group, to be broadcast along an axis of `weight`."""
+    shape = [weight.shape[0], *[1] * (weight.dim() - 1)]
+    shape[axis] = -1
+    return values.reshape(shape)

@@ -1,0 +1,93 @@
+"""`remove`: the same network in eval mode without batch norm, folded or as plain affine maps."""
+
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnkit.layers.affine import ChannelAffine
+from bnkit.layers.batch_norm import ActivatedBatchNorm
+from bnkit.surgery.folding.arithmetic import affine_of
+from bnkit.surgery.folding.folding import fold_edit, in_order_of, nothing_to_do, of_domain, proven
+from bnkit.surgery.folding.sites import Site
+from bnkit.surgery.folding.survey import Where, survey
+from bnkit.surgery.plan import Edit, Plan, replace_module
+from bnkit.surgery.promise import SurgeryError
+
+
+def remove(
+    model: nn.Module, example: Any, *, where: Where | None = None, tolerance: float | None = None
+) -> nn.Module:
+    """Return a copy of `model` without batch norms that computes the same in eval mode.
+
+    Each is folded into a layer beside it where `fold` can do that, and becomes a `ChannelAffine`
+    elsewhere: also where it is called several times, or not at all on `example`. The arguments and
+    the errors are those of `fold`. What a batch norm does in eval mode may be unknown, as in
+    classes with a forward of their own, or need the mini-batch; those stay, and `plan_removal` says
+    why.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.BatchNorm1d(3))
+    >>> remove(model, torch.zeros(1, 2))[2]
+    ChannelAffine(3)
+    """
+    plan = plan_removal(model, example, where=where, tolerance=tolerance)
+    if not plan.edits:
+        raise SurgeryError(nothing_to_do("removed", "plan_removal", plan, where))
+    return plan.apply(model)
+
+
+def plan_removal(
+    model: nn.Module, example: Any, *, where: Where | None = None, tolerance: float | None = None
+) -> Plan:
+    """Return what `remove` would do to each batch norm, what it would leave alone and why.
+
+    Its `proof` says how far the changed model is from `model` on `example`. Raises as `remove`
+    does, but not where nothing can be removed.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.BatchNorm1d(3))
+    >>> plan_removal(model, torch.zeros(1, 2)).edits[0].action
+    'become ChannelAffine(3)'
+    """
+    found = survey(model, example, where=where)
+    folds = [fold_edit(match) for match in found.matches]
+    rest = [_edit(site, f"no layer takes it in: {why}") for site, why in found.stuck]
+    plan = Plan((*folds, *rest), in_order_of(model, found.left_alone))
+    return proven(model, plan, example, tolerance=tolerance)
+
+
+def use_channel_affine(model: nn.Module, layer: str) -> None:
+    """Put a ChannelAffine in the place of the batch norm of `model` at the path `layer`.
+
+    It computes what the batch norm does in eval mode. Its weight and bias train if those of the
+    batch norm do.
+
+    >>> model = nn.Sequential(nn.BatchNorm1d(2, affine=False, eps=3.0))
+    >>> use_channel_affine(model, "0")
+    >>> model[0].weight
+    Parameter containing:
+    tensor([0.5000, 0.5000])
+    """
+    replace_module(model, layer, _channel_affine(model.get_submodule(layer)))
+
+
+def _channel_affine(batch_norm: Any) -> ChannelAffine:
+    affine, like = affine_of(batch_norm), batch_norm.running_mean
+    activation = batch_norm.activation if isinstance(batch_norm, ActivatedBatchNorm) else None
+    made = ChannelAffine(len(like), like.device, like.dtype, activation=activation)
+    with torch.no_grad():
+        made.weight.copy_(affine.scale)
+        made.bias.copy_(affine.offset)
+        made.center.copy_(affine.center)
+    for name in ("weight", "bias"):
+        before = getattr(batch_norm, name)
+        getattr(made, name).requires_grad_(before is not None and before.requires_grad)
+    return made
+
+
+def _edit(site: Site, why: str) -> Edit:
+    features = len(affine_of(site.module).scale)
+    structure = {"operation": "use_channel_affine", "layer": site.path}
+    change = functools.partial(use_channel_affine, layer=site.path)
+    action = f"become ChannelAffine({features}){of_domain(site)}"
+    return Edit(site.path, site.kind, action, why, change, structure)

@@ -1,0 +1,239 @@
+"""`standardize`: the mean and standard deviation of the training inputs, kept with the model."""
+
+import copy
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnkit.batches import Call, Inputs, calls_of
+from bnkit.dataflow import duplicate
+from bnkit.dataflow.tensors import replace_tensors
+from bnkit.observation import evaluating, preserved_random_state
+from bnkit.parameters import check_readable
+from bnkit.surgery.inputs import Argument, Sample, check, choose, sample_of
+from bnkit.surgery.plan import Edit, Plan
+from bnkit.surgery.promise import SurgeryError
+from bnkit.surgery.standardized import Standardize, Standardized
+
+# Integers of up to 16 bits are exact in float32; those of the other types need float64.
+_SHORT_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.uint16)
+
+
+@dataclass(frozen=True)
+class Standardization(Plan):
+    """The plan of `standardize`, made from so many `batches`; `layer` is what they gave."""
+
+    batches: int = 0
+    layer: Standardize = field(default_factory=lambda: Standardize(0), repr=False, compare=False)
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Return a deep copy of `model` behind a copy of the layer; `model` stays as it is."""
+        inner, (edit,) = duplicate(model), self.edits
+        with torch.inference_mode(mode=False):
+            layer = copy.deepcopy(self.layer).to(_device_of(inner, self.layer.mean))
+        argument, position = edit.structure["argument"], edit.structure["position"]
+        return Standardized(layer, inner, argument=argument, position=position)
+
+
+def standardize(
+    model: nn.Module,
+    batches: Any,
+    *,
+    channel_axis: int = 1,
+    argument: str | int | None = None,
+    inputs: Inputs | None = None,
+) -> nn.Module:
+    """Return a `Standardized`: a copy of `model` behind a layer that standardises its inputs.
+
+    The layer takes from each feature its mean over all `batches` and divides by its standard
+    deviation (of the population: n in the denominator), both pooled exactly in float64 over
+    mini-batches of any sizes. Features lie on `channel_axis`: columns of (N, F), channels of
+    (N, C, L) and (N, C, H, W); pass -1 for (N, T, F). A feature that is constant is left unscaled:
+    its std is 1, so that it becomes 0. `mean` and `std` are in the state dict, so they travel with
+    the model: give the result raw inputs, of any real dtype, as in training so in use. Integers
+    become floats: a model of images takes uint8.
+
+    Of several inputs, `argument` says by name or position which one is standardised. `batches` and
+    `inputs` are what `bnkit.batches.calls_of` takes. `model`, whose copy is the child `model`,
+    stays as it is; `rebind(optimizer, model, result.model)` takes an optimizer along.
+
+    Raises ValueError for a model that is standardised already, for no or empty mini-batches, for
+    one value per feature, for inputs with NaN or infinite values, naming mini-batch and feature,
+    and where one of several inputs must be chosen; TypeError for inputs that are no real numbers;
+    SurgeryError if the copy fails on the first mini-batch. Errors of `batches` itself pass through.
+
+    >>> images = [torch.tensor([[[[0, 100]]], [[[200, 255]]]], dtype=torch.uint8)]
+    >>> net = standardize(nn.Conv2d(1, 2, 1), images)
+    >>> net.standardize.mean, net.standardize.std
+    (tensor([138.7500]), tensor([97.4920]))
+    >>> net(images[0]).dtype
+    torch.float32
+    """
+    calls = _calls(model, batches, inputs)
+    first = next(calls)
+    changed = _plan(model, itertools.chain([first], calls), channel_axis, argument).apply(model)
+    _check_that_it_runs(changed, first)
+    return changed
+
+
+def plan_standardization(
+    model: nn.Module,
+    batches: Any,
+    *,
+    channel_axis: int = 1,
+    argument: str | int | None = None,
+    inputs: Inputs | None = None,
+) -> Standardization:
+    """Return what `standardize` would do; raises as it does, but for a copy that fails.
+
+    >>> plan = plan_standardization(nn.Linear(2, 1), torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
+    >>> plan.edits[0].action
+    "standardise 'input': 2 features on axis 1"
+    >>> plan.edits[0].why
+    '2 values per feature, means 2 to 5, standard deviations 1 to 1, 1 constant and left unscaled'
+    """
+    return _plan(model, _calls(model, batches, inputs), channel_axis, argument)
+
+
+def standardize_input(
+    model: nn.Module,
+    layer: str,
+    *,
+    num_features: int,
+    channel_axis: int,
+    argument: str | None,
+    position: int | None,
+    dtype: str,
+) -> Standardized:
+    """Return `model` itself behind a layer that changes nothing yet: mean 0 and std 1.
+
+    These are the options in the structure of a plan, so a checkpoint of what `standardize` returned
+    fits the result. `layer` is "", the model; ValueError for any other.
+
+    >>> plan = plan_standardization(nn.Linear(2, 1), torch.tensor([[1.0, 5.0], [3.0, 6.0]]))
+    >>> options = {**plan.edits[0].structure}
+    >>> options.pop("operation"), options
+    ('standardize_input', {'layer': '', 'num_features': 2, 'channel_axis': 1, \
+'argument': 'input', 'position': 0, 'dtype': 'float32'})
+    >>> standardize_input(nn.Linear(2, 1), **options).standardize.std
+    tensor([1., 1.])
+    """
+    if layer:
+        raise ValueError(f"`layer` is {layer!r}: only what the whole model '' is given can be")
+    made = Standardize(
+        num_features,
+        channel_axis=channel_axis,
+        device=_device_of(model, torch.empty(0)),
+        dtype=getattr(torch, dtype),
+    )
+    return Standardized(made, model, argument=argument, position=position)
+
+
+def _calls(model: nn.Module, batches: Any, inputs: Inputs | None) -> Iterator[Call]:
+    check_readable(model)
+    if isinstance(model, Standardized):
+        raise ValueError(  # noqa: TRY004  of the right type, but not twice
+            "`model` is a Standardized, whose inputs are standardised already: pass its .model to "
+            "do it anew"
+        )
+    return calls_of(model, batches, inputs=inputs)
+
+
+def _plan(
+    model: nn.Module, calls: Iterable[Call], axis: int, chosen: str | int | None
+) -> Standardization:
+    sample: Sample | None = None
+    argument: Argument | None = None
+    dtype, batches = torch.float32, 0
+    for batches, call in enumerate(calls, start=1):
+        argument = argument or choose(model, call, chosen)
+        place = f"mini-batch {batches} gives {argument}"
+        values = argument.of(call)
+        check(values, axis, place, None if sample is None else len(sample.least))
+        seen = sample_of(values, axis, place)
+        sample = seen if sample is None else sample + seen
+        dtype = torch.promote_types(dtype, _dtype_of_statistics(values.dtype))
+    assert sample is not None  # calls_of refuses `batches` without a mini-batch
+    assert argument is not None
+    layer = _layer(sample, axis, dtype)
+    edit = _edit(type(model).__name__, layer, sample, argument)
+    return Standardization((edit,), (), batches=batches, layer=layer)
+
+
+def _layer(sample: Sample, axis: int, dtype: torch.dtype) -> Standardize:
+    if sample.moments.count < 2:
+        raise ValueError(
+            "`batches` give 1 value per feature, and one value has no standard deviation: pass more"
+        )
+    std = sample.moments.variance.sqrt().to(dtype)
+    with torch.inference_mode(mode=False):
+        layer = Standardize(len(std), channel_axis=axis, dtype=dtype)
+        layer.mean.copy_(torch.where(sample.constant, sample.least, sample.moments.mean))
+        layer.std.copy_(torch.where(sample.constant | (std == 0), 1, std))  # 0 by underflow
+    return layer
+
+
+def _edit(kind: str, layer: Standardize, sample: Sample, argument: Argument) -> Edit:
+    features, axis = layer.num_features, layer.channel_axis
+    constant = int(sample.constant.sum())
+    why = [f"{sample.moments.count:,} values per feature", f"means {_range(layer.mean)}"]
+    if constant < features:
+        why += [f"standard deviations {_range(layer.std[~sample.constant])}"]
+    if constant:
+        why += [f"{constant} constant and left unscaled"]
+    structure = {
+        "operation": "standardize_input",
+        "layer": "",
+        "num_features": features,
+        "channel_axis": axis,
+        "argument": argument.name,
+        "position": argument.position,
+        "dtype": str(layer.mean.dtype).removeprefix("torch."),
+    }
+    action = f"standardise {argument}: {features} feature{'s' * (features > 1)} on axis {axis}"
+    return Edit("", kind, action, ", ".join(why), _wrapped_by_the_plan, structure)
+
+
+def _wrapped_by_the_plan(_model: nn.Module) -> None:
+    raise SurgeryError("a model cannot be put behind a layer in place: call the plan's `apply`")
+
+
+def _range(values: Tensor) -> str:
+    return f"{values.min().item():.3g} to {values.max().item():.3g}"
+
+
+def _dtype_of_statistics(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of mean and std: float32 at least, and exact for the integers of `dtype`."""
+    if dtype.is_floating_point or dtype in _SHORT_INTEGERS:
+        return torch.promote_types(
+            dtype if dtype.is_floating_point else torch.float32, torch.float32
+        )
+    return torch.float64
+
+
+def _device_of(model: nn.Module, otherwise: Tensor) -> torch.device:
+    return next(itertools.chain(model.parameters(), model.buffers(), [otherwise])).device
+
+
+def _check_that_it_runs(changed: nn.Module, call: Call) -> None:
+    device = _device_of(changed, torch.empty(0))
+    subject = duplicate(changed)
+    args, kwargs = replace_tensors(call, lambda t: t.detach().clone().to(device))
+    try:
+        with (
+            torch.inference_mode(mode=False),
+            torch.no_grad(),
+            preserved_random_state(),
+            evaluating(subject),
+        ):
+            subject(*args, **kwargs)
+    except Exception as error:
+        raise SurgeryError(
+            f"with standardised inputs the model fails on the first mini-batch: "
+            f"{type(error).__name__}: {error}. Is what it takes a number, and no index or mask? "
+            f"`argument=` chooses among several"
+        ) from error

@@ -1,0 +1,113 @@
+"""`Standardized`: a model behind a layer that standardises one of its inputs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Standardize(nn.Module):
+    """(x − mean) / std of each feature, by constants that are in the state dict.
+
+    `mean` and `std` are buffers, (num_features,); they begin as 0 and 1. Features lie on
+    `channel_axis` of the input. The result has the input's shape and dtype, that of `mean` for
+    integers; it is computed in float32 at least. Raises ValueError for another number of features.
+
+    >>> layer = Standardize(2)
+    >>> layer.mean.copy_(torch.tensor([1.0, 2.0])), layer.std.copy_(torch.tensor([1.0, 4.0]))
+    (tensor([1., 2.]), tensor([1., 4.]))
+    >>> layer(torch.tensor([[3.0, 4.0]]))
+    tensor([[2.0000, 0.5000]])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        channel_axis: int = 1,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.channel_axis = channel_axis
+        self.register_buffer("mean", torch.zeros(num_features, device=device, dtype=dtype))
+        self.register_buffer("std", torch.ones(num_features, device=device, dtype=dtype))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return (input − mean) / std, feature by feature."""
+        axis = self.channel_axis
+        if not -input.dim() <= axis < input.dim() or input.shape[axis] != self.num_features:
+            raise ValueError(
+                f"`input` of shape {tuple(input.shape)} must have {self.num_features} features on "
+                f"axis {axis}, as the inputs had by which it is standardised"
+            )
+        shape = [1] * input.dim()
+        shape[axis] = self.num_features
+        wide = input.to(_wide(input.dtype, self.mean.dtype))
+        standardised = (wide - self.mean.view(shape)) / self.std.view(shape)
+        return standardised.to(input.dtype if input.is_floating_point() else self.mean.dtype)
+
+    def extra_repr(self) -> str:
+        """Return what the layer was made with."""
+        return f"{self.num_features}, channel_axis={self.channel_axis}"
+
+
+class Standardized(nn.Module):
+    """A model whose inputs are standardised first: what `standardize` returns.
+
+    Its children are `standardize` and `model`. It is called as the model is; the argument of the
+    name `argument`, or at that position, is standardised, the others pass. Integers become floats
+    of the dtype in which the model has its parameters.
+
+    >>> net = Standardized(Standardize(4), nn.Linear(4, 2), argument="input", position=0)
+    >>> net(torch.zeros(3, 4, dtype=torch.uint8)).dtype, list(net.state_dict())[:3]
+    (torch.float32, ['standardize.mean', 'standardize.std', 'model.weight'])
+    """
+
+    def __init__(
+        self,
+        standardize: Standardize,
+        model: nn.Module,
+        *,
+        argument: str | None,
+        position: int | None,
+    ) -> None:
+        super().__init__()
+        self.standardize = standardize
+        self.model = model
+        self.argument = argument
+        self.position = position
+        self.training = model.training
+        standardize.train(model.training)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the model makes of its arguments, one of them standardised."""
+        if self.argument in kwargs:
+            kwargs = {**kwargs, self.argument: self._standardised(kwargs[self.argument])}
+        elif self.position is not None and self.position < len(args):
+            standardised = self._standardised(args[self.position])
+            args = (*args[: self.position], standardised, *args[self.position + 1 :])
+        return self.model(*args, **kwargs)
+
+    def _standardised(self, input: Tensor) -> Tensor:
+        standardised: Tensor = self.standardize(input)
+        if input.is_floating_point():
+            return standardised
+        dtypes = (p.dtype for p in self.model.parameters() if p.is_floating_point())
+        return standardised.to(next(dtypes, torch.get_default_dtype()))
+
+    def extra_repr(self) -> str:
+        """Return which argument is standardised."""
+        return f"argument={self.argument!r}, position={self.position}"
+
+
+def _wide(*dtypes: torch.dtype) -> torch.dtype:
+    """Return the dtype to compute in: float32 at least."""
+    wide = torch.float32
+    for dtype in dtypes:
+        wide = torch.promote_types(wide, dtype)
+    return wide

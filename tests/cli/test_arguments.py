@@ -1,0 +1,37 @@
+import pytest
+
+from bnkit.cli.arguments import listed, numbers, random_example, settings, texts
+
+
+def test_what_is_listed_is_parsed_to_the_same():
+    assert numbers(float)(listed((0.1, 1e-5, 10.0))) == (0.1, 1e-5, 10.0)
+    assert texts(listed(("relu", "tanh"))) == ("relu", "tanh")
+
+
+def test_spaces_and_empty_parts_do_not_count():
+    assert numbers(int)(" 8, 3,,32 ,") == (8, 3, 32)
+
+
+def test_what_is_no_number_is_refused_with_the_kind_that_is_wanted():
+    with pytest.raises(ValueError, match=r"^'8,x': give whole numbers with commas between them$"):
+        numbers(int)("8,x")
+    with pytest.raises(ValueError, match=r"^'a': give numbers with commas between"):
+        numbers(float)("a")
+
+
+def test_an_example_is_random_and_of_the_shape():
+    example = random_example("2,3,5")
+    assert example.shape == (2, 3, 5)
+    assert example.std() > 0
+
+
+@pytest.mark.parametrize("text", ["num_groups", "=8", ""])
+def test_an_option_without_name_or_value_is_refused(text):
+    with pytest.raises(ValueError, match=rf"^--option is '{text}': write a name and a value, as "):
+        settings([text])
+
+
+def test_options_are_json_or_else_text():
+    found = settings(["r-max=3.5", "guard=false", "momentum=null", "default=all", "a=b=c"])
+    plain = {"r_max": 3.5, "guard": False, "momentum": None}
+    assert found == {**plain, "default": "all", "a": "b=c"}

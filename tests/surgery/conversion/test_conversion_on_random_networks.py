@@ -1,0 +1,49 @@
+"""Conversion to equivalent kinds in generated networks, there and on to another."""
+
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bnkit.surgery.conversion import plan_conversion
+from surgery.networks import networks
+
+KINDS = {
+    "torch": {},
+    "bnkit": {},
+    "sync": {},
+    "ghost": {"virtual_batch_size": 2},
+    "renorm": {},
+    "masked": {"default": "all"},
+    "accumulated": {"micro_batches": 2},
+    "domains": {"domains": ("a", "b")},
+    "frozen": {},
+}
+
+
+def error(a, b):
+    return ((a - b).abs().max() / (a.abs().max() or 1)).item()
+
+
+def converted(network, kinds):
+    """Return the model after all conversions."""
+    model = network.model
+    for kind in kinds:
+        plan = plan_conversion(model, kind, network.example, **KINDS[kind])
+        model = plan.apply(model)
+        assert all(left.why for left in plan.left_alone)
+        assert plan.proof is None or plan.proof.error_in_float64 <= 1e-12
+    return model
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(networks(), st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=2))
+def test_generated_networks_compute_the_same_through_any_kinds(network, kinds):
+    for one, bound in ((network, 1e-5), (network.double(), 1e-12)):
+        with torch.no_grad():
+            expected, found = one.model(one.example), converted(one, kinds)(one.example)
+        assert error(expected, found) <= bound

@@ -1,0 +1,522 @@
+import json
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bnkit.checkpoints import PLAN, load, read, save
+from bnkit.layers import BatchNorm2d
+from bnkit.surgery.acceleration import plan_acceleration
+from bnkit.surgery.addition import plan_addition
+from bnkit.surgery.conversion import plan_conversion
+from bnkit.surgery.folding import plan_folding
+from bnkit.surgery.insertion import plan_insertion
+from bnkit.surgery.removal import plan_removal
+from bnkit.surgery.standardization import plan_standardization
+from bnkit.surgery.structure import OPERATIONS
+from zoo.catalogue import conv, dense, images
+from zoo.checks import fingerprint, random_state
+
+needs_safetensors = pytest.mark.skipif(
+    find_spec("safetensors") is None, reason="safetensors is not installed"
+)
+SAFE = pytest.param(".safetensors", marks=needs_safetensors)
+SUFFIXES = [SAFE, ".pt", ".pth"]
+
+
+def build():
+    return nn.Sequential(conv(), nn.ReLU(), conv(4, 6), nn.ReLU(), nn.Flatten(), dense(216, 3))
+
+
+def build_normalised():
+    return nn.Sequential(
+        *(conv(bias=False), nn.BatchNorm2d(4), nn.ReLU()),  # folds into the layer before it
+        *(nn.MaxPool2d(3), BatchNorm2d(4, activation="relu")),  # folds into none
+        *(nn.Flatten(), dense(16, 3)),
+    )
+
+
+def trained(build):
+    """Return the network with statistics and parameters that a fresh one does not have."""
+    torch.manual_seed(1)
+    network = build()
+    with torch.no_grad():
+        network.train()(images())
+        for parameter in network.parameters():
+            parameter.add_(torch.rand_like(parameter))
+    return network
+
+
+def names_in(folder):
+    return [path.name for path in folder.iterdir()]
+
+
+def batches():
+    return [images(), images() + 1]
+
+
+def after_activation(model, example):
+    return plan_addition(model, example, placement="after_activation")
+
+
+def to_ghost(model, example):
+    return plan_conversion(model, "ghost", example, virtual_batch_size=2)
+
+
+def to_group(model, data):
+    return plan_conversion(model, "group", data, num_groups=2)
+
+
+# What was built, the change, what it is planned from, and the operations that it needs.
+VERBS = {
+    "add": (build, plan_addition, images, {"own_batch_norm_at"}),
+    "add after the activation": (build, after_activation, images, {"own_batch_norm_at"}),
+    "insert": (build, plan_insertion, batches, {"own_batch_norm_at"}),
+    "fold": (build_normalised, plan_folding, images, {"fold_away"}),
+    "remove": (build_normalised, plan_removal, images, {"fold_away", "use_channel_affine"}),
+    "convert": (build_normalised, to_ghost, images, {"convert_layer"}),
+    "convert to what computes something else": (
+        build_normalised,
+        to_group,
+        batches,
+        {"convert_layer"},
+    ),
+    "standardize": (build, plan_standardization, batches, {"standardize_input"}),
+    "accelerate": (build_normalised, plan_acceleration, images, {"accelerate"}),
+}
+
+
+def changed(verb):
+    """Return the plan of a verb, and the trained network that it changed."""
+    builder, planner, data, _ = VERBS[verb]
+    network = trained(builder)
+    plan = planner(network, data())
+    return plan, plan.apply(network)
+
+
+def if_known(verb):
+    unknown = sorted(VERBS[verb][-1] - set(OPERATIONS))
+    return pytest.param(verb, marks=pytest.mark.skipif(bool(unknown), reason=f"no {unknown} yet"))
+
+
+PROGRAM = """
+import sys, json, torch, test_checkpoints
+from bnkit.checkpoints import load
+for verb, path in json.loads(sys.argv[1]):
+    torch.manual_seed(2)  # other initial values
+    fresh = test_checkpoints.VERBS[verb][0]()
+    model = load(fresh, path)
+    output = model.eval()(test_checkpoints.images())
+    torch.save({"output": output, "state": model.state_dict(), "text": str(model)}, path + ".out")
+"""
+
+
+@pytest.fixture(scope="module")
+def in_another_process(tmp_path_factory):
+    """Load every checkpoint in one new process; return the changed models and what came out."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    originals, jobs = {}, []
+    known = [name for name, (*_, operations) in VERBS.items() if operations <= set(OPERATIONS)]
+    for verb in known:
+        for suffix in [".pt", *([".safetensors"] if find_spec("safetensors") else [])]:
+            plan, model = changed(verb)
+            path = save(model, folder / f"{verb}{suffix}", plan=plan)
+            originals[verb, suffix] = model
+            jobs.append((verb, str(path)))
+    subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(jobs)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        check=True,
+    )
+    return lambda verb, suffix: (
+        originals[verb, suffix],
+        torch.load(folder / f"{verb}{suffix}.out", weights_only=True),
+    )
+
+
+@pytest.mark.parametrize("suffix", [SAFE, ".pt"])
+@pytest.mark.parametrize("verb", [*map(if_known, VERBS)])
+def test_a_changed_network_comes_back_in_another_process(in_another_process, verb, suffix):
+    original, found = in_another_process(verb, suffix)
+    assert found["text"] == str(original)
+    assert list(found["state"]) == list(original.state_dict())
+    assert torch.equal(found["output"], original.eval()(images()))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_second_change_is_kept_beside_the_first(tmp_path, suffix):
+    first = plan_addition(build(), images(), where=lambda path, _: path == "0")
+    once = load(build(), save(first.apply(build()), tmp_path / f"once{suffix}", plan=first))
+    second = plan_addition(once, images(), placement="after_activation")
+    plans = read(tmp_path / f"once{suffix}").plans
+    twice = second.apply(once)
+    path = save(twice, tmp_path / f"twice{suffix}", plan=[*plans, second])
+    found = load(build(), path)
+    assert str(found) == str(twice)
+    assert torch.equal(found.eval()(images()), twice.eval()(images()))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_file_carries_the_whole_plan(tmp_path, suffix):
+    plan = plan_insertion(build(), batches())
+    path = save(plan.apply(build()), tmp_path / f"a{suffix}", plan=plan)
+    assert list(read(path).plans) == [json.loads(json.dumps(plan.to_json()))]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_without_a_plan_the_model_is_the_one_that_was_built(tmp_path, suffix):
+    model = trained(build)
+    found = load(build(), save(model, tmp_path / f"a{suffix}"))
+    assert str(found) == str(model)
+    assert torch.equal(found(images()), model(images()))
+
+
+def test_the_fresh_model_and_the_random_state_stay_as_they_are(tmp_path):
+    plan, model = changed("add")
+    path = save(model, tmp_path / "a.pt", plan=plan)
+    fresh = build().eval()
+    before, state = fingerprint(fresh), random_state()
+    found = load(fresh, path)
+    assert fingerprint(fresh) == before
+    assert random_state() == state
+    assert not any(module.training for module in found.modules() if module.training)
+
+
+def test_dtype_and_what_trains_are_the_fresh_models(tmp_path):
+    plan, model = changed("add")
+    path = save(model, tmp_path / "a.pt", plan=plan)
+    fresh = build().double()
+    fresh[0].weight.requires_grad_(False)
+    found = load(fresh, path)
+    assert {t.dtype for t in found.parameters()} == {torch.float64}
+    assert not found[0].weight.requires_grad
+    assert torch.equal(found[0].weight, model[0].weight.double())
+
+
+def test_options_that_are_not_finite_come_back(tmp_path):
+    plan, model = changed("add")
+    edit = plan.edits[0]
+    odd = replace(edit, structure={**edit.structure, "eps": float("inf")})
+    path = save(model, tmp_path / "a.pt", plan=replace(plan, edits=(odd, *plan.edits[1:])))
+    assert load(build(), path)[0].batchnorm.eps == float("inf")
+
+
+# Tensors that share memory, or have gaps
+
+
+class Tied(nn.Module):
+    """A weight under two names, a buffer that looks into it, and a transposed one."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(5, 3)
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embedding.weight
+        self.register_buffer("row", self.embedding.weight.detach()[1])
+        self.register_buffer("turned", torch.arange(6.0).reshape(2, 3).T)
+        self.register_buffer("nothing", torch.empty(0))
+        self.register_buffer("nothing_else", torch.empty(0))
+
+    def forward(self, ids):
+        return self.head(self.embedding(ids))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_shared_and_non_contiguous_tensors_come_back(tmp_path, suffix):
+    model = trained_tied()
+    found = load(Tied(), save(model, tmp_path / f"a{suffix}"))
+    assert found.head.weight is found.embedding.weight
+    for name, value in model.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+
+
+def trained_tied():
+    torch.manual_seed(1)
+    model = Tied()
+    model.turned.add_(1)
+    return model
+
+
+@needs_safetensors
+def test_a_shared_weight_is_kept_once_and_read_by_safetensors_itself(tmp_path):
+    from safetensors import safe_open  # noqa: PLC0415  it may not be there
+    from safetensors.torch import load_model  # noqa: PLC0415
+
+    model, other = trained_tied(), Tied()
+    del model.row, other.row  # safetensors drops what is a part of another tensor
+    path = save(model, tmp_path / "a.safetensors")
+    with safe_open(path, "pt") as file:
+        assert sorted(file.keys()) == "embedding.weight nothing nothing_else turned".split()
+    assert load_model(other, path) == (set(), [])
+    assert torch.equal(other.head.weight, model.head.weight)
+
+
+# How files are written
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path, suffix):
+    path = tmp_path / "new folder" / f"a{suffix}"
+    save(nn.Linear(50, 50), path)
+    model = nn.Linear(2, 2)
+    save(model, path)
+    assert torch.equal(load(nn.Linear(2, 2), path).weight, model.weight)
+    assert names_in(path.parent) == [path.name]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
+    path = save(nn.Linear(2, 2), tmp_path / "a.pt")
+    before = path.read_bytes()
+
+    def full(_document, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"a\.pt cannot be written \(No space left on device\): ch"):
+        save(nn.Linear(2, 2), path)
+    assert path.read_bytes() == before
+    assert names_in(tmp_path) == ["a.pt"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file/a\.pt cannot be written \(.*\): choose another"):
+        save(nn.Linear(2, 2), tmp_path / "file" / "a.pt")
+
+
+# What is refused on saving
+
+
+def test_an_unknown_suffix_is_refused(tmp_path):
+    message = r"the suffix of .*a\.bin is '\.bin': a checkpoint is a file of safetensors \(\.safe"
+    with pytest.raises(ValueError, match=message):
+        save(nn.Linear(2, 2), tmp_path / "a.bin")
+    with pytest.raises(ValueError, match=message):
+        load(nn.Linear(2, 2), tmp_path / "a.bin")
+
+
+def test_a_plan_that_cannot_be_made_again_is_refused(tmp_path):
+    plan, model = changed("add")
+    silent = replace(plan, edits=(replace(plan.edits[0], structure={}),))
+    message = "`plan` does not say by which operation layer '0' was changed .*: save the state_dict"
+    with pytest.raises(ValueError, match=message):
+        save(model, tmp_path / "a.pt", plan=silent)
+    assert names_in(tmp_path) == []
+
+
+class WithState(nn.Linear):
+    """A layer with state that is no tensor."""
+
+    def __init__(self, state):
+        super().__init__(2, 2)
+        self.state = state
+
+    def get_extra_state(self):
+        return self.state
+
+    def set_extra_state(self, state):
+        self.state = state
+
+
+class Thing:
+    """What only code can make again."""
+
+
+def test_plain_data_among_the_state_come_back_from_a_torch_file(tmp_path):
+    path = save(WithState({"step": 3, "names": ["a"]}), tmp_path / "a.pt")
+    assert load(WithState({}), path).state == {"step": 3, "names": ["a"]}
+
+
+def test_objects_among_the_state_are_refused_before_they_are_written(tmp_path):
+    message = "'_extra_state' of the model's state is a Thing, which could only be read by running"
+    with pytest.raises(ValueError, match=message):
+        save(WithState(Thing()), tmp_path / "a.pt")
+    assert names_in(tmp_path) == []
+
+
+@needs_safetensors
+def test_what_safetensors_cannot_hold_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"'_extra_state' of the model's state is no tensor, and s"
+    ):
+        save(WithState(3), tmp_path / "a.safetensors")
+    with pytest.raises(
+        ValueError, match=r"safetensors has no dtype torch.complex128: write a \.pt"
+    ):
+        save(nn.Linear(2, 2, dtype=torch.complex128), tmp_path / "a.safetensors")
+    assert names_in(tmp_path) == []
+
+
+# What is refused on loading
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_missing_file_is_refused(tmp_path, suffix):
+    with pytest.raises(FileNotFoundError, match=rf"^there is no checkpoint .*nowhere\{suffix}$"):
+        load(build(), tmp_path / f"nowhere{suffix}")
+
+
+def cut_short(data):
+    return data[: len(data) // 2]
+
+
+def overwritten(data):
+    return data[:20] + b"\xff" * 60 + data[80:]
+
+
+DAMAGE = {
+    "empty": lambda _: b"",
+    "something else": lambda _: b"hello world, I am no checkpoint",
+    "cut short": cut_short,
+    "overwritten in part": overwritten,
+}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_file_is_refused_in_one_line(tmp_path, suffix, damage):
+    path = save(build(), tmp_path / f"a{suffix}")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"is damaged") as refusal:
+        load(build(), path)
+    assert str(path) in str(refusal.value)
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+class Malicious:
+    """What a pickle may hold: a call of anything, here of what would write a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("write", [torch.save, lambda it, path: path.write_bytes(pickle.dumps(it))])
+def test_a_pickle_is_refused_and_its_code_does_not_run(tmp_path, write):
+    path, mark = tmp_path / "a.pt", tmp_path / "it ran"
+    write({"state_dict": {}, PLAN: "[]", "more": Malicious(mark)}, path)
+    with pytest.raises(ValueError, match=r"a\.pt holds pickled objects, which may run any code"):
+        load(build(), path)
+    assert not mark.exists()
+
+
+def test_a_whole_pickled_model_is_refused(tmp_path):
+    torch.save(build(), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"pickled objects.*: .*save model\.state_dict\(\) alone$"):
+        load(build(), tmp_path / "a.pt")
+
+
+def test_a_file_that_holds_no_state_dict_is_refused(tmp_path):
+    torch.save([1, 2], tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"holds a list and no state dict: save model"):
+        load(build(), tmp_path / "a.pt")
+
+
+def foreign_torch(path):
+    torch.save(build().state_dict(), path)
+
+
+def foreign_safetensors(path):
+    from safetensors.torch import save_file  # noqa: PLC0415  it may not be there
+
+    save_file(build().state_dict(), path)
+
+
+FOREIGN = [
+    pytest.param(foreign_torch, ".pt", id="torch"),
+    pytest.param(foreign_safetensors, ".safetensors", marks=needs_safetensors, id="safetensors"),
+]
+
+
+@pytest.mark.parametrize(("write", "suffix"), FOREIGN)
+def test_a_file_without_a_plan_is_refused_but_can_be_read(tmp_path, write, suffix):
+    path = tmp_path / f"a{suffix}"
+    write(path)
+    with pytest.raises(
+        ValueError, match=r"has no plan of bnkit: pass what it holds to the model's"
+    ):
+        load(build(), path)
+    found = read(path)
+    assert found.plans is None
+    assert list(found.restore(build()).state_dict()) == list(build().state_dict())
+
+
+PLANS = {
+    "no JSON": "{",
+    "no list": "3",
+    "no edits": '[{"left_alone": []}]',
+    "no structure": '[{"edits": [{"layer": "0"}]}]',
+    "edits of another kind": '[{"edits": 5}]',
+    "no text at all": 5,
+}
+
+
+@pytest.mark.parametrize("document", PLANS.values(), ids=PLANS)
+def test_a_damaged_plan_is_refused(tmp_path, document):
+    torch.save({"state_dict": build().state_dict(), PLAN: document}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"^the plan in .*a\.pt is damaged \(\w+: .*\): write the"):
+        load(build(), tmp_path / "a.pt")
+
+
+def mismatch(model, path):
+    with pytest.raises(ValueError, match=r"does not fit the model") as refusal:
+        load(model, path)
+    return str(refusal.value)
+
+
+def test_a_plan_for_another_model_is_refused_with_the_layer(tmp_path):
+    plan, model = changed("add")
+    path = save(model, tmp_path / "a.pt", plan=plan)
+    message = mismatch(nn.Sequential(nn.Flatten(), dense(144, 3)), path)
+    assert message.startswith(f"the plan of {path} does not fit the model: change 2 (own_batch_no")
+    assert "is of the layer '2', which the model (Sequential) does not have: build it" in message
+
+
+def test_an_edited_model_is_refused(tmp_path):
+    plan, model = changed("add")
+    path = save(model, tmp_path / "a.pt", plan=plan)
+    assert "has a `batchnorm` already" in mismatch(plan.apply(build()), path)
+
+
+def test_names_and_shapes_that_differ_are_listed(tmp_path):
+    plan, model = changed("add")
+    path = save(model, tmp_path / "a.pt", plan=plan)
+    other = build()
+    other[5] = dense(216, 4)
+    other.append(nn.PReLU())
+    assert mismatch(other, path) == (
+        f"{path} does not fit the model (Sequential) as the plan changes it: it lacks '6.weight'; "
+        f"'5.weight' is (3, 216) in the file, (4, 216) in the model; "
+        f"'5.bias' is (3,) in the file, (4,) in the model"
+    )
+    short = nn.Sequential(*build()[:5])
+    assert mismatch(short, path).endswith(": it has '5.weight', '5.bias', which the model lacks")
+
+
+def test_long_lists_of_names_are_cut(tmp_path):
+    path = save(nn.Sequential(*(dense() for _ in range(6))), tmp_path / "a.pt")
+    message = mismatch(nn.Sequential(*(dense(5, 5) for _ in range(7))), path)
+    assert "it lacks '6.weight', '6.bias'; '0.weight' is (4, 4) in the file, (5, 5)" in message
+    assert message.endswith("and 4 more shapes differ")
+    message = mismatch(nn.Sequential(nn.Identity()), path)
+    assert message.endswith("'3.weight', '3.bias' and 4 more, which the model lacks")
+
+
+def test_what_load_state_dict_itself_refuses_passes_through(tmp_path):
+    class Choosy(nn.Linear):
+        def _load_from_state_dict(self, *args):
+            args[-1].append("not on a Sunday")
+
+    path = save(nn.Linear(2, 2), tmp_path / "a.pt")
+    assert "not on a Sunday" in mismatch(Choosy(2, 2), path)
