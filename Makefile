@@ -4,7 +4,7 @@ BIN := .venv/bin
 SETUP := .venv/set-up
 WORKERS ?= 2
 
-.PHONY: help compare test check bench docs clean
+.PHONY: help compare test check fuzz bench docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,9 +28,16 @@ check: $(SETUP)  ## lint, types, docs
 	$(BIN)/mypy
 	$(BIN)/mkdocs build --strict --quiet --site-dir .venv/site
 
+fuzz: $(SETUP)  ## 10,000 random networks through the surgery, a quarter of an hour
+	BNKIT_FUZZ=2000 $(BIN)/pytest --numprocesses $(WORKERS) --quiet tests/surgery -k "random_networks and not addition"
+
 bench: $(SETUP)  ## measure, print and keep the figures
 	$(BIN)/python benchmarks/harness.py
 	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/folding.py
+	$(BIN)/python benchmarks/recalibration.py
 
 docs: $(SETUP)  ## serve the documentation
 	$(BIN)/mkdocs serve

@@ -4,11 +4,12 @@ import pickle
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_model, save_file
 from torch import nn
 
 from bnkit.checkpoints import PLAN, load, read, save
@@ -20,15 +21,10 @@ from bnkit.surgery.folding import plan_folding
 from bnkit.surgery.insertion import plan_insertion
 from bnkit.surgery.removal import plan_removal
 from bnkit.surgery.standardization import plan_standardization
-from bnkit.surgery.structure import OPERATIONS
 from zoo.catalogue import conv, dense, images
 from zoo.checks import fingerprint, random_state
 
-needs_safetensors = pytest.mark.skipif(
-    find_spec("safetensors") is None, reason="safetensors is not installed"
-)
-SAFE = pytest.param(".safetensors", marks=needs_safetensors)
-SUFFIXES = [SAFE, ".pt", ".pth"]
+SUFFIXES = [".safetensors", ".pt", ".pth"]
 
 
 def build():
@@ -74,36 +70,26 @@ def to_group(model, data):
     return plan_conversion(model, "group", data, num_groups=2)
 
 
-# What was built, the change, what it is planned from, and the operations that it needs.
+# What was built, the change, and what it is planned from.
 VERBS = {
-    "add": (build, plan_addition, images, {"own_batch_norm_at"}),
-    "add after the activation": (build, after_activation, images, {"own_batch_norm_at"}),
-    "insert": (build, plan_insertion, batches, {"own_batch_norm_at"}),
-    "fold": (build_normalised, plan_folding, images, {"fold_away"}),
-    "remove": (build_normalised, plan_removal, images, {"fold_away", "use_channel_affine"}),
-    "convert": (build_normalised, to_ghost, images, {"convert_layer"}),
-    "convert to what computes something else": (
-        build_normalised,
-        to_group,
-        batches,
-        {"convert_layer"},
-    ),
-    "standardize": (build, plan_standardization, batches, {"standardize_input"}),
-    "accelerate": (build_normalised, plan_acceleration, images, {"accelerate"}),
+    "add": (build, plan_addition, images),
+    "add after the activation": (build, after_activation, images),
+    "insert": (build, plan_insertion, batches),
+    "fold": (build_normalised, plan_folding, images),
+    "remove": (build_normalised, plan_removal, images),
+    "convert": (build_normalised, to_ghost, images),
+    "convert to what computes something else": (build_normalised, to_group, batches),
+    "standardize": (build, plan_standardization, batches),
+    "accelerate": (build_normalised, plan_acceleration, images),
 }
 
 
 def changed(verb):
     """Return the plan of a verb, and the trained network that it changed."""
-    builder, planner, data, _ = VERBS[verb]
+    builder, planner, data = VERBS[verb]
     network = trained(builder)
     plan = planner(network, data())
     return plan, plan.apply(network)
-
-
-def if_known(verb):
-    unknown = sorted(VERBS[verb][-1] - set(OPERATIONS))
-    return pytest.param(verb, marks=pytest.mark.skipif(bool(unknown), reason=f"no {unknown} yet"))
 
 
 PROGRAM = """
@@ -123,9 +109,8 @@ def in_another_process(tmp_path_factory):
     """Load every checkpoint in one new process; return the changed models and what came out."""
     folder = tmp_path_factory.mktemp("checkpoints")
     originals, jobs = {}, []
-    known = [name for name, (*_, operations) in VERBS.items() if operations <= set(OPERATIONS)]
-    for verb in known:
-        for suffix in [".pt", *([".safetensors"] if find_spec("safetensors") else [])]:
+    for verb in VERBS:
+        for suffix in [".safetensors", ".pt"]:
             plan, model = changed(verb)
             path = save(model, folder / f"{verb}{suffix}", plan=plan)
             originals[verb, suffix] = model
@@ -141,8 +126,8 @@ def in_another_process(tmp_path_factory):
     )
 
 
-@pytest.mark.parametrize("suffix", [SAFE, ".pt"])
-@pytest.mark.parametrize("verb", [*map(if_known, VERBS)])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_a_changed_network_comes_back_in_another_process(in_another_process, verb, suffix):
     original, found = in_another_process(verb, suffix)
     assert found["text"] == str(original)
@@ -244,11 +229,7 @@ def trained_tied():
     return model
 
 
-@needs_safetensors
 def test_a_shared_weight_is_kept_once_and_read_by_safetensors_itself(tmp_path):
-    from safetensors import safe_open  # noqa: PLC0415  it may not be there
-    from safetensors.torch import load_model  # noqa: PLC0415
-
     model, other = trained_tied(), Tied()
     del model.row, other.row  # safetensors drops what is a part of another tensor
     path = save(model, tmp_path / "a.safetensors")
@@ -342,7 +323,6 @@ def test_objects_among_the_state_are_refused_before_they_are_written(tmp_path):
     assert names_in(tmp_path) == []
 
 
-@needs_safetensors
 def test_what_safetensors_cannot_hold_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"'_extra_state' of the model's state is no tensor, and s"
@@ -428,14 +408,12 @@ def foreign_torch(path):
 
 
 def foreign_safetensors(path):
-    from safetensors.torch import save_file  # noqa: PLC0415  it may not be there
-
     save_file(build().state_dict(), path)
 
 
 FOREIGN = [
     pytest.param(foreign_torch, ".pt", id="torch"),
-    pytest.param(foreign_safetensors, ".safetensors", marks=needs_safetensors, id="safetensors"),
+    pytest.param(foreign_safetensors, ".safetensors", id="safetensors"),
 ]
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.surgery.plan import Plan
-from bnkit.surgery.structure import replay
+from bnkit.surgery.structure import OPERATIONS, replay
 
 PLAN = "bnkit_plan"  # its name in the file: a list of plans as JSON, in the order of their changes
 _STATE = "state_dict"
@@ -150,7 +150,7 @@ def _plans(
 def _document(plan: Plan | Document) -> Document:
     document = plan.to_json() if isinstance(plan, Plan) else plan
     for edit in document["edits"]:
-        if "operation" not in edit["structure"]:
+        if edit["structure"].get("operation") not in OPERATIONS:
             raise ValueError(
                 f"`plan` does not say by which operation layer '{edit['layer']}' was changed "
                 f"({edit['change']}), so the file could not be loaded: save the state_dict and "

@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 
-import bnkit.bench
-from bnkit.bench import Case, bench
+from bnkit.bench import CASES, QUICK, Case, bench, benchmark
 from bnkit.kernels import warming
 from bnkit.kernels.warming import Warmed, Warmth
 from cli.commands import run
@@ -21,7 +20,7 @@ def brief(monkeypatch, tmp_path):
         asked.append((cases, options))
         return bench(list(progress(SMALL)), seconds=0.0)
 
-    monkeypatch.setattr(bnkit.bench, "bench", measure)
+    monkeypatch.setattr(benchmark, "bench", measure)
     monkeypatch.chdir(tmp_path)
     return asked
 
@@ -35,12 +34,12 @@ def test_the_bandwidth_comes_first_then_the_table(brief):
     assert empty == ""
     assert "times faster" in headers
     assert "4x3x5x5, channels last" in stdout
-    assert brief == [(bnkit.bench.CASES, {"seconds": 2.0, "compiled": False})]
+    assert brief == [(CASES, {"seconds": 2.0, "compiled": False})]
 
 
 def test_the_options_are_taken(brief):
     assert run("bench --quick --compile --seconds 0.5")[0] == 0
-    assert brief == [(bnkit.bench.QUICK, {"seconds": 0.5, "compiled": True})]
+    assert brief == [(QUICK, {"seconds": 0.5, "compiled": True})]
 
 
 @pytest.mark.usefixtures("brief")
@@ -89,7 +88,7 @@ def test_what_cannot_be_measured_is_said_in_one_sentence(monkeypatch, error, cod
     def failing(*_arguments, **_options):
         raise error
 
-    monkeypatch.setattr(bnkit.bench, "bench", failing)
+    monkeypatch.setattr(benchmark, "bench", failing)
     found, stdout, stderr = run("bench --quick")
     assert (found, stdout) == (code, "")
     assert stderr.startswith(message)

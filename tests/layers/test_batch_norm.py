@@ -352,7 +352,7 @@ def test_statistics_of_another_kind_are_tracked_by_the_same_rules():
 @pytest.mark.parametrize("guard", [True, False])
 def test_statistics_of_another_kind_are_tracked_once_when_checkpointed(guard):
     class Own(BatchNorm1d):
-        def normalise_by_batch(self, input, residual=None):
+        def normalise_by_batch(self, input, _=None):
             self.track(input.mean(0), input.var(0))
             return input * 2
 

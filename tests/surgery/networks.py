@@ -6,17 +6,33 @@ tied weights. |mean|/std at the inputs of batch norms goes up to 100.
 """
 
 import copy
+import os
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bnkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
+FUZZED = int(os.environ.get("BNKIT_FUZZ", "0"))  # networks for each test of `make fuzz`
 RATIOS = (0, 1, 10, 100)  # |mean|/std at the input of a batch norm
 LAYERS = 8  # weight layers and batch norms, at most
+
+
+def for_networks(examples):
+    """Return the settings of a test on so many networks, the same ones each time; or of a fuzz."""
+    return settings(
+        max_examples=FUZZED or examples,
+        deadline=None,
+        derandomize=not FUZZED,
+        database=None,
+        phases=[Phase.generate],  # to shrink a network takes minutes
+        suppress_health_check=list(HealthCheck),  # networks are large for what hypothesis draws
+    )
+
 
 FUNCTIONS = {
     "relu": torch.relu,

@@ -1,11 +1,11 @@
 """Insertion in generated networks without batch norm; |mean|/std goes up to 100, and beyond."""
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bnkit.surgery.insertion import plan_insertion
-from surgery.networks import networks
+from surgery.networks import for_networks, networks
 
 
 def hardest(model, plan):
@@ -19,12 +19,7 @@ def error(a, b):
     return ((a - b).abs().max() / (a.abs().max() or 1)).item()
 
 
-@settings(
-    max_examples=60,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@for_networks(100)
 @given(networks(batch_norms=False), st.sampled_from(["before_activation", "after_activation"]))
 def test_generated_networks_compute_the_same_afterwards(network, placement):
     plain, x = network.model, network.example

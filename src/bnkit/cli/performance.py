@@ -61,12 +61,12 @@ def bench(
     """
     with explained():
         with working("measuring", auto_refresh=False) as counted, chatter_on_stderr():
-            from bnkit.bench import CASES, QUICK  # noqa: PLC0415  only for this command
-            from bnkit.bench import bench as measure  # noqa: PLC0415
+            from bnkit.bench import benchmark as benchmarks  # noqa: PLC0415  only for this command
+            from bnkit.bench.cases import CASES, QUICK  # noqa: PLC0415
 
             cases = QUICK if quick else CASES
             try:
-                benchmark = measure(
+                benchmark = benchmarks.bench(
                     cases,
                     seconds=seconds,
                     compiled=compiled,

@@ -1,11 +1,11 @@
 """Conversion to equivalent kinds in generated networks, there and on to another."""
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bnkit.surgery.conversion import plan_conversion
-from surgery.networks import networks
+from surgery.networks import for_networks, networks
 
 KINDS = {
     "torch": {},
@@ -35,12 +35,7 @@ def converted(network, kinds):
     return model
 
 
-@settings(
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@for_networks(80)
 @given(networks(), st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=2))
 def test_generated_networks_compute_the_same_through_any_kinds(network, kinds):
     for one, bound in ((network, 1e-5), (network.double(), 1e-12)):

@@ -1,24 +1,12 @@
 """Folding and removal keep the function of random networks: kinds, groups, residuals, sharing."""
 
-import os
-
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 
 from bnkit.surgery.folding import plan_folding
 from bnkit.surgery.removal import plan_removal
-from surgery.networks import OwnForward, networks
-
-EXAMPLES = int(os.environ.get("BNKIT_FUZZ", "120"))
-FUZZ = settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=EXAMPLES < 1000,
-    database=None,
-    phases=[Phase.generate],  # to shrink a network takes minutes
-    suppress_health_check=list(HealthCheck),  # networks are large for what hypothesis draws
-)
+from surgery.networks import OwnForward, for_networks, networks
 
 
 def error(exact, other):
@@ -35,7 +23,7 @@ def state_of_batch_norms(model):
 
 
 @pytest.mark.parametrize("plan_change", [plan_folding, plan_removal])
-@FUZZ
+@for_networks(120)
 @given(network=networks())
 def test_the_function_stays(plan_change, network):
     plan = plan_change(network.model, network.example, tolerance=1.0)
@@ -53,7 +41,7 @@ def test_the_function_stays(plan_change, network):
         assert error(own, rounded) == pytest.approx(plan.proof.error, rel=1e-6)
 
 
-@FUZZ
+@for_networks(120)
 @given(network=networks())
 def test_all_batch_norms_of_known_classes_are_removed(network):
     plan = plan_removal(network.model, network.example, tolerance=1.0)
