@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from bnkit.bench import CASES, QUICK, bench
+from bnkit.benchmarking import CASES, QUICK, bench
 
 FIGURES = Path(__file__).with_suffix(".json")
 TUNED = {

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bnkit.bench.cases import Case
+from bnkit.benchmarking.cases import Case
 from bnkit.kernels import memory
 from bnkit.lab.environment import environment
 from bnkit.layers import BatchNorm2d

@@ -11,6 +11,7 @@ transformers package are timed where it is installed.
 
 import argparse
 import copy
+import importlib
 import importlib.util
 import json
 import statistics
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import bnkit
-from bnkit.bench.timing import interleaved
+from bnkit.benchmarking.timing import interleaved
 from bnkit.kernels import memory
 from bnkit.lab.environment import environment
 from bnkit.lab.networks import dlology
@@ -54,8 +55,7 @@ def dlology_with_batch_norm() -> nn.Module:
 
 def of_transformers(name: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
-        import transformers
-
+        transformers = importlib.import_module("transformers")
         kind = {"MobileNetV2": "MobileNetV2", "ResNet-18": "ResNet", "RegNet": "RegNet"}[name]
         small = {"depths": [2, 2, 2, 2], "layer_type": "basic", "hidden_sizes": [64, 128, 256, 512]}
         config = getattr(transformers, f"{kind}Config")(**(small if kind == "ResNet" else {}))

@@ -1,7 +1,7 @@
 """Batch normalization for PyTorch over a model's whole life: add it, prove it, ship it."""
 
 from bnkit import functional, layers
-from bnkit.bench import Benchmark, bench
+from bnkit.benchmarking import Benchmark, bench
 from bnkit.checkpoints import load, save
 from bnkit.dataflow import ExampleError
 from bnkit.gap import Gap, explain_gap

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from bnkit.bench import CASES, QUICK, Case, bench, benchmark
+from bnkit.benchmarking import CASES, QUICK, Case, bench, benchmark
 from bnkit.kernels import warming
 from bnkit.kernels.warming import Warmed, Warmth
 from cli.commands import run

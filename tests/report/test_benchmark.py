@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 import altair as alt
 import pytest
 
-from bench.fabricate import LARGE, SMALL, benchmark, measurement
+from benchmarking.fabricate import LARGE, SMALL, benchmark, measurement
 from bnkit.report.benchmark import COMPILED, EAGER, INFERENCE, chart, write_benchmark
 
 BOTH = benchmark(

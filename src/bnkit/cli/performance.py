@@ -61,8 +61,8 @@ def bench(
     """
     with explained():
         with working("measuring", auto_refresh=False) as counted, chatter_on_stderr():
-            from bnkit.bench import benchmark as benchmarks  # noqa: PLC0415  only for this command
-            from bnkit.bench.cases import CASES, QUICK  # noqa: PLC0415
+            from bnkit.benchmarking import benchmark as benchmarks  # noqa: PLC0415  only for this command
+            from bnkit.benchmarking.cases import CASES, QUICK  # noqa: PLC0415
 
             cases = QUICK if quick else CASES
             try:

@@ -6,8 +6,8 @@ from typing import Any
 
 import altair as alt
 
-from bnkit.bench.benchmark import Benchmark
-from bnkit.bench.measuring import Measurement
+from bnkit.benchmarking.benchmark import Benchmark
+from bnkit.benchmarking.measuring import Measurement
 from bnkit.report.figure import VEGA_LITE
 from bnkit.report.palette import PAPER
 from bnkit.report.panels import at

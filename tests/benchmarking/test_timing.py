@@ -2,8 +2,8 @@ import itertools
 
 import pytest
 
-from bnkit.bench import timing
-from bnkit.bench.timing import TURNS, interleaved
+from bnkit.benchmarking import timing
+from bnkit.benchmarking.timing import TURNS, interleaved
 
 
 class Clock:

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from bnkit.bench import Case, measure
-from bnkit.bench.compiling import compiled_copy, refuse_without_compiler
+from bnkit.benchmarking import Case, measure
+from bnkit.benchmarking.compiling import compiled_copy, refuse_without_compiler
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,10 @@
 import json
 
 import pytest
+from benchmarking.fabricate import LARGE, SMALL, benchmark, measurement
 
-from bench.fabricate import LARGE, SMALL, benchmark, measurement
-from bnkit.bench import Case, bench
-from bnkit.bench import benchmark as module
+from bnkit.benchmarking import Case, bench
+from bnkit.benchmarking import benchmark as module
 
 
 def test_the_bandwidth_is_that_of_the_largest_copy_read_and_written():

@@ -1,9 +1,9 @@
 import pytest
 from torch import nn
 
-from bnkit.bench import Case, Measurement, measure
-from bnkit.bench import measuring as module
-from bnkit.bench.measuring import check
+from bnkit.benchmarking import Case, Measurement, measure
+from bnkit.benchmarking import measuring as module
+from bnkit.benchmarking.measuring import check
 from bnkit.kernels import memory
 from bnkit.layers import BatchNorm2d
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnkit.bench.cases import Case
-from bnkit.bench.compiling import compiled_copy
-from bnkit.bench.timing import Program, interleaved
+from bnkit.benchmarking.cases import Case
+from bnkit.benchmarking.compiling import compiled_copy
+from bnkit.benchmarking.timing import Program, interleaved
 from bnkit.kernels import memory, reference
 from bnkit.observation import evaluating
 from bnkit.surgery.acceleration import accelerate

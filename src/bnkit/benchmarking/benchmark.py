@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from bnkit.bench.cases import CASES, Case
-from bnkit.bench.compiling import refuse_without_compiler
-from bnkit.bench.measuring import Measurement, measure
+from bnkit.benchmarking.cases import CASES, Case
+from bnkit.benchmarking.compiling import refuse_without_compiler
+from bnkit.benchmarking.measuring import Measurement, measure
 from bnkit.lab.environment import environment
 from bnkit.tables import text_table
 

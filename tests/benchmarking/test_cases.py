@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from bnkit.bench import CASES, QUICK, Case
-from bnkit.bench.cases import _MAPS
+from bnkit.benchmarking import CASES, QUICK, Case
+from bnkit.benchmarking.cases import _MAPS
 
 SMALL = [Case((6, 4)), Case((3, 4, 5)), Case((3, 4, 5, 6)), Case((2, 4, 3, 5, 6))]
 

@@ -1,6 +1,6 @@
 """Benchmarks that were never measured, for tests of what is made of them."""
 
-from bnkit.bench import Benchmark, Case, Measurement
+from bnkit.benchmarking import Benchmark, Case, Measurement
 
 SECONDS = {
     "torch": 4.0,
