@@ -1,8 +1,8 @@
 import json
 
 import pytest
-from benchmarking.fabricate import LARGE, SMALL, benchmark, measurement
 
+from benchmarking.fabricate import LARGE, SMALL, benchmark, measurement
 from bnkit.benchmarking import Case, bench
 from bnkit.benchmarking import benchmark as module
 
