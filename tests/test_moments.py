@@ -124,7 +124,7 @@ def shuffled_axes(x):
         ((9_001, 20, 3), as_it_is),
         ((3, 150_000), as_it_is),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 @pytest.mark.parametrize("shift", [0.0, 1e4])
 def test_moments_of_large_arrays_are_exact_in_every_layout(shape, arrange, shift):

@@ -28,6 +28,7 @@ from bnkit.kernels.cpu.pointwise import activate, gradient
 from bnkit.kernels.cpu.tasks import claimed_tasks
 
 STEPS = 128  # that a float32 lane sums before float64 takes over
+FEW = 16  # of them are summed apart, so that errors grow with fewer terms
 ENOUGH = 64  # values whose mean is a fair first guess
 
 
@@ -81,9 +82,12 @@ def _moments(job: Any, c: Any, samples: Any) -> Any:
         plane = (n * job.channels + c) * job.space
         for start in range(0, job.space, piece):
             size = min(piece, job.space - start)
-            for at in range(0, size, length(level)):
-                d = take(x, plane + start + at, size - at, level) - level
-                sums, squares, steps = sums + d, squares + d * d, steps + 1
+            for begin in range(0, size, FEW * length(level)):
+                s, q = zero, zero
+                for at in range(begin, min(begin + FEW * length(level), size), length(level)):
+                    d = take(x, plane + start + at, size - at, level) - level
+                    s, q, steps = s + d, q + d * d, steps + 1
+                sums, squares = sums + s, squares + q
             summed += size
             if steps >= enough:
                 pooled = _pooled(count, mean, deviations, summed, level, sums, squares)

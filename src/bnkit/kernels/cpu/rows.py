@@ -72,13 +72,12 @@ def _gather_moments(job: Any, part: Any, channels: Any, rows: Any) -> None:
         for c in range(channels[0], channels[1], step):
             left = channels[1] - c
             level = take(levels, c, left, zero)
-            s = take(sums, c, left, zero)
-            q = take(squares, c, left, zero)
+            s, q = zero, zero  # apart from those of other tiles: errors grow with fewer terms
             for row in range(start, end):
                 d = take(x, row * job.channels + c, left, level) - level
                 s, q = s + d, q + d * d
-            give(sums, c, left, s)
-            give(squares, c, left, q)
+            give(sums, c, left, take(sums, c, left, zero) + s)
+            give(squares, c, left, take(squares, c, left, zero) + q)
         if end - pooled >= ROWS or end == rows[1]:
             _pool(job, part, channels, float(pooled - rows[0]), float(end - pooled))
             _clear(sums, squares, channels)
