@@ -72,6 +72,12 @@ def command(line):
     assert done.stdout.strip()
 
 
+def test_the_table_of_fine_tuning_is_made_from_the_kept_figures():
+    finetuning = runpy.run_path(str(ROOT / "benchmarks" / "finetuning.py"))
+    figures = json.loads((ROOT / "benchmarks" / "finetuning.json").read_text())
+    assert finetuning["table"](figures) in (ROOT / "docs" / "insert.md").read_text()
+
+
 def test_the_table_of_published_experiments_is_made_from_the_kept_figures():
     published = runpy.run_path(str(ROOT / "benchmarks" / "published.py"))
     figures = json.loads((ROOT / "docs" / "published.json").read_text())

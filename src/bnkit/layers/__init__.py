@@ -20,7 +20,7 @@ from bnkit.layers.masked import MaskedBatchNorm1d, MaskedBatchNorm2d, MaskedBatc
 from bnkit.layers.masks import mask
 from bnkit.layers.recurrent import BatchNormLSTM
 from bnkit.layers.recurrent_cell import BatchNormLSTMCell
-from bnkit.layers.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
+from bnkit.layers.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, Ramp
 from bnkit.layers.sync import SyncBatchNorm1d, SyncBatchNorm2d, SyncBatchNorm3d
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "MaskedBatchNorm1d",
     "MaskedBatchNorm2d",
     "MaskedBatchNorm3d",
+    "Ramp",
     "SyncBatchNorm1d",
     "SyncBatchNorm2d",
     "SyncBatchNorm3d",
