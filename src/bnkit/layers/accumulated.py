@@ -220,8 +220,8 @@ class AccumulatedBatchNorm1d(AccumulatedBatchNorm, nn.BatchNorm1d):
     Each forward in training counts, so a layer that is called n times in one forward of its model
     takes micro_batches=n·k; eval mode disturbs nothing. An accumulation that ends early is to be
     forgotten, by `reset_accumulation()` or `bnkit.layers.reset_accumulation_(model)`; it is no part
-    of checkpoints. A micro-batch that is not finite makes the rest of its accumulation so: the guard
-    keeps all of it out of the running statistics and counts one non-finite batch.
+    of checkpoints. A micro-batch that is not finite makes the rest of its accumulation so: the
+    guard keeps all of it out of the running statistics and counts one non-finite batch.
 
     Activation checkpointing counts a micro-batch once, whose backward may follow after all k
     forwards; a second forward that is unknown raises RuntimeError. torch.compile(fullgraph=True)
