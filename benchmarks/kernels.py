@@ -34,9 +34,9 @@ def main() -> None:
     arguments = parser.parse_args()
     cases = QUICK if arguments.quick else CASES
     if arguments.as_json:
-        print(json.dumps(bench(cases).to_json()))
+        print(json.dumps(bench(cases, seconds=1.0).to_json()))
         return
-    result = bench(cases, compiled=arguments.compile, progress=track)
+    result = bench(cases, seconds=1.4, compiled=arguments.compile, progress=track)
     print(result)
     options = ["--as-json", *(["--quick"] if arguments.quick else [])]
     command = [sys.executable, __file__, *options]

@@ -61,6 +61,7 @@ class Trial:
         trained = train(model, loaders.train, loaders.held_out, self.training)
         with evaluating(model):
             on_test = accuracy(model, loaders.test)
+        kept = model.state_dict()
         return replace(
             self.not_run,
             outcome=trained.outcome,
@@ -69,7 +70,7 @@ class Trial:
             accuracy=trained.curve.accuracy[-1],
             test_accuracy=on_test,
             parameters=sum(p.numel() for p in model.parameters()),
-            buffers=sum(b.numel() for b in model.buffers()),
+            buffers=sum(b.numel() for name, b in model.named_buffers() if name in kept),
             steps=trained.steps,
             seconds=trained.seconds,
         )
