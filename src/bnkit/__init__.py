@@ -4,6 +4,7 @@ from bnkit import functional, layers
 from bnkit.benchmarking import Benchmark, bench
 from bnkit.checkpoints import load, save
 from bnkit.dataflow import ExampleError
+from bnkit.diagnosis import Diagnosis, Finding, diagnose
 from bnkit.gap import Gap, explain_gap
 from bnkit.kernels.choice import choose_kernel
 from bnkit.lab.comparison import Interrupted, compare
@@ -33,7 +34,9 @@ __all__ = [
     "BatchNorm3d",
     "Benchmark",
     "Comparison",
+    "Diagnosis",
     "ExampleError",
+    "Finding",
     "Gap",
     "Interrupted",
     "Moments",
@@ -49,6 +52,7 @@ __all__ = [
     "choose_kernel",
     "compare",
     "convert",
+    "diagnose",
     "domain",
     "explain_gap",
     "fold",

@@ -32,7 +32,9 @@ def test_generated_networks_compute_the_same_afterwards(network, placement):
     exact = plan_insertion(wide.model, [b.double() for b in batches], placement=placement)
     changed, wide_changed = plan.apply(plain), exact.apply(wide.model)
     with torch.no_grad():
-        assert error(wide.model(wide.example), wide_changed(wide.example)) <= 1e-12
+        truth = wide.model(wide.example)
+        assert error(truth, wide_changed(wide.example)) <= 1e-12
         if hardest(changed, plan) <= 100:
-            assert error(plain(x), changed(x)) <= 1e-5
+            # Ill-conditioned networks are off by more themselves, before anything is changed.
+            assert error(plain(x), changed(x)) <= max(1e-5, 10 * error(truth, plain(x)))
     assert plan.proof.error_in_float64 <= 1e-12

@@ -5,6 +5,7 @@ import signal
 import typer
 
 from bnkit.cli.comparison import compare
+from bnkit.cli.doctor import doctor
 from bnkit.cli.performance import bench, warmup
 from bnkit.cli.surgery import add, convert, fold, insert, remove, standardize
 
@@ -23,6 +24,7 @@ for command in (
     convert,
     remove,
     standardize,
+    doctor,
     bench,
     warmup,
 ):

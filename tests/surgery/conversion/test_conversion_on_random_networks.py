@@ -38,7 +38,10 @@ def converted(network, kinds):
 @for_networks(80)
 @given(networks(), st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=2))
 def test_generated_networks_compute_the_same_through_any_kinds(network, kinds):
-    for one, bound in ((network, 1e-5), (network.double(), 1e-12)):
-        with torch.no_grad():
-            expected, found = one.model(one.example), converted(one, kinds)(one.example)
-        assert error(expected, found) <= bound
+    wide = network.double()
+    with torch.no_grad():
+        exact = wide.model(wide.example)
+        assert error(exact, converted(wide, kinds)(wide.example)) <= 1e-12
+        before, after = network.model(network.example), converted(network, kinds)(network.example)
+    # Ill-conditioned networks are off by more themselves, before anything is changed.
+    assert error(before, after) <= max(1e-5, 10 * error(exact, before))

@@ -1,0 +1,76 @@
+"""`bnkit doctor`: what is wrong with the batch norms of a network, in a table, JSON or SARIF."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bnkit.checkpoints import save
+from bnkit.cli.arguments import Checkpoint, Data, Example, Model, random_example, texts
+from bnkit.cli.operation import Operation
+from bnkit.cli.output import print_result, say
+from bnkit.diagnosis import Diagnosis, diagnose
+from bnkit.diagnosis.finding import SEVERITIES, Severity
+from bnkit.lab.names import one_of
+
+_BARS: dict[str, Severity] = {severity: severity for severity in SEVERITIES}
+
+
+def doctor(
+    model: Model,
+    example: Example = None,
+    data: Data = None,
+    checkpoint: Checkpoint = None,
+    skip: Annotated[
+        str,
+        typer.Option(help="rules to leave out, everywhere or in layers", metavar="RULE[:GLOB],…"),
+    ] = "",
+    fail_on: Annotated[
+        str, typer.Option(help="error, warning or info: from what on the exit code is 1")
+    ] = "warning",
+    fix: Annotated[
+        Path | None,
+        typer.Option(help="write a checkpoint of the mended network", metavar="FILE.safetensors"),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print the findings as JSON", show_default=False)
+    ] = False,
+    as_sarif: Annotated[
+        bool, typer.Option("--sarif", help="print them for code scanners", show_default=False)
+    ] = False,
+) -> None:
+    """What is wrong with the batch norms of this network, where, and what mends it?
+
+    Looks at the network in the mode in which it is built; with --example or --data it is run too,
+    in eval and in training mode, which shows more. Nothing is changed.
+
+    - `bnkit doctor package.module:build --example 8,3,224,224`
+    - `bnkit doctor package.module:build --data package.module:loaders --checkpoint trained.pt`
+
+    Exit codes: 0 healthy, 1 findings of --fail-on or worse, 2 wrong use.
+    """
+    with Operation.begin("looking at the batch norms", model, checkpoint, fix) as operation:
+        bar = one_of(_BARS, fail_on, "fail-on")
+        if as_json and as_sarif:
+            raise ValueError("--json and --sarif both ask for stdout: leave one out")
+        found = diagnose(
+            operation.network,
+            None if data is None else operation.batches(data),
+            example=None if example is None else random_example(example),
+            skip=texts(skip),
+            progress=False,
+        )
+        mended = operation.network if fix is None else found.mended(operation.network)
+    _print(found, as_json=as_json, as_sarif=as_sarif)
+    if fix is not None:
+        say(f"Checkpoint: {save(mended, fix, plan=operation.plans)}")
+    if found.at_least(bar):
+        raise typer.Exit(1)
+
+
+def _print(found: Diagnosis, *, as_json: bool, as_sarif: bool) -> None:
+    if as_sarif:
+        print(json.dumps(found.to_sarif(), indent=2), flush=True)  # noqa: T201  the output
+    else:
+        print_result(found, as_json=as_json)

@@ -1,0 +1,7 @@
+"""What is wrong with the batch norms of a model: where, how sure, and what mends it."""
+
+from bnkit.diagnosis.diagnosing import diagnose
+from bnkit.diagnosis.diagnosis import Diagnosis
+from bnkit.diagnosis.finding import Finding
+
+__all__ = ["Diagnosis", "Finding", "diagnose"]

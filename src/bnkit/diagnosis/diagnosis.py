@@ -1,0 +1,182 @@
+"""`Diagnosis`: the findings on a model, worst first, as a table, in JSON and in SARIF."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+from torch import nn
+
+from bnkit.diagnosis.finding import SEVERITIES, Finding, Severity
+from bnkit.diagnosis.rules.rule import Rule
+from bnkit.diagnosis.rules.table import RULES
+from bnkit.tables import text_table
+
+_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+_SHOWN = 8  # layers in a row of the table
+_LEVELS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "note"}
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """What is wrong with a model: `findings`, worst first.
+
+    `model` is the name of its class, `batch_norms` how many it has as layers, `not_run` why rules
+    that need a run could not look at all of it. Prints as a table in which each finding stands
+    above those that follow from it.
+    """
+
+    model: str
+    batch_norms: int
+    findings: tuple[Finding, ...]
+    not_run: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = RULES
+
+    @property
+    def worst(self) -> Severity | None:
+        """The severity of the worst finding, None where there is none."""
+        return min((f.severity for f in self.findings), key=SEVERITIES.index, default=None)
+
+    def at_least(self, severity: Severity) -> tuple[Finding, ...]:
+        """Return the findings of this severity and of worse ones."""
+        if severity not in SEVERITIES:
+            raise ValueError(f"`severity` is {severity!r}: choose from {SEVERITIES}")
+        bar = SEVERITIES.index(severity)
+        return tuple(f for f in self.findings if SEVERITIES.index(f.severity) <= bar)
+
+    def mended(self, model: nn.Module, *, severity: Severity = "warning") -> nn.Module:
+        """Return a copy of `model` with what can be mended, of this severity and worse.
+
+        Causes are mended, not what follows from them: worst first, each in what the others have
+        left. Raises ValueError where nothing can be mended.
+        """
+        found = self.at_least(severity)
+        roots = [f for f in found if f.mend and not any(c.mend for c in f.causes if c in found)]
+        if not roots:
+            raise ValueError(
+                f"nothing in this diagnosis of severity {severity!r} or worse can be mended "
+                f"without its owner: follow the `fix` of its findings"
+            )
+        for finding in roots:
+            assert finding.mend is not None
+            model = finding.mend(model)
+        return model
+
+    def grouped(self) -> Iterator[tuple[int, Finding]]:
+        """Yield each finding once with its depth: 0 for those without a cause, 1 below them, …"""
+        shown: set[int] = set()
+
+        def below(finding: Finding, depth: int) -> Iterator[tuple[int, Finding]]:
+            if id(finding) in shown:
+                return
+            shown.add(id(finding))
+            yield depth, finding
+            for other in self.findings:
+                if any(cause is finding for cause in other.causes):
+                    yield from below(other, depth + 1)
+
+        for finding in self.findings:
+            if not any(any(cause is f for f in self.findings) for cause in finding.causes):
+                yield from below(finding, 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the diagnosis in plain data, which JSON can hold."""
+        return {
+            "model": self.model,
+            "batch_norms": self.batch_norms,
+            "worst": self.worst,
+            "findings": [_plain(finding.to_json()) for finding in self.findings],
+            "not_run": list(self.not_run),
+        }
+
+    def to_sarif(self) -> dict[str, Any]:
+        """Return the diagnosis as a SARIF 2.1.0 log, which code scanners read (OASIS 2020).
+
+        Layers are logical locations; a finding of severity "info" is of level "note".
+        """
+        driver = {
+            "name": "bnkit",
+            "rules": [
+                {"id": rule.slug, "shortDescription": {"text": rule.summary}} for rule in self.rules
+            ],
+        }
+        results = [self._sarif_result(finding) for finding in self.findings]
+        return {
+            "$schema": _SCHEMA,
+            "version": "2.1.0",
+            "runs": [{"tool": {"driver": driver}, "results": results}],
+        }
+
+    def _sarif_result(self, finding: Finding) -> dict[str, Any]:
+        names = [rule.slug for rule in self.rules]
+        measured = f" Measured: {finding.figures}." if finding.measured else ""
+        place = [
+            {"fullyQualifiedName": f"{self.model}.{layer}" if layer else self.model}
+            for layer in finding.layers
+        ]
+        return {
+            "ruleId": finding.rule,
+            **({"ruleIndex": names.index(finding.rule)} if finding.rule in names else {}),
+            "level": _LEVELS[finding.severity],
+            "message": {"text": f"{finding.why}{measured} {finding.fix}"},
+            "locations": [{"logicalLocations": place}] if place else [],
+            "properties": _plain(finding.to_json()),
+        }
+
+    def __str__(self) -> str:
+        notes = "".join(f"\nNot looked at: {why}" for why in self.not_run)
+        what = f"{self.model} with {self.batch_norms} batch norm layers"
+        if not self.findings:
+            return f"Nothing found in {what}.{notes}"
+        rows = [_row(depth, list(alike)) for (depth, *_), alike in groupby(self.grouped(), _kind)]
+        table = text_table(["severity", "rule", "layers", "measured", "why and what to do"], rows)
+        return f"{table}\n{self._counts()} in {what}.{notes}"
+
+    def _counts(self) -> str:
+        numbers = {s: sum(f.severity == s for f in self.findings) for s in SEVERITIES}
+        return ", ".join(
+            f"{n} {s}{'s' if n > 1 and s != 'info' else ''}" for s, n in numbers.items() if n
+        )
+
+
+def _kind(line: tuple[int, Finding]) -> tuple[Any, ...]:
+    """Return what lines of the table have in common that are shown as one."""
+    depth, finding = line
+    return depth, finding.rule, finding.severity, finding.fix
+
+
+def _row(depth: int, lines: list[tuple[int, Finding]]) -> tuple[str, ...]:
+    findings = [finding for _, finding in lines]
+    first, more = findings[0], len(findings) - 1
+    mark = f"{'  ' * (depth - 1)}↳ " if depth else ""
+    of_first = " (the first)" if more and first.measured else ""
+    words = f"{first.why} {first.fix}"
+    figures = first.figures + of_first
+    return first.severity, f"{mark}{first.rule}", _places(findings), figures, words
+
+
+def _places(findings: list[Finding]) -> str:
+    """Return the layers of the findings, some of them where they are many."""
+    if len(findings) == 1:
+        layers = findings[0].layers
+        more = len(layers) - _SHOWN
+        return replace(findings[0], layers=layers[:_SHOWN]).place + _and(more, ",")
+    more = len(findings) - _SHOWN
+    return "; ".join(finding.place for finding in findings[:_SHOWN]) + _and(more, ";")
+
+
+def _and(more: int, mark: str) -> str:
+    return f"{mark} and {more} more" if more > 0 else ""
+
+
+def _plain(tree: Any) -> Any:
+    """Return the tree with numbers that JSON does not know as words."""
+    match tree:
+        case dict():
+            return {key: _plain(value) for key, value in tree.items()}
+        case list() | tuple():
+            return [_plain(value) for value in tree]
+        case float() if not math.isfinite(tree):
+            return str(tree)
+    return tree

@@ -1,0 +1,138 @@
+"""`Evidence`: everything that the rules look at, gathered once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from bnkit.dataflow import Call, Dataflow
+from bnkit.moments import Moments
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What one call of a batch norm in a forward was given, over all mini-batches.
+
+    `of_rows` are the moments of the means of the rows, which are the units of sampling: the
+    squared standard error of a mean is their unbiased variance / their count; `of_batches` are
+    those of the means of the mini-batches. `unpadded` are the moments without `padding`, which is
+    how many positions at the ends of sequences repeat the last one; None for what is no sequence.
+    `shape` is that of the input in the first mini-batch, `fewest` how many values per channel the
+    smallest one had.
+    """
+
+    moments: Moments
+    of_rows: Moments
+    of_batches: Moments
+    shape: tuple[int, ...]
+    fewest: int
+    unpadded: Moments | None = None
+    padding: int = 0
+    batches: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """A batch norm of the model, and what it was seen to do.
+
+    `owner` is the path of the layer that calls it on its own input or output, None for others.
+    `calls` and `training_calls` are those of the batch norm, or of its owner, in the two dataflows.
+    The others have an item for each call in a forward, over all of `batches`: `as_trained` with all
+    batch norms normalising by the mini-batch, but without dropout; `in_eval` with all of the model
+    in eval mode; `in_training` in training mode, with dropout. They are empty where the batch norm
+    did not run, where no batches were given, and where a run failed. `shapes` are the shapes of
+    its inputs, by call, on the example.
+    """
+
+    path: str
+    module: nn.Module
+    owner: str | None = None
+    calls: tuple[Call, ...] = ()
+    training_calls: tuple[Call, ...] = ()
+    as_trained: tuple[Seen, ...] = ()
+    in_eval: tuple[Seen, ...] = ()
+    in_training: tuple[Seen, ...] = ()
+    shapes: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """The name of the class."""
+        return type(self.module).__name__
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Which buffers one forward of a training step wrote into, and which its backward, by name.
+
+    `gradients` are the norms of the parameters' gradients, by name, of a random linear loss.
+    """
+
+    written_in_forward: frozenset[str]
+    written_in_backward: frozenset[str]
+    gradients: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Loader:
+    """What is known of the mini-batches: None where it is not.
+
+    `batch_size` is that of the loader, or the most rows that a mini-batch had; `rows` are those of
+    each mini-batch seen; `length` is the number of examples in the loader's dataset.
+    """
+
+    batch_size: int | None = None
+    length: int | None = None
+    drops_last: bool = False
+    rows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Parallel:
+    """A DistributedDataParallel around the model (path "") or a part of it."""
+
+    path: str
+    broadcasts_buffers: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What the rules look at; they change none of it.
+
+    `model` is a copy of the caller's, in its modes; DistributedDataParallel is taken off. `flow` is
+    its dataflow in eval mode and `training_flow` in training mode, None where it could not be run,
+    for the reason in `failure` and `training_failure`. `example` is what it was run on: the
+    caller's, or the inputs of the first mini-batch (args, or kwargs); `batches_given` says whether
+    there were mini-batches. `step` is None where no gradient could be taken. `groups` are the
+    optimizer's parameter groups with the names of the model's parameters in place of these; what is
+    no parameter of the model is left out.
+    """
+
+    model: nn.Module
+    norms: tuple[Norm, ...]
+    flow: Dataflow | None = None
+    training_flow: Dataflow | None = None
+    failure: str = ""
+    training_failure: str = ""
+    example: Any = None
+    batches_given: bool = False
+    loader: Loader = field(default_factory=Loader)
+    step: Step | None = None
+    optimizer: Optimizer | None = None
+    groups: tuple[Mapping[str, Any], ...] | None = None
+    parallel: tuple[Parallel, ...] = ()
+
+    @property
+    def in_eval_mode(self) -> bool:
+        """Whether the model as a whole is in eval mode."""
+        return not self.model.training
+
+    @property
+    def trained_flow(self) -> Dataflow | None:
+        """The dataflow of training, or of eval mode where the model does not run in training."""
+        return self.training_flow or self.flow
+
+    def norm(self, path: str) -> Norm | None:
+        """Return the batch norm at this path, None where there is none."""
+        return next((norm for norm in self.norms if norm.path == path), None)

@@ -1,0 +1,71 @@
+"""`Finding`: one trouble of a model: where it is, how it was measured, and what mends it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+Severity = Literal["error", "warning", "info"]
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)  # worst first
+
+Mend = Callable[[nn.Module], nn.Module]
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """One trouble of a model, found by the rule of this slug in the layers of these paths.
+
+    An "error" breaks training or makes its results wrong, a "warning" harms them, "info" is worth
+    knowing. `measured` names what was measured, with its numbers. `why` says what the trouble is,
+    `fix` what to do. `mend(model)` returns a mended copy of the diagnosed model, or of one that
+    another finding has mended; it is None where only its owner can mend it. `causes` are the
+    findings that this one follows from.
+
+    >>> print(Finding("on-logits", "warning", ("fc",), {"classes": 10}, "Why.", "Remove it."))
+    warning on-logits at fc (classes: 10): Why. Remove it.
+    """
+
+    rule: str
+    severity: Severity
+    layers: tuple[str, ...]
+    measured: Mapping[str, Any]
+    why: str
+    fix: str
+    mend: Mend | None = field(default=None, repr=False)
+    causes: "tuple[Finding, ...]" = ()
+
+    def __post_init__(self) -> None:
+        if self.severity not in SEVERITIES:
+            raise ValueError(f"`severity` is {self.severity!r}: choose from {SEVERITIES}")
+
+    @property
+    def place(self) -> str:
+        """The paths of the layers, "(the model)" for the model itself."""
+        return ", ".join(path or "(the model)" for path in self.layers) or "(the model)"
+
+    @property
+    def figures(self) -> str:
+        """What was measured, in words: each number with three digits."""
+        return ", ".join(f"{name}: {_in_words(value)}" for name, value in self.measured.items())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the finding in plain data; causes by their rule and layers."""
+        return {
+            "rule": self.rule,
+            "severity": self.severity,
+            "layers": list(self.layers),
+            "measured": dict(self.measured),
+            "why": self.why,
+            "fix": self.fix,
+            "mendable": self.mend is not None,
+            "causes": [{"rule": c.rule, "layers": list(c.layers)} for c in self.causes],
+        }
+
+    def __str__(self) -> str:
+        measured = f" ({self.figures})" if self.measured else ""
+        return f"{self.severity} {self.rule} at {self.place}{measured}: {self.why} {self.fix}"
+
+
+def _in_words(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

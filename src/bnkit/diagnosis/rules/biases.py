@@ -1,0 +1,153 @@
+"""The rule on biases that a batch norm cancels."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnkit.dataflow import Call, Dataflow
+from bnkit.diagnosis.evidence import Evidence
+from bnkit.diagnosis.finding import Finding, Mend
+from bnkit.diagnosis.rules.places import Chain, Place, chained
+from bnkit.diagnosis.rules.structural_mends import drop_bias
+from bnkit.roles import can_own_batch_norm
+from bnkit.surgery.folding.arithmetic import feature_axis
+from bnkit.surgery.folding.routes import followed, one_end_each, spread
+from bnkit.surgery.folding.targets import original_class
+from bnkit.surgery.normalized import Normalized
+
+_FUNCTIONS = ("linear", "conv1d", "conv2d", "conv3d")
+# Passages that hand a constant of a channel on as it is; pooling only without zeros at the edge.
+_KEEP = frozenset(
+    """
+    Identity Flatten Unflatten MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d
+    AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d
+    AdaptiveMaxPool3d view view_as reshape reshape_as flatten unflatten squeeze unsqueeze transpose
+    swapaxes swapdims permute movedim moveaxis t T mT contiguous clone
+    """.split()
+)
+# A bias that trains has about the gradient of its weight; one that is cancelled has what rounding
+# leaves, 1e-6 of it in float32.
+_CANCELLED = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class _Cancelled:
+    place: Place
+    chain: Chain
+    bias: str
+    channels: Tensor  # of the batch norm, by feature
+
+
+def cancelled_bias(evidence: Evidence) -> Iterator[Finding]:
+    """Find biases that a batch norm subtracts again with the mean of the mini-batch.
+
+    Ioffe and Szegedy 2015, section 3.2. All readers of the layer's output must be such batch norms.
+    """
+    flow = evidence.trained_flow
+    if flow is None:
+        return
+    found: dict[str, list[_Cancelled]] = {}
+    for each in _candidates(evidence):
+        found.setdefault(each.bias, []).append(each)
+    for bias, all_of_it in found.items():
+        readers = _readers(flow, bias)
+        if readers == {each.chain.start.index for each in all_of_it if each.chain.start}:
+            finding = _finding(evidence, bias, all_of_it)
+            if finding is not None:
+                yield finding
+
+
+def _candidates(evidence: Evidence) -> Iterator[_Cancelled]:
+    for flow, place, chain in chained(evidence):
+        bias = None if chain.start is None else _bias_of(chain.start)
+        if bias is None or not place.trains or not chain.alone:
+            continue
+        channels = _channels(flow, chain, place)
+        if channels is not None:
+            yield _Cancelled(place, chain, bias, channels)
+
+
+def _bias_of(call: Call) -> str | None:
+    """Return the name of the bias that a weight layer or function adds, None for none."""
+    if can_own_batch_norm(call.module):
+        own = isinstance(getattr(call.module, "bias", None), nn.Parameter)
+        return f"{call.name}.bias" if own else None
+    if call.module is None and call.name in _FUNCTIONS:
+        given = call.arguments[2] if len(call.arguments) > 2 else call.keywords.get("bias")
+        return given if type(given) is str else None
+    return None
+
+
+def _channels(flow: Dataflow, chain: Chain, place: Place) -> Tensor | None:
+    """Return the channel of the batch norm in which each feature lies; None if two share one."""
+    assert chain.start is not None
+    if not all(_keeps_shift(call) for call in chain.passages):
+        return None
+    shape = flow.shapes[chain.start.outputs[0]]
+    axis = len(shape) + _feature_axis(chain.start)
+    if place.value is None or not chain.passages:
+        own = isinstance(place.call.module, Normalized)
+        same = own or axis == 1
+        return torch.arange(shape[axis]) if same else None
+    lie = followed(flow, chain.passages, spread(shape, axis))
+    channels = None if lie is None or lie.dim() < 2 else one_end_each(lie, shape[axis], 1)
+    if channels is None:
+        return None
+    kept = channels[channels >= 0]
+    return channels if len(torch.unique(kept)) == len(kept) else None
+
+
+def _feature_axis(call: Call) -> int:
+    if call.module is not None:
+        return feature_axis(call.module)
+    return -1 if call.name == "linear" else -1 - int(call.name[4])  # conv2d: (N, C, H, W)
+
+
+def _keeps_shift(passage: Call) -> bool:
+    name = passage.name if passage.module is None else passage.kind
+    return name in _KEEP and not getattr(passage.module, "padding", 0)
+
+
+def _readers(flow: Dataflow, bias: str) -> set[int]:
+    path = bias.rpartition(".")[0]
+    functions = {call.index for call in flow.calls_reading(path) if bias in call.parameters}
+    return functions | {call.index for call in flow.calls_of(path)}
+
+
+def _finding(evidence: Evidence, bias: str, found: list[_Cancelled]) -> Finding | None:
+    owner = bias.rpartition(".")[0]
+    layer: Any = evidence.model.get_submodule(owner)
+    gradients = evidence.step.gradients if evidence.step is not None else {}
+    of_bias, of_weight = gradients.get(bias), gradients.get(f"{owner}.weight")
+    share = of_bias / of_weight if of_bias is not None and of_weight else None
+    if not _has_forward_of_torch(layer, found) and (share is None or share > _CANCELLED):
+        return None
+    measured = {"parameters": evidence.model.get_parameter(bias).numel()}
+    return Finding(
+        "cancelled-bias",
+        "info",
+        (owner, *dict.fromkeys(each.place.path for each in found)),
+        measured if share is None else {**measured, "gradient / that of the weight": share},
+        "The batch norm subtracts this bias again with the mean of the mini-batch, so it never "
+        "trains and costs memory and time.",
+        "Make the layer with bias=False; the batch norm's own bias takes its part.",
+        _mend(owner, found, layer),
+    )
+
+
+def _has_forward_of_torch(layer: nn.Module, found: list[_Cancelled]) -> bool:
+    if any(each.chain.start and each.chain.start.module is None for each in found):
+        return True  # a function of torch
+    return original_class(layer).__module__.startswith("torch.")
+
+
+def _mend(owner: str, found: list[_Cancelled], layer: nn.Module) -> Mend | None:
+    fed = {each.place.path: each.channels for each in found}
+    simple = len(fed) == len(found) and all(each.place.norm for each in found)
+    plain = not hasattr(layer, "parametrizations") and all(
+        each.chain.start and each.chain.start.module is not None for each in found
+    )
+    return drop_bias(owner, fed) if simple and plain else None

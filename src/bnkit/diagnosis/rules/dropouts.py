@@ -1,0 +1,121 @@
+"""The rule on dropout before a batch norm."""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from bnkit.dataflow import Call, Dataflow, Value
+from bnkit.diagnosis.evidence import Evidence
+from bnkit.diagnosis.finding import Finding, Mend
+from bnkit.diagnosis.rules.distances import by_chance, distance, root_mean_square
+from bnkit.diagnosis.rules.places import Makers, Place, layer_of, makers_of, places
+from bnkit.diagnosis.rules.structural_mends import without_dropout
+from bnkit.roles import Role, is_batch_norm
+from bnkit.surgery.normalized import Normalized
+from bnkit.surgery.stretch import role_of
+
+_DRAWS = frozenset(
+    """
+    dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout
+    bernoulli rand rand_like rrelu
+    """.split()
+)
+
+
+def dropout_before(evidence: Evidence) -> Iterator[Finding]:
+    """Find batch norms that read, with no batch norm between, what dropout has changed.
+
+    Dropout makes the variance larger in training than in eval mode, and the running statistics
+    are those of training (Li et al. 2018, "Understanding the disharmony between dropout and batch
+    normalization by variance shift", section 3). It is a warning where the output of the batch norm
+    moves more by that than by the statistics of one mini-batch, with which training copes.
+    """
+    flow, eval_flow = evidence.training_flow, evidence.flow
+    if flow is None:
+        return
+    makers = makers_of(flow)
+    in_eval = eval_flow.calls if eval_flow is not None else ()
+    still_on = {call.scope for call in in_eval if call.module is None and _draws(call)}
+    first_calls = {place.path: place for place in reversed(list(places(evidence)))}
+    for place in reversed(first_calls.values()):
+        sources = [call for call in _sources(makers, place) if layer_of(call) not in still_on]
+        if sources and place.trains:
+            yield _finding(flow, place, sources)
+
+
+def _sources(makers: Makers, place: Place) -> list[Call]:
+    """Return what draws random numbers before this batch norm and after the ones before it."""
+    waiting = deque(place.call.inputs if place.value is None else (place.value,))
+    seen: set[Value] = set(waiting)
+    found: list[Call] = []
+    while waiting:
+        maker = makers.get(waiting.popleft())
+        if maker is None or _is_batch_norm(maker):
+            continue
+        if _draws(maker):
+            found.append(maker)
+        fresh = [value for value in maker.inputs if value not in seen]
+        seen.update(fresh)
+        waiting.extend(fresh)
+    return found
+
+
+def _is_batch_norm(call: Call) -> bool:
+    spelling = call.name if call.module is None else call.module
+    normalises = role_of(call) is Role.NORMALISATION and is_batch_norm(spelling)
+    return normalises or isinstance(call.module, Normalized)
+
+
+def _draws(call: Call) -> bool:
+    """Return whether this call drops values at random, or draws the numbers to do so."""
+    module: Any = call.module
+    if module is not None:
+        return "dropout" in call.kind.lower() and getattr(module, "p", 1.0) > 0 and module.training
+    if call.name.rstrip("_") not in _DRAWS:
+        return False
+    p = call.keywords.get("p", call.arguments[1] if len(call.arguments) > 1 else None)
+    training = call.keywords.get("training", call.arguments[2] if len(call.arguments) > 2 else True)
+    return "dropout" not in call.name or (p != 0 and training is not False)
+
+
+def _finding(flow: Dataflow, place: Place, sources: list[Call]) -> Finding:
+    measured, harms = _measured(place)
+    return Finding(
+        "dropout-before",
+        "warning" if harms else "info",
+        (place.path, *dict.fromkeys(map(layer_of, sources))),
+        {"dropout": ", ".join(dict.fromkeys(map(str, sources))), **measured},
+        "Dropout before a batch norm raises the variance in training, which the running statistics "
+        "keep, and is off in eval mode: there the batch norm divides by too much.",
+        "Drop after the last batch norm, or not at all; for a trained model, measure the running "
+        "statistics anew with dropout off: bnkit.recalibrate(model, batches)."
+        + ("" if measured else " Give mini-batches to have the shift measured."),
+        _mend(flow, sources),
+    )
+
+
+def _measured(place: Place) -> tuple[dict[str, float], bool]:
+    """Return the ratio of the variances with dropout and without, and whether it does harm."""
+    norm = place.norm
+    if norm is None or not norm.in_training or not norm.as_trained:
+        return {}, False
+    with_it, without = norm.in_training[0], norm.as_trained[0]
+    ratios = (with_it.moments.variance + _EPS) / (without.moments.variance + _EPS)
+    moved = distance(norm.module, without.moments, with_it.moments)
+    chance = by_chance(norm.module, without)
+    figures = {
+        "variance in training / in eval mode": root_mean_square(ratios.square(), norm.module),
+        "share of output moved": moved,
+        "by chance": chance,
+    }
+    return figures, moved > chance
+
+
+_EPS = 1e-12  # channels that are constant both times have the ratio 1
+
+
+def _mend(flow: Dataflow, sources: list[Call]) -> Mend | None:
+    """Return the mend where one dropout, a module that is called once, is all there is."""
+    if len(sources) != 1 or sources[0].module is None or len(flow.calls_of(sources[0].name)) > 1:
+        return None
+    return without_dropout(sources[0].name)

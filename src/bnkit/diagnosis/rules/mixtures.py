@@ -1,0 +1,138 @@
+"""Rules on statistics that mix what does not belong together: distributions, and padding."""
+
+import math
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Any
+
+import torch
+
+from bnkit.diagnosis.evidence import Evidence, Norm
+from bnkit.diagnosis.finding import Finding, Mend
+from bnkit.diagnosis.rules.distances import by_chance, distance, root_mean_square
+from bnkit.diagnosis.rules.places import (
+    normalises_by_batch,
+)
+from bnkit.diagnosis.rules.structural_mends import become, give_each_place_its_own
+from bnkit.layers.domains import DomainBatchNorm
+from bnkit.layers.masked import MaskedBatchNorm
+
+
+def several_distributions(evidence: Evidence) -> Iterator[Finding]:
+    """Find batch norms whose running statistics mix inputs of several distributions.
+
+    Either the calls in one forward differ, or the mini-batches do. A difference counts that is
+    twice what the statistics of one mini-batch are off by chance.
+    """
+    for norm in evidence.norms:
+        calls = norm.training_calls or norm.calls
+        if len(calls) > 1 and not isinstance(norm.module, DomainBatchNorm):
+            yield _between_calls(evidence, norm, len(calls))
+    apart = {norm: _between_batches(norm) for norm in evidence.norms if _may_mix(evidence, norm)}
+    found = {norm: figures for norm, figures in apart.items() if figures}
+    if found:
+        yield Finding(
+            "several-distributions",
+            "warning",
+            tuple(norm.path for norm in found),
+            next(iter(found.values())),
+            "The mini-batches come from several distributions (domains, or data sorted by class): "
+            "each is normalised by its own statistics in training, and all by one mixture in eval "
+            "mode.",
+            "Shuffle the data; for domains, give each its own statistics: "
+            'bnkit.surgery.convert(model, "domains"), and run each under bnkit.domain(name).',
+        )
+
+
+def padding_in_statistics(evidence: Evidence) -> Iterator[Finding]:
+    """Find batch norms over sequences whose ends are padding, where that moves the statistics.
+
+    Padding is what repeats the last position of a sequence to the bit, two positions at least.
+    Moved more than by chance, the statistics depend on how long the longest sequence is.
+    """
+    for norm in evidence.norms:
+        masked = isinstance(norm.module, MaskedBatchNorm)
+        if masked or not normalises_by_batch(evidence, norm):
+            continue
+        for seen in norm.as_trained[:1]:
+            if seen.unpadded is None or not seen.padding:
+                continue
+            moved = distance(norm.module, seen.unpadded, seen.moments)
+            chance = by_chance(norm.module, seen)
+            yield Finding(
+                "padding-in-statistics",
+                "warning" if moved > chance else "info",
+                (norm.path,),
+                {
+                    "share of padding": seen.padding / seen.moments.count,
+                    "share of output moved": moved,
+                    "by chance": chance,
+                },
+                "The ends of the sequences are padding, which enters mean and variance, so they "
+                "depend on the longest sequence of the mini-batch.",
+                'Keep it out: bnkit.surgery.convert(model, "masked"), and run the model under '
+                "bnkit.mask(real).",
+                become("masked", norm.path),
+            )
+
+
+def _between_calls(evidence: Evidence, norm: Norm, calls: int) -> Finding:
+    pairs = list(combinations(norm.as_trained, 2))
+    apart = max((distance(norm.module, a.moments, b.moments) for a, b in pairs), default=None)
+    chance = max((by_chance(norm.module, seen) for seen in norm.as_trained), default=math.inf)
+    measured: dict[str, Any] = {"calls in one forward": calls}
+    if apart is not None:
+        measured |= {"distance in standard deviations": apart, "by chance": chance}
+    return Finding(
+        "several-distributions",
+        "warning" if apart is not None and apart > 2 * chance else "info",
+        (norm.path,),
+        measured,
+        "This batch norm runs several times in one forward, and all calls share its running "
+        "statistics: where their inputs differ, eval mode normalises each by a mixture."
+        + ("" if pairs else " Give mini-batches to have the difference measured."),
+        "Give each place a batch norm of its own (weights may stay shared).",
+        _unsharing(evidence, norm),
+    )
+
+
+def _unsharing(evidence: Evidence, norm: Norm) -> Mend | None:
+    """Return the mend where the same module stands at several paths, one for each call."""
+    named = evidence.model.named_modules(remove_duplicate=False)
+    paths = [path for path, module in named if module is norm.module]
+    return give_each_place_its_own(paths) if len(paths) > 1 else None
+
+
+def _may_mix(evidence: Evidence, norm: Norm) -> bool:
+    of_one = len(norm.as_trained) == 1 and norm.as_trained[0].batches > 1
+    per_domain = isinstance(norm.module, DomainBatchNorm)
+    return of_one and not per_domain and normalises_by_batch(evidence, norm)
+
+
+def _between_batches(norm: Norm) -> dict[str, float]:
+    """Return how far mini-batches are apart, where that is more than chance.
+
+    For rows drawn alike the means of mini-batches of n rows have the variance v / n, where v is
+    that of the rows within them. Their ratio is 1 with the standard error √(2 / (B − 1)) for B
+    mini-batches (an F statistic); five of these, and at least twice the variance, do not happen
+    by chance, not even where all channels vary together.
+    """
+    (seen,) = norm.as_trained
+    batches, rows = seen.batches, seen.of_rows.count / seen.batches
+    within = seen.of_rows.deviations - rows * seen.of_batches.deviations
+    freedom = seen.of_rows.count - batches
+    if freedom < 1:
+        return {}
+    variance = within.clamp(min=0) / freedom
+    real = variance > 1e-6 * (seen.moments.variance + 1e-30)  # else a constant, up to rounding
+    between = seen.of_batches.unbiased_variance
+    ratios = torch.where(real, rows * between / variance.clamp(min=1e-30), 1.0)
+    ratio = root_mean_square(ratios, norm.module) ** 2
+    bar = max(2.0, 1 + 5 * math.sqrt(2 / (batches - 1)))
+    if ratio <= bar:
+        return {}
+    excess = (between - variance / rows).clamp(min=0) / (seen.moments.variance + 1e-30)
+    return {
+        "variance between mini-batches / by chance": ratio,
+        "distance in standard deviations": 2 * root_mean_square(excess, norm.module),
+    }

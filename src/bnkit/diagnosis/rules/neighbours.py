@@ -1,0 +1,133 @@
+"""Rules on what stands before and after a batch norm."""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from bnkit.dataflow import Call, Dataflow
+from bnkit.diagnosis.evidence import Evidence
+from bnkit.diagnosis.finding import Finding, Mend
+from bnkit.diagnosis.rules.places import Place, chained, layer_of, module_of
+from bnkit.diagnosis.rules.structural_mends import merge_norms
+from bnkit.roles import Role, gives_answers
+from bnkit.surgery.folding.folding import fold
+from bnkit.surgery.folding.survey import survey
+from bnkit.surgery.normalized import NormalizedOutput
+from bnkit.surgery.stretch import role_of, stretch_after
+
+
+def after_activation(evidence: Evidence) -> Iterator[Finding]:
+    """Find batch norms that normalise what an activation makes."""
+    for _, place, chain in chained(evidence):
+        if chain.start is not None and role_of(chain.start) is Role.ACTIVATION:
+            yield Finding(
+                "after-activation",
+                "info",
+                (place.path,),
+                {"reads": str(chain.start)},
+                "The batch norm stands after the activation; the paper puts it before (Ioffe and "
+                "Szegedy 2015, section 3.2). Both train, so this is for information.",
+                "If before is meant, swap the two, or take it out by bnkit.remove and put it in "
+                "by bnkit.add.",
+            )
+
+
+def on_logits(evidence: Evidence) -> Iterator[Finding]:
+    """Find batch norms of a weight layer's output that is the answer of the model."""
+    for flow, place, chain in chained(evidence):
+        stretch = stretch_after(flow, place.call)
+        weights = chain.start is not None and role_of(chain.start) is Role.WEIGHTS
+        goes_on = stretch.others or not all(map(_is_answer, stretch.activations))
+        if not weights or not stretch.leaves or goes_on:
+            continue
+        one_of_several = len(flow.outputs) > 1
+        yield Finding(
+            "on-logits",
+            "info" if one_of_several else "warning",
+            (place.path,),
+            {"outputs of the model": len(flow.outputs)},
+            "The batch norm is the last layer: it gives every output the same mean and spread over "
+            "a mini-batch, whatever the classes in it, so neither confidence nor how frequent the "
+            "classes are can be learned freely.",
+            "Leave the last layer without batch norm; in a trained model fold it away.",
+            _folding(evidence, [place.path]),
+        )
+
+
+def two_normalisations(evidence: Evidence) -> Iterator[Finding]:
+    """Find batch norms of what another normalisation makes, with nothing but passages between."""
+    for flow, place, chain in chained(evidence):
+        first = chain.start
+        if place.value is None or first is None or not _normalises(first):
+            continue
+        yield Finding(
+            "two-normalisations",
+            "warning",
+            (place.path, _norm_of(first)),
+            {"reads": str(first)},
+            "Two normalisations in a row: the second undoes scale and shift of the first, whose "
+            "weight and bias do not train, and the statistics are taken twice.",
+            "Remove one of them.",
+            _merging(evidence, flow, place, first) if chain.alone and not chain.passages else None,
+        )
+
+
+def unfolded(evidence: Evidence) -> Iterator[Finding]:
+    """Find batch norms that could be folded away in a model that is in eval mode."""
+    if evidence.flow is None or not evidence.in_eval_mode:
+        return
+    paths = _foldable(evidence)
+    if paths:
+        yield Finding(
+            "unfolded",
+            "info",
+            tuple(paths),
+            {"batch norms": len(paths), "of": len(evidence.norms)},
+            "In eval mode these batch norms are affine maps that the weight layers beside them "
+            "could do at no cost.",
+            "Before deployment, fold them: bnkit.fold(model, example).",
+            _folding(evidence, paths),
+        )
+
+
+def _is_answer(activation: Call) -> bool:
+    return gives_answers(activation.name if activation.module is None else activation.module)
+
+
+def _normalises(call: Call) -> bool:
+    return role_of(call) is Role.NORMALISATION or isinstance(call.module, NormalizedOutput)
+
+
+def _norm_of(call: Call) -> str:
+    own = isinstance(call.module, NormalizedOutput)
+    return f"{call.name}.batchnorm" if own else layer_of(call)
+
+
+def _merging(evidence: Evidence, flow: Dataflow, place: Place, first: Call) -> Mend | None:
+    """Return the mend where both are batch norms of this model that are called once."""
+    second, path = module_of(place), _norm_of(first)
+    norm = evidence.norm(path)
+    once = len(flow.calls_of(place.call.name)) == len(flow.calls_of(first.name)) == 1
+    if not once or norm is None or not all(map(_is_plain, (second, norm.module))):
+        return None
+    affine = getattr(norm.module, "weight", None) is not None
+    return merge_norms(path, place.path) if affine else None
+
+
+def _is_plain(module: nn.Module | None) -> bool:
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    mute = getattr(module, "activation", None) is None
+    tracks = getattr(module, "running_mean", None) is not None
+    return isinstance(module, kinds) and mute and tracks
+
+
+def _foldable(evidence: Evidence) -> list[str]:
+    return [match.site.path for match in survey(evidence.model, evidence.example).matches]
+
+
+def _folding(evidence: Evidence, paths: list[str]) -> Mend | None:
+    """Return the mend that folds these batch norms away, None where not all can be."""
+    if evidence.flow is None or not set(paths) <= set(_foldable(evidence)):
+        return None
+    chosen, example = frozenset(paths), evidence.example
+    return lambda model: fold(model, example, where=lambda path, _: path in chosen)

@@ -1,0 +1,125 @@
+"""Rules on γ: dead channels, negative γ before a ReLU, γ that explodes."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from bnkit.dataflow import Call
+from bnkit.diagnosis.evidence import Evidence
+from bnkit.diagnosis.finding import Finding
+from bnkit.diagnosis.rules.reading import Reading, readings, wide
+from bnkit.layers.batch_norm import ActivatedBatchNorm
+from bnkit.surgery.normalized import NormalizedOutput
+
+# Channels of under a hundredth of the layer's typical γ: without all of them together the layer's
+# output changes by less than a hundredth of its size.
+DEAD = 0.01
+# In float16, which has 11 bits, a channel of this γ is rounded by 2⁻¹¹ · 100 = 0.05: a twentieth of
+# all that a channel of γ = 1 carries.
+EXPLODED = 100.0
+
+
+def dead_channels(evidence: Evidence) -> Iterator[Finding]:
+    """Find channels that γ switches off."""
+    for reading in readings(evidence):
+        gamma = reading.weight
+        if gamma is None or not bool(gamma.isfinite().all()):
+            continue
+        dead = gamma.abs() <= DEAD * gamma.square().mean().sqrt()
+        count = int(dead.sum())
+        if not count:
+            continue
+        all_dead = count == len(gamma)
+        fresh = all_dead and not evidence.in_eval_mode
+        share = count / len(gamma)
+        yield Finding(
+            "dead-channels",
+            "warning" if share > 0.5 and not fresh else "info",  # most of the layer is idle
+            (reading.path,),
+            {"channels": count, "share": share, "largest |γ| of them": _largest(gamma[dead])},
+            "All γ are 0, so the layer hands on its bias only: the start of a residual branch, or "
+            "dead."
+            if all_dead
+            else "γ switches these channels off: they hand on their bias and nothing of the input.",
+            "They can be pruned: their output is a constant. If weight decay drove them there, "
+            "leave γ out of it: bnkit.parameter_groups(model, weight_decay=...).",
+        )
+
+
+def negative_gamma(evidence: Evidence) -> Iterator[Finding]:
+    """Find channels whose sign γ flips before a ReLU."""
+    for reading in readings(evidence):
+        gamma = reading.weight
+        if gamma is None or not _rectified(evidence, reading):
+            continue
+        negative = gamma < 0
+        if not bool(negative.any()):
+            continue
+        yield Finding(
+            "negative-gamma",
+            "info",
+            (reading.path,),
+            {
+                "channels": int(negative.sum()),
+                "share": negative.double().mean().item(),
+                "smallest γ": gamma.min().item(),
+            },
+            "In these channels the ReLU keeps what is below the mean and cuts what is above. That "
+            "is no fault, but layers that take |γ| (in-place activated batch norm) and converters "
+            "that swap a scale and a ReLU compute something else.",
+            "Turn the sign of the weights that feed the channel and of γ, where a tool needs it.",
+        )
+
+
+def exploding_gamma(evidence: Evidence) -> Iterator[Finding]:
+    """Find γ so large that the layer amplifies, and half precision loses the other channels."""
+    for reading in readings(evidence):
+        gamma = reading.weight
+        if gamma is None or not bool(gamma.isfinite().all()):
+            continue
+        exploded = (gamma.abs() > EXPLODED) & _amplified(reading, gamma)
+        if not bool(exploded.any()):
+            continue
+        yield Finding(
+            "exploding-gamma",
+            "warning",
+            (reading.path,),
+            {"channels": int(exploded.sum()), "largest |γ|": _largest(gamma)},
+            f"γ over {EXPLODED:g} amplifies what was normalised, and its gradient with it; in "
+            f"float16 such a channel is rounded by a twentieth of what others carry.",
+            "Lower the learning rate of γ, clip gradients, or go back to a checkpoint before it "
+            "grew.",
+        )
+
+
+def _amplified(reading: Reading, gamma: Tensor) -> Tensor:
+    """Return where γ > √(σ² + ε): an inserted batch norm, which hands on what it gets, is none."""
+    variance = reading.running_var
+    if variance is None or reading.untouched:
+        return torch.ones_like(gamma, dtype=torch.bool)
+    outgrown = gamma.abs() > 1.01 * (variance + reading.eps).sqrt()
+    return outgrown if outgrown.dim() == 1 else outgrown.all(0)
+
+
+def _largest(values: Tensor) -> float:
+    return wide(values).abs().max().item()
+
+
+def _rectified(evidence: Evidence, reading: Reading) -> bool:
+    """Return whether a ReLU reads what the batch norm makes, and nothing else does."""
+    module, norm, flow = reading.module, reading.norm, evidence.flow
+    if isinstance(module, ActivatedBatchNorm) and module.activation is not None:
+        return module.activation in ("relu", "relu6")
+    if norm is None or flow is None or not norm.calls:
+        return False
+    if norm.owner is not None and not isinstance(norm.calls[0].module, NormalizedOutput):
+        return False
+    followers = [reader for call in norm.calls for reader in flow.following(call)]
+    return bool(followers) and all(_is_relu(call) for call in followers)
+
+
+def _is_relu(call: Call) -> bool:
+    if call.module is not None:
+        return isinstance(call.module, nn.ReLU | nn.ReLU6)
+    return call.name.strip("_") in ("relu", "relu6")

@@ -1,0 +1,138 @@
+"""`Place`: one call of a batch norm: of a layer, of a function or by its owner; what it reads."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from bnkit.dataflow import Call, Dataflow, Value
+from bnkit.diagnosis.evidence import Evidence, Norm
+from bnkit.layers.frozen import FrozenBatchNorm
+from bnkit.roles import Role, is_batch_norm
+from bnkit.surgery.normalized import NormalizedOutput
+from bnkit.surgery.stretch import role_of
+
+Makers = Mapping[Value, Call]
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """What leads to a value: the call at its `start`, and the `passages` from there, in order.
+
+    Each passage reads one value only. `start` is None for an input of the model. `alone` says
+    whether nobody else reads any of the values on the way, and none leaves the model.
+    """
+
+    start: Call | None
+    passages: tuple[Call, ...]
+    alone: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """One call of a batch norm in the dataflow of training.
+
+    `path` is that of the batch norm; for a function, whose `norm` is None, of the module in whose
+    forward it is called. `value` is what it normalises, None where its owner makes that itself.
+    `trains` says whether it normalises by the mini-batch in training.
+    """
+
+    path: str
+    call: Call
+    norm: Norm | None
+    value: Value | None
+    trains: bool
+
+
+def places(evidence: Evidence) -> Iterator[Place]:
+    """Yield every call of a batch norm in the order of the calls; none without a dataflow."""
+    flow = evidence.trained_flow
+    if flow is None:
+        return
+    owners = {
+        call.index: norm
+        for norm in evidence.norms
+        for call in (norm.calls if evidence.training_flow is None else norm.training_calls)
+    }
+    for call in flow.calls:
+        norm = owners.get(call.index)
+        if norm is not None:
+            yield _of_layer(evidence, call, norm)
+        elif call.module is None and is_functional_batch_norm(call):
+            trains = evidence.training_flow is None or is_told_to_train(call)
+            yield Place(call.scope, call, None, normalised_by(call), trains)
+
+
+def _of_layer(evidence: Evidence, call: Call, norm: Norm) -> Place:
+    own = isinstance(call.module, NormalizedOutput)
+    trains = normalises_by_batch(evidence, norm)
+    return Place(norm.path, call, norm, None if own else normalised_by(call), trains)
+
+
+def is_functional_batch_norm(call: Call) -> bool:
+    """Return whether this call of a torch function is a batch norm."""
+    return role_of(call) is Role.NORMALISATION and is_batch_norm(call.name)
+
+
+def is_told_to_train(call: Call) -> bool:
+    """Return whether a functional batch norm is given training=True, or no running statistics."""
+    position = 5  # of `training` in torch.nn.functional.batch_norm and torch.batch_norm
+    given = call.arguments[position] if len(call.arguments) > position else False
+    return bool(call.keywords.get("training", given))
+
+
+def normalised_by(call: Call) -> Value | None:
+    """Return the value that a batch norm's call normalises."""
+    first = call.arguments[0] if call.arguments else call.keywords.get("input")
+    return first if isinstance(first, Value) else None
+
+
+def normalises_by_batch(evidence: Evidence, norm: Norm) -> bool:
+    """Return whether training normalises by the mini-batch in this layer.
+
+    A model in eval mode is taken as if all of it were put in training mode.
+    """
+    module: Any = norm.module
+    if isinstance(module, FrozenBatchNorm) or "frozen" in norm.kind.lower():
+        return False
+    without = getattr(module, "running_mean", None) is None
+    return module.training or not evidence.model.training or without
+
+
+def makers_of(flow: Dataflow) -> Makers:
+    """Return the call that made each value."""
+    return {value: call for call in flow.calls for value in call.outputs}
+
+
+def chain_to(flow: Dataflow, makers: Makers, place: Place) -> Chain:
+    """Return what leads to the input of this batch norm, through passages of one input."""
+    if place.value is None:
+        return Chain(place.call, (), alone=True)
+    value, passages, alone = place.value, list[Call](), True
+    while True:
+        alone &= len(flow.readers(value)) == 1 and value not in flow.outputs
+        maker = makers.get(value)
+        if maker is None or role_of(maker) is not Role.PASSAGE or len(maker.inputs) != 1:
+            return Chain(maker, tuple(reversed(passages)), alone)
+        passages.append(maker)
+        (value,) = maker.inputs
+
+
+def chained(evidence: Evidence) -> Iterator[tuple[Dataflow, Place, Chain]]:
+    """Yield every call of a batch norm with what leads to its input."""
+    flow = evidence.trained_flow
+    if flow is not None:
+        makers = makers_of(flow)
+        for place in places(evidence):
+            yield flow, place, chain_to(flow, makers, place)
+
+
+def layer_of(call: Call) -> str:
+    """Return the path of the layer that was called, for a function of that which called it."""
+    return call.scope if call.module is None else call.name
+
+
+def module_of(place: Place) -> nn.Module | None:
+    """Return the batch norm itself, None for a function."""
+    return None if place.norm is None else place.norm.module

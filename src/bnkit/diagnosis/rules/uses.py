@@ -1,0 +1,125 @@
+"""Rules on how a batch norm is used: how many values it gets, and how often it runs."""
+
+import math
+from collections.abc import Callable, Iterator
+
+from bnkit.dataflow.tensors import tensors_in
+from bnkit.diagnosis.evidence import Evidence
+from bnkit.diagnosis.finding import Finding, Severity
+from bnkit.diagnosis.rules.places import (
+    Place,
+    places,
+)
+from bnkit.diagnosis.rules.structural_mends import become
+
+
+def one_value_per_channel(evidence: Evidence) -> Iterator[Finding]:
+    """Find batch norms that get one value per channel in a mini-batch of training.
+
+    It has no variance, and torch raises an error for it.
+    """
+    sizes = _sizes(evidence)
+    for place in places(evidence):
+        per_row = _values_per_row(evidence, place)
+        short = {what: rows for what, rows in sizes.items() if 0 < rows * per_row <= 1}
+        if short and place.trains and not _is_synchronised(place):
+            what, rows = next(iter(short.items()))
+            yield Finding(
+                "one-value-per-channel",
+                _severity_of_one_value(evidence),
+                (place.path,),
+                {what: rows, "values per channel": 1},
+                "In training this batch norm gets one value per channel, which has no variance: "
+                "torch raises an error, and any that did not would give zeros.",
+                "Use larger mini-batches, leave the last incomplete one out (drop_last=True of the "
+                "DataLoader), or leave out batch norm after the pooling to 1×1.",
+            )
+
+
+def checkpointed_twice(evidence: Evidence) -> Iterator[Finding]:
+    """Find batch norms that activation checkpointing updates again in the backward."""
+    if evidence.step is None:
+        return
+    twice = evidence.step.written_in_forward & evidence.step.written_in_backward
+    owned = {_owner(name): name for name in sorted(twice)}
+    norms = {norm.path: norm for norm in evidence.norms}
+    functional = {place.path for place in places(evidence) if place.norm is None}
+    for path in sorted(owned.keys() & (norms.keys() | functional), key=_order(evidence)):
+        yield Finding(
+            "checkpointed-twice",
+            "warning",
+            (path,),
+            {"updates in the forward": 1, "updates in the backward": 1},
+            "Activation checkpointing runs the forward again in the backward, and the running "
+            "statistics take the same mini-batch twice: the momentum is 1 − (1 − m)² instead of m.",
+            "Use bnkit's batch norms, which see that they are recomputed: "
+            'bnkit.surgery.convert(model, "bnkit").',
+            become("bnkit", path) if path in norms else None,
+        )
+
+
+def two_forwards(evidence: Evidence) -> Iterator[Finding]:
+    """Find DistributedDataParallel that sends buffers again between a forward and its backward."""
+    for parallel in evidence.parallel:
+        prefix = f"{parallel.path}." if parallel.path else ""
+        inside = [norm for norm in evidence.norms if norm.path.startswith(prefix)]
+        calls = [len(norm.training_calls or norm.calls) for norm in inside]
+        ran = [number for number in calls if number]
+        if not inside or not parallel.broadcasts_buffers:
+            continue
+        seen = bool(parallel.path and ran and min(ran) > 1)
+        yield Finding(
+            "two-forwards",
+            "error" if seen else "info",
+            tuple(norm.path for norm in inside),
+            {"forwards": min(ran)} if seen else {"forward_sync_buffers": True},
+            ("This part of the model runs" if seen else "If the model runs")
+            + " twice before one backward"
+            + (", and " if seen else ", ")
+            + "DistributedDataParallel writes the first rank's running statistics over those that "
+            "the first forward has saved for its backward, which then fails.",
+            "Join the inputs into one forward, or wrap with forward_sync_buffers=False.",
+        )
+
+
+def _sizes(evidence: Evidence) -> dict[str, int]:
+    """Return how many rows the mini-batches of training have, by what says so."""
+    loader = evidence.loader
+    if not evidence.batches_given:
+        tensors = tensors_in(evidence.example)
+        return {"rows of the example": len(tensors[0])} if tensors and tensors[0].dim() else {}
+    sizes = {"rows of the smallest mini-batch": min(loader.rows, default=0)}
+    if loader.length and loader.batch_size and not loader.drops_last:
+        last = loader.length % loader.batch_size
+        sizes |= {f"rows of the last mini-batch ({loader.length} % {loader.batch_size})": last}
+    return dict(reversed(sizes.items()))
+
+
+def _values_per_row(evidence: Evidence, place: Place) -> float:
+    """Return how many values per channel one row of a mini-batch gives this batch norm."""
+    flow, shapes = evidence.trained_flow, place.norm.shapes if place.norm else ()
+    assert flow is not None
+    shape = shapes[0] if shapes else flow.shapes[place.call.inputs[0]] if place.call.inputs else ()
+    tensors = tensors_in(evidence.example)
+    rows = len(tensors[0]) if tensors and tensors[0].dim() else 0
+    return math.prod(shape) / shape[1] / rows if len(shape) > 1 and shape[1] and rows else math.inf
+
+
+def _is_synchronised(place: Place) -> bool:
+    return place.norm is not None and "sync" in place.norm.kind.lower()
+
+
+def _severity_of_one_value(evidence: Evidence) -> Severity:
+    """An error if training does it; an example may be smaller than the mini-batches."""
+    if evidence.in_eval_mode:
+        return "info"
+    return "error" if evidence.batches_given else "warning"
+
+
+def _owner(buffer: str) -> str:
+    return buffer.rpartition(".")[0]
+
+
+def _order(evidence: Evidence) -> Callable[[str], int]:
+    paths = [path for path, _ in evidence.model.named_modules()]
+    return paths.index

@@ -1,0 +1,86 @@
+import json
+import shlex
+
+import pytest
+from typer.testing import CliRunner
+
+from bnkit import cli
+
+SICK = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6, momentum=0.99), nn.ReLU(), nn.Linear(6, 2)
+    )
+
+def well():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
+
+def loaders():
+    torch.manual_seed(1)
+    return [torch.randn(16, 4) for _ in range(4)]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_with_networks(tmp_path, monkeypatch):
+    (tmp_path / "patients.py").write_text(SICK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "patients", raising=False)
+
+
+def run(text):
+    done = CliRunner().invoke(cli.app, ["doctor", *shlex.split(text)])
+    return done.exit_code, done.stdout, done.stderr
+
+
+def test_a_warning_is_in_the_table_and_in_the_exit_code():
+    code, stdout, _ = run("patients:build --example 8,4")
+    assert code == 1
+    assert "momentum-convention" in stdout
+
+
+def test_a_healthy_network_has_exit_code_0():
+    code, _, stderr = run("patients:well --data patients:loaders")
+    assert (code, stderr) == (0, "")
+
+
+def test_the_bar_and_what_is_skipped_decide_on_the_exit_code():
+    assert run("patients:build --example 8,4 --fail-on error")[0] == 0
+    assert run("patients:build --example 8,4 --skip momentum-convention")[0] == 0
+    assert run("patients:well --example 8,4 --fail-on info")[0] == 1
+
+
+def test_json_and_sarif_are_for_machines():
+    findings = json.loads(run("patients:build --example 8,4 --json")[1])["findings"]
+    assert "momentum-convention" in {finding["rule"] for finding in findings}
+    log = json.loads(run("patients:build --example 8,4 --sarif")[1])
+    assert log["version"] == "2.1.0"
+    assert "momentum-convention" in {result["ruleId"] for result in log["runs"][0]["results"]}
+
+
+def test_a_mended_network_is_written_and_found_well(tmp_path):
+    code, _, stderr = run("patients:build --example 8,4 --fix mended.safetensors")
+    assert code == 1
+    assert stderr.endswith("Checkpoint: mended.safetensors\n")
+    assert (tmp_path / "mended.safetensors").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("patients:build --fail-on fatal", "fatal"),
+        ("patients:build --json --sarif", "--json and --sarif both ask for stdout: leave one out"),
+        ("patients:build --skip no-such-rule", "no-such-rule"),
+        ("patients:build --fix mended.zip", "mended.zip"),
+    ],
+)
+def test_wrong_use_is_answered_in_one_sentence(text, message):
+    code, stdout, stderr = run(text)
+    assert (code, stdout) == (2, "")
+    assert message in stderr

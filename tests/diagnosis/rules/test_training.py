@@ -1,0 +1,334 @@
+"""Sick and healthy trainings: the optimizer, accumulation, ranks, half precision, the gap."""
+
+import math
+from collections import OrderedDict
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bnkit
+from bnkit.diagnosis.diagnosing import diagnose
+from bnkit.diagnosis.evidence import Parallel
+from bnkit.diagnosis.gathering import gather
+from bnkit.diagnosis.rules import ranks
+from bnkit.diagnosis.rules.training import RULES
+from bnkit.layers.sync import SyncBatchNorm1d
+from cases import seeded
+from zoo.checks import fingerprint, random_state
+
+CHECKS = {rule.slug: rule.check for rule in RULES}
+
+
+def rows(count=64, *, batches=8, shift=0.0):
+    generator = seeded(0)
+    return [torch.randn(count, 4, generator=generator) + shift for _ in range(batches)]
+
+
+class Norm(nn.BatchNorm1d):
+    """A class of the user's own."""
+
+
+class Functional(nn.Module):
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(4, dtype=dtype))
+        self.register_buffer("mean", torch.zeros(4, dtype=dtype))
+        self.register_buffer("variance", torch.ones(4, dtype=dtype))
+
+    def forward(self, x):
+        return F.batch_norm(x, self.mean, self.variance, self.gamma, None, self.training)
+
+
+def network(norm=None):
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(4, 4), norm or nn.BatchNorm1d(4), nn.ReLU())
+    return nn.Sequential(block, nn.Linear(4, 2))
+
+
+def found_by(rule, model, batches=None, **options):
+    evidence = gather(model, batches, **options)
+    return list(CHECKS[rule](evidence))
+
+
+def layers(findings):
+    return {layer for finding in findings for layer in finding.layers}
+
+
+# Weight decay
+
+
+def sgd(model, **options):
+    return torch.optim.SGD(model.parameters(), lr=0.1, **options)
+
+
+@pytest.mark.parametrize(
+    ("norm", "path"),
+    [(nn.BatchNorm1d(4), "0.1"), (Norm(4), "0.1"), (Functional(), "0.1")],
+    ids=["plain", "a subclass", "a function"],
+)
+def test_weight_decay_by_the_usual_recipe_is_information(norm, path):
+    model = network(norm)
+    usual = sgd(model, momentum=0.9, weight_decay=1e-4)
+    findings = found_by("weight-decay", model, rows(), optimizer=usual)
+    assert {finding.severity for finding in findings} == {"info"}
+    assert layers(findings) == {path, "0.0", "1"}  # and the biases
+    (of_norm,) = (finding for finding in findings if path in finding.layers)
+    assert of_norm.measured["half-life in steps"] == pytest.approx(math.log(2) / 1e-4, rel=1e-6)
+
+
+def test_parameter_groups_end_weight_decay():
+    model = network()
+    groups = bnkit.parameter_groups(model, weight_decay=1e-4)
+    assert found_by("weight-decay", model, optimizer=torch.optim.SGD(groups, lr=0.1)) == []
+
+
+def test_fast_weight_decay_on_gamma_is_a_warning():
+    model = network(nn.BatchNorm1d(4))
+    findings = found_by("weight-decay", model, optimizer=sgd(model, weight_decay=0.05))
+    assert {f.layers: f.severity for f in findings}["0.1",] == "warning"
+    assert {f.layers: f.severity for f in findings}["0.0",] == "info"  # biases kill no channel
+
+
+def test_frozen_parameters_do_not_decay():
+    model = network().requires_grad_(False)
+    assert found_by("weight-decay", model, optimizer=sgd(model, weight_decay=1.0)) == []
+
+
+@pytest.mark.parametrize("rule", ["weight-decay", "missing-from-optimizer", "small-micro-batch"])
+def test_without_an_optimizer_nothing_is_said_of_it(rule):
+    assert found_by(rule, network(), rows()) == []
+
+
+# Missing parameters
+
+
+def test_parameters_that_the_optimizer_lacks_are_found_and_adding_them_mends_it():
+    model = network()
+    linear = [p for name, p in model.named_parameters() if not name.startswith("0.1")]
+    optimizer = torch.optim.SGD(linear, lr=0.1)
+    (finding,) = found_by("missing-from-optimizer", model, optimizer=optimizer)
+    assert (finding.severity, finding.layers) == ("warning", ("0.1",))
+    assert finding.measured == {"parameters": 2}
+    optimizer.add_param_group({"params": model[0][1].parameters()})
+    assert found_by("missing-from-optimizer", model, optimizer=optimizer) == []
+
+
+def test_the_optimizer_of_the_model_before_a_change_is_found():
+    plain = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    optimizer = sgd(plain)
+    twin = bnkit.add(plain, torch.zeros(2, 4))
+    (finding,) = found_by("missing-from-optimizer", twin, optimizer=optimizer)
+    assert (finding.severity, finding.layers) == ("error", ("0.batchnorm",))
+    assert "made for another one" in finding.why
+
+
+def test_gamma_of_a_function_that_the_optimizer_lacks_is_found():
+    model = network(Functional())
+    linear = [p for name, p in model.named_parameters() if "gamma" not in name]
+    optimizer = torch.optim.SGD(linear, lr=0.1)
+    (finding,) = found_by("missing-from-optimizer", model, rows(), optimizer=optimizer)
+    assert (finding.layers, finding.measured) == (("0.1",), {"parameters": 1})
+
+
+def test_frozen_parameters_are_not_missing():
+    model = network()
+    model[0][1].requires_grad_(False)
+    linear = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(linear, lr=0.1)
+    assert found_by("missing-from-optimizer", model, optimizer=optimizer) == []
+
+
+# Half precision
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(4), bnkit.BatchNorm1d(4)], ids=["torch", "bnkit"])
+def test_half_precision_training_is_found_and_float32_mends_it_and_its_consequence(norm):
+    model = network(norm).bfloat16()
+    batches = [batch.bfloat16() for batch in rows()]
+    (finding,) = found_by("half-precision-training", model, batches)
+    assert (finding.severity, finding.layers) == ("warning", ("0.1",))
+    assert "bfloat16" in finding.measured["dtype"]
+    mended = finding.mend(model)
+    assert mended[0][1].weight.dtype == mended[0][1].running_var.dtype == torch.float32
+    assert mended(batches[0]).dtype == torch.bfloat16
+    assert found_by("half-precision-training", mended, batches) == []
+    of_statistics = [
+        f for f in diagnose(model, batches).findings if f.rule == "half-precision-statistics"
+    ]
+    assert [cause.rule for cause in of_statistics[0].causes] == ["half-precision-training"]
+
+
+def test_half_precision_of_a_function_is_found():
+    model = network(Functional(torch.bfloat16)).bfloat16()
+    findings = found_by("half-precision-training", model, [b.bfloat16() for b in rows()])
+    assert [(f.layers, f.mend) for f in findings] == [(("0.1",), None)]
+
+
+def test_half_precision_for_inference_is_no_training():
+    assert found_by("half-precision-training", network().bfloat16().eval()) == []
+
+
+# Gradient accumulation
+
+
+def accumulate(model, *, micro_batches, batches):
+    optimizer = torch.optim.Adam(model.parameters())
+    for number, batch in enumerate(batches, start=1):
+        model(batch).square().sum().backward()
+        if number % micro_batches == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("norm", "rest"),
+    [(nn.BatchNorm1d(4), 0), (bnkit.BatchNorm1d(4), 3)],
+    ids=["torch's", "bnkit's, in the middle of an accumulation"],
+)
+def test_small_micro_batches_are_found_by_what_was_counted_and_sharing_statistics_mends(norm, rest):
+    model, batches = network(norm), rows(4, batches=160 + rest)
+    optimizer = accumulate(model, micro_batches=4, batches=batches)
+    (finding,) = found_by("small-micro-batch", model, batches, optimizer=optimizer)
+    assert (finding.severity, finding.layers) == ("warning", ("0.1",))
+    assert finding.measured["forwards of a step"] == 4
+    mended = finding.mend(model)
+    assert mended[0][1].micro_batches == 4
+    fresh = accumulate(mended, micro_batches=4, batches=batches)
+    assert found_by("small-micro-batch", mended, batches, optimizer=fresh) == []
+
+
+@pytest.mark.parametrize(
+    ("micro_batches", "size", "counted"),
+    [(1, 4, 0), (4, 64, 0), (4, 4, 1001)],
+    ids=["no accumulation", "micro-batches that are large enough", "a pretrained layer"],
+)
+def test_other_trainings_do_not_accumulate_too_little(micro_batches, size, counted):
+    model, batches = network(), rows(size, batches=160)
+    model[0][1].num_batches_tracked.fill_(counted)
+    optimizer = accumulate(model, micro_batches=micro_batches, batches=batches)
+    assert found_by("small-micro-batch", model, batches, optimizer=optimizer) == []
+
+
+# Ranks
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(4), Norm(4)], ids=["plain", "a subclass"])
+def test_batch_norms_of_several_ranks_with_few_samples_are_found(norm, monkeypatch):
+    monkeypatch.setattr(ranks, "world_size", lambda: 4)
+    (finding,) = found_by("unsynchronised", network(norm), rows(4, batches=40))
+    assert (finding.severity, finding.layers) == ("warning", ("0.1",))
+    assert finding.measured["ranks"] == 4
+    mended = finding.mend(network(norm))
+    assert isinstance(mended[0][1], SyncBatchNorm1d)
+    assert found_by("unsynchronised", mended, rows(4, batches=40)) == []
+
+
+def test_enough_samples_a_rank_need_no_synchronisation(monkeypatch):
+    monkeypatch.setattr(ranks, "world_size", lambda: 4)
+    assert found_by("unsynchronised", network(), rows()) == []
+
+
+def test_a_wrapper_says_that_there_are_several_ranks():
+    evidence = gather(network(), rows(4, batches=40))
+    assert list(CHECKS["unsynchronised"](evidence)) == []
+    wrapped = replace(evidence, parallel=(Parallel("", broadcasts_buffers=True),))
+    assert [f.layers for f in CHECKS["unsynchronised"](wrapped)] == [("0.1",)]
+    without = replace(gather(network()), parallel=wrapped.parallel)
+    assert [f.severity for f in CHECKS["unsynchronised"](without)] == ["info"]
+
+
+@pytest.mark.parametrize(
+    ("norm", "count", "severity"),
+    [
+        (SyncBatchNorm1d(4), 64, "info"),
+        (SyncBatchNorm1d(4), 4, "warning"),
+        (nn.SyncBatchNorm(4), 4, "warning"),
+    ],
+    ids=["large mini-batches", "small ones", "torch's"],
+)
+def test_a_synchronised_layer_that_is_alone_is_found_and_made_plain(norm, count, severity):
+    model, batches = network(norm), rows(count, batches=40)
+    (finding,) = found_by("sync-without-group", model, batches)
+    assert (finding.severity, finding.layers) == (severity, ("0.1",))
+    if finding.mend is not None:  # of torch's the class does not say the rank
+        mended = finding.mend(model)
+        assert found_by("sync-without-group", mended, batches) == []
+        with torch.no_grad():
+            assert torch.equal(mended.eval()(batches[0]), model.eval()(batches[0]))
+
+
+def test_a_synchronised_layer_that_meets_others_is_healthy(monkeypatch):
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    evidence = gather(network(SyncBatchNorm1d(4)), rows(4))
+    assert list(CHECKS["sync-without-group"](evidence)) == []
+    assert list(CHECKS["unsynchronised"](evidence)) == []
+
+
+# The gap
+
+
+def settled(model, batches):
+    """Return the model, in eval mode, with the statistics of these mini-batches."""
+    return bnkit.recalibrate(model, batches, progress=False).eval()
+
+
+@pytest.mark.parametrize("path", ["first", "second"])
+def test_the_gap_is_found_where_it_opens_and_its_mend_closes_it(path):
+    torch.manual_seed(0)
+    blocks = {"first": network()[0], "second": network(Norm(4))[0], "head": nn.Linear(4, 2)}
+    model = settled(nn.Sequential(OrderedDict(blocks)), rows())
+    norm = model.get_submodule(path)[1]
+    norm.running_mean += 6 * norm.running_var.sqrt()
+    before, state = str(fingerprint(model)), random_state()
+    (finding,) = found_by("train-eval-gap", model, rows())
+    assert finding.layers == (f"{path}.1",)
+    assert finding.severity in {"warning", "error"}
+    assert finding.measured["output difference"] > 0.5
+    assert found_by("train-eval-gap", finding.mend(model), rows()) == []
+    assert (str(fingerprint(model)), random_state()) == (before, state)
+
+
+def test_the_gap_follows_from_stale_statistics():
+    model = settled(network(), rows(shift=5.0))
+    diagnosis = diagnose(model, rows(), progress=False)
+    gap = next(f for f in diagnosis.findings if f.rule == "train-eval-gap")
+    assert "stale-statistics" in [cause.rule for cause in gap.causes]
+    mended = diagnose(diagnosis.mended(model), rows(), progress=False)
+    assert not {"train-eval-gap", "stale-statistics"} & {f.rule for f in mended.findings}
+
+
+def test_poisoned_statistics_are_an_error():
+    model = settled(network(), rows())
+    model[0][1].running_var[0] = math.nan
+    (finding,) = found_by("train-eval-gap", model, rows())
+    assert (finding.severity, finding.layers) == ("error", ("0.1",))
+
+
+def test_the_gap_of_a_fresh_network_in_training_is_information():
+    (finding,) = found_by("train-eval-gap", network(nn.BatchNorm1d(4)), rows(shift=9.0))
+    assert finding.severity == "info"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [nn.Linear(4, 2), nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False))],
+    ids=["no batch norm", "no running statistics"],
+)
+def test_where_there_is_nothing_to_compare_there_is_no_gap(model):
+    assert found_by("train-eval-gap", model, rows()) == []
+
+
+def test_a_model_that_agrees_with_itself_has_no_gap():
+    assert found_by("train-eval-gap", settled(network(), rows()), rows()) == []
+
+
+def test_the_optimizer_stays_as_it_is():
+    model, batches = network(), rows(4, batches=16)
+    optimizer = accumulate(model, micro_batches=8, batches=batches)
+    before = str(optimizer.state_dict())
+    diagnose(model, batches, optimizer=optimizer, progress=False)
+    assert str(optimizer.state_dict()) == before
