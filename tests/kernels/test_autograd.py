@@ -315,3 +315,38 @@ def test_the_graph_is_freed_with_its_last_reference():
     seen = [id(y.grad_fn)]
     del y
     assert seen[0] not in {id(o) for o in gc.get_objects()}
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_results_are_equal_to_the_bit_from_run_to_run(last):
+    x = torch.randn(16, 64, 32, 32)  # large enough for the kernels, in several tasks
+    x = (x.to(memory_format=torch.channels_last) if last else x).requires_grad_()
+    assert choice.choose_kernel(x).kernel == "cpu"
+    layer, results = BatchNorm2d(64, activation="silu"), []
+    torch.use_deterministic_algorithms(mode=True)
+    try:
+        for _ in range(5):
+            y = layer(x, x)
+            results.append((y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])))
+    finally:
+        torch.use_deterministic_algorithms(mode=False)
+    for tensors in zip(*results, strict=True):
+        assert all(torch.equal(tensors[0], other) for other in tensors[1:])
+
+
+def test_workers_of_a_data_loader_use_the_kernels_after_their_parent_did():
+    layer = BatchNorm2d(64, activation="relu").eval()
+    x = torch.randn(16, 64, 32, 32)
+
+    class Normalised(torch.utils.data.Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            with torch.no_grad():
+                return layer(x + index).sum()
+
+    with torch.no_grad():
+        expected = [layer(x + index).sum() for index in range(4)]
+    loader = torch.utils.data.DataLoader(Normalised(), batch_size=1, num_workers=2)
+    torch.testing.assert_close(torch.cat(list(loader)), torch.stack(expected))
