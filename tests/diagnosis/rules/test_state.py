@@ -13,8 +13,9 @@ from torch import nn
 import bnkit
 from bnkit.diagnosis.diagnosing import diagnose
 from bnkit.diagnosis.gathering import gather
+from bnkit.diagnosis.rules.noise import effective_values
 from bnkit.diagnosis.rules.reading import readings
-from bnkit.diagnosis.rules.running_statistics import ERRORS, distance_in_errors, effective_values
+from bnkit.diagnosis.rules.staleness import ERRORS, distance_in_errors
 from bnkit.diagnosis.rules.state import RULES
 from bnkit.layers.domains import DomainBatchNorm1d
 from bnkit.layers.frozen import FrozenBatchNorm1d
@@ -787,6 +788,29 @@ def test_accumulated_statistics_are_worth_all_micro_batches():
     layer = bnkit.layers.AccumulatedBatchNorm1d(4, micro_batches=8)
     (reading,) = readings(gather(nn.Sequential(layer), rows(4, batches=40)))
     assert effective_values(reading) == pytest.approx(32, rel=0.15)
+
+
+class Beside(nn.Module):
+    """A branch that hardly counts."""
+
+    def __init__(self, norm, share):
+        super().__init__()
+        self.norm, self.share = norm, share
+
+    def forward(self, x):
+        return x + self.share * self.norm(x)
+
+
+@pytest.mark.parametrize(("share", "severity"), [(0.01, "info"), (10.0, "error")])
+def test_stale_statistics_are_as_bad_as_what_they_do_to_the_model(share, severity):
+    model = Beside(warm(batch_norm(), rows(shift=9.0)), share).eval()
+    (finding,) = found_by("stale-statistics", model, rows())
+    mended = finding.mend(model)
+    batch = rows()[0]
+    with torch.no_grad():
+        expected = ((mended(batch) - model(batch)).norm() / mended(batch).norm()).item()
+    assert finding.severity == severity
+    assert finding.measured["of the model"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_mended_eps_follows_small_variances():

@@ -254,11 +254,13 @@ def test_a_synchronised_layer_that_is_alone_is_found_and_made_plain(norm, count,
     model, batches = network(norm), rows(count, batches=40)
     (finding,) = found_by("sync-without-group", model, batches)
     assert (finding.severity, finding.layers) == (severity, ("0.1",))
-    if finding.mend is not None:  # of torch's the class does not say the rank
-        mended = finding.mend(model)
-        assert found_by("sync-without-group", mended, batches) == []
-        with torch.no_grad():
-            assert torch.equal(mended.eval()(batches[0]), model.eval()(batches[0]))
+    if isinstance(norm, nn.SyncBatchNorm):  # whose class does not say of what rank it is
+        assert finding.mend is None
+        return
+    mended = finding.mend(model)
+    assert found_by("sync-without-group", mended, batches) == []
+    with torch.no_grad():
+        assert torch.equal(mended.eval()(batches[0]), model.eval()(batches[0]))
 
 
 def test_a_synchronised_layer_that_meets_others_is_healthy(monkeypatch):
@@ -299,6 +301,13 @@ def test_the_gap_follows_from_stale_statistics():
     assert "stale-statistics" in [cause.rule for cause in gap.causes]
     mended = diagnose(diagnosis.mended(model), rows(), progress=False)
     assert not {"train-eval-gap", "stale-statistics"} & {f.rule for f in mended.findings}
+
+
+def test_an_example_alone_shows_the_gap():
+    model = settled(network(), rows(shift=9.0))
+    (finding,) = found_by("train-eval-gap", model, example=torch.cat(rows()))
+    assert (finding.layers, finding.mend) == (("0.1",), None)  # one example is no population
+    assert finding.measured["output difference"] > 0.5
 
 
 def test_poisoned_statistics_are_an_error():

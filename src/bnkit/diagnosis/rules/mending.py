@@ -87,7 +87,8 @@ def measuring_anew(found: Sequence[Reading]) -> Mend | None:
     """Return the mend that writes what was seen as trained over the running statistics.
 
     These are the moments of all inputs, pooled over the mini-batches as by `recalibrate`, with
-    their unbiased variance. None where one of them was not seen, or nothing holds its statistics.
+    their unbiased variance. None where one of them was not seen or nothing holds its statistics,
+    and where there are none.
     """
     values: dict[str, Tensor] = {}
     for reading in found:
@@ -101,4 +102,4 @@ def measuring_anew(found: Sequence[Reading]) -> Mend | None:
         if "num_batches_tracked" in reading.tensors:
             batches = sum(seen.batches for seen in reading.seen)
             values[reading.names["num_batches_tracked"]] = torch.tensor(batches)
-    return writing(values)
+    return writing(values) if values else None

@@ -11,7 +11,7 @@ from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding, Mend, Severity
 from bnkit.diagnosis.rules.mending import changing_layers, in_float32, measuring_anew
 from bnkit.diagnosis.rules.reading import (
-    HALF,
+    HALF_PRECISION,
     STATISTICS,
     Reading,
     is_finite,
@@ -117,7 +117,7 @@ def half_precision_statistics(evidence: Evidence) -> Iterator[Finding]:
 
 def _half_statistics(reading: Reading) -> torch.dtype | None:
     dtypes = (reading.tensors[n].dtype for n in STATISTICS[:2] if n in reading.tensors)
-    return next((dtype for dtype in dtypes if dtype in HALF), None)
+    return next((dtype for dtype in dtypes if dtype in HALF_PRECISION), None)
 
 
 def momentum_convention(evidence: Evidence) -> Iterator[Finding]:

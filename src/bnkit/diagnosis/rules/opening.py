@@ -1,37 +1,76 @@
 """The rule on the gap between training and eval mode, at the first layer where it opens."""
 
+import math
 from collections.abc import Iterator
 
 from bnkit.dataflow import as_call
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding, Severity
 from bnkit.diagnosis.rules.mending import measuring_anew
-from bnkit.diagnosis.rules.reading import Reading, readings
-from bnkit.diagnosis.rules.running_statistics import ALL, HALF, SHARE, initial_share
+from bnkit.diagnosis.rules.reading import ALL, HALF, Reading, output_change, readings
+from bnkit.diagnosis.rules.staleness import (
+    SHARE,
+    change_of_model,
+    initial_share,
+    parting,
+    shift,
+    tolerance,
+)
 from bnkit.gap import Gap, explain_gap
 
 
 def train_eval_gap(evidence: Evidence) -> Iterator[Finding]:
-    """Find a model that computes something else in eval mode than in training, dropout aside."""
-    gap = _gap(evidence)
-    if gap is None or not gap.parting:
+    """Find a model that computes something else in eval mode than in training, dropout aside.
+
+    What was seen of all mini-batches tells it, or `explain_gap` on the example where that is not
+    known.
+    """
+    behind = parting(evidence)
+    if behind and math.isfinite(change_of_model(evidence)):
+        yield _over_all_batches(evidence, behind)
         return
-    first = gap.parting[0]
-    behind = [r for r in readings(evidence) if r.path in {part.layer for part in gap.parting}]
-    yield Finding(
+    gap = _gap(evidence)
+    if gap is not None and gap.parting:
+        yield _on_the_example(evidence, gap)
+
+
+def _over_all_batches(evidence: Evidence, behind: list[Reading]) -> Finding:
+    first = behind[0]
+    moments = first.moments
+    assert moments is not None
+    measured = {
+        "output difference": change_of_model(evidence),
+        "own difference": output_change(first, moments.mean, moments.variance),
+        "threshold": tolerance(first),
+        "mean off by (std)": shift(first, moments.mean),
+        "layers that part": len(behind),
+    }
+    return _finding(evidence, first.path, measured, behind)
+
+
+def _on_the_example(evidence: Evidence, gap: Gap) -> Finding:
+    first, paths = gap.parting[0], {part.layer for part in gap.parting}
+    measured = {
+        "output difference": gap.output_difference,
+        "own difference": first.own_difference,
+        "threshold": max(gap.threshold, 2 * first.chance),
+        "mean off by (std)": first.mean_shift,
+        "layers that part": len(gap.parting),
+    }
+    behind = [reading for reading in readings(evidence) if reading.path in paths]
+    return _finding(evidence, first.layer, measured, behind)
+
+
+def _finding(
+    evidence: Evidence, layer: str, measured: dict[str, float], behind: list[Reading]
+) -> Finding:
+    return Finding(
         "train-eval-gap",
-        _severity(evidence, gap, behind),
-        (first.layer,),
-        {
-            "output difference": gap.output_difference,
-            "own difference": first.own_difference,
-            "threshold": max(gap.threshold, 2 * first.chance),
-            "mean off by (std)": first.mean_shift,
-            "layers that part": len(gap.parting),
-            "rows": gap.rows,
-        },
-        f"In eval mode the output differs by {gap.output_difference:.2g} of its size from that by "
-        f"the statistics of the mini-batch, and this is the first layer that parts the modes.",
+        _severity(evidence, measured["output difference"], behind),
+        (layer,),
+        measured,
+        "In eval mode the model's output differs from that by the statistics of the mini-batches, "
+        "and this is the first layer that parts the modes.",
         "bnkit.explain_gap(model, batch) shows all layers; model = bnkit.recalibrate(model, "
         "batches) measures their statistics anew.",
         measuring_anew(behind),
@@ -45,14 +84,11 @@ def _gap(evidence: Evidence) -> Gap | None:
     call = as_call(evidence.example)
     try:
         return explain_gap(evidence.model, evidence.example, inputs=lambda _: call)
-    except (ValueError, TypeError):  # no batch norm to compare, one value per channel, NaN
-        return None
-    except Exception:  # noqa: BLE001  a model may fail in a mode in which it was not run yet
+    except Exception:  # noqa: BLE001  nothing to compare, or whatever the model raises
         return None
 
 
-def _severity(evidence: Evidence, gap: Gap, behind: list[Reading]) -> Severity:
-    difference = gap.output_difference
+def _severity(evidence: Evidence, difference: float, behind: list[Reading]) -> Severity:
     if not evidence.in_eval_mode:  # averages that training will warm up or catch up
         young = all(r.untouched or initial_share(r) > SHARE for r in behind)
         return "info" if young or difference < ALL else "warning"

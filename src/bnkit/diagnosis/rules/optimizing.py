@@ -10,8 +10,8 @@ from torch import Tensor
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding
 from bnkit.diagnosis.rules.mending import converting, in_float32
-from bnkit.diagnosis.rules.reading import HALF, Reading, readings
-from bnkit.diagnosis.rules.running_statistics import QUARTER, effective_values, noise_of
+from bnkit.diagnosis.rules.noise import effective_values, noise_of
+from bnkit.diagnosis.rules.reading import HALF_PRECISION, QUARTER, Reading, readings
 from bnkit.layers.accumulated import AccumulatedBatchNorm
 from bnkit.parameters import undecayed_parameters
 
@@ -125,7 +125,7 @@ def half_precision_training(evidence: Evidence) -> Iterator[Finding]:
 
 def _half_weight(evidence: Evidence, reading: Reading) -> torch.dtype | None:
     trained = (evidence.model.get_parameter(name) for name in _parameters(evidence, reading))
-    return next((p.dtype for p in trained if p.requires_grad and p.dtype in HALF), None)
+    return next((p.dtype for p in trained if p.requires_grad and p.dtype in HALF_PRECISION), None)
 
 
 def small_micro_batch(evidence: Evidence) -> Iterator[Finding]:

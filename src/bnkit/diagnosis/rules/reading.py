@@ -18,7 +18,11 @@ from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.layers.masked import MaskedBatchNorm
 from bnkit.moments import Moments, dtype_of_sums
 
-HALF = (torch.float16, torch.bfloat16)
+HALF_PRECISION = (torch.float16, torch.bfloat16)
+
+# Of the size of an output. One that moves by all of it has nothing to do with what was learned; by
+# half of it, noise is a fifth of its power (0.5² of 1 + 0.5²); by a quarter, a seventeenth.
+QUARTER, HALF, ALL = 0.25, 0.5, 1.0
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _TENSORS = (*STATISTICS, "weight", "bias")

@@ -1,5 +1,6 @@
 """Rules about the state: running statistics, the numbers beside them, and γ."""
 
+from bnkit.diagnosis.rules.noise import noisy_statistics
 from bnkit.diagnosis.rules.numbers import (
     half_precision_statistics,
     large_eps,
@@ -8,13 +9,8 @@ from bnkit.diagnosis.rules.numbers import (
 )
 from bnkit.diagnosis.rules.parameters import dead_channels, exploding_gamma, negative_gamma
 from bnkit.diagnosis.rules.rule import Rule
-from bnkit.diagnosis.rules.running_statistics import (
-    collapsed_variance,
-    never_updated,
-    noisy_statistics,
-    stale_statistics,
-    warming_up,
-)
+from bnkit.diagnosis.rules.running_statistics import collapsed_variance, never_updated, warming_up
+from bnkit.diagnosis.rules.staleness import stale_statistics
 
 RULES: tuple[Rule, ...] = (
     Rule(

@@ -1,0 +1,75 @@
+"""The rule on noisy statistics: how many independent values a mini-batch is worth to a layer."""
+
+import math
+from collections.abc import Iterator
+
+from bnkit.diagnosis.evidence import Evidence, Seen
+from bnkit.diagnosis.finding import Finding
+from bnkit.diagnosis.rules.mending import converting
+from bnkit.diagnosis.rules.reading import HALF, QUARTER, Reading, readings
+from bnkit.layers.accumulated import AccumulatedBatchNorm
+from bnkit.layers.ghost import GhostBatchNorm
+from bnkit.layers.renorm import BatchRenorm
+
+
+def noisy_statistics(evidence: Evidence) -> Iterator[Finding]:
+    """Find layers that are trained by the statistics of too few independent values."""
+    if evidence.in_eval_mode:
+        return
+    for reading in readings(evidence):
+        values = effective_values(reading)
+        noise = noise_of(values)
+        if values is None or reading.frozen or noise <= QUARTER:
+            continue
+        yield Finding(
+            "noisy-statistics",
+            "warning" if noise > HALF else "info",
+            (reading.path,),
+            {"effective values per channel": values, "output noise": noise},
+            "The statistics of a mini-batch are worth those of few independent values per channel: "
+            "chance moves the output by such a share of its size.",
+            "Use larger mini-batches, synchronise the ranks, or correct by running statistics: "
+            'model = bnkit.convert(model, "renorm").',
+            converting(reading, "renorm") if noise > HALF else None,
+        )
+
+
+def noise_of(values: float | None) -> float:
+    """Return √(1.5/n), how far the statistics of n values move an output; 0 for None.
+
+    >>> noise_of(6.0)
+    0.5
+    """
+    return 0.0 if values is None else math.sqrt(1.5 / values)
+
+
+def effective_values(reading: Reading) -> float | None:
+    """Return how many independent values per channel a mini-batch is worth to this layer.
+
+    Values of one row are alike: B rows whose means have the variance s² give the mean of a
+    mini-batch the variance s²/B, which v·B/s² independent values of variance v would give. It is
+    the median over the channels, None where it was not seen or statistics come from elsewhere.
+    """
+    if isinstance(reading.module, BatchRenorm) or not reading.seen:
+        return None
+    found = [_effective(reading, seen) for seen in reading.seen]
+    return min((values for values in found if values is not None), default=None)
+
+
+def _effective(reading: Reading, seen: Seen) -> float | None:
+    variance, of_rows = seen.moments.variance, seen.of_rows.variance
+    varying = (variance > 0) & variance.isfinite() & of_rows.isfinite()
+    if not bool(varying.any()):
+        return None
+    rows = _rows_of_statistics(reading, seen.of_rows.count / seen.batches)
+    most = rows * seen.moments.count / seen.of_rows.count
+    ratio = (variance[varying] / of_rows[varying].clamp_min(1e-300)).median().item()
+    return min(rows * ratio, most)
+
+
+def _rows_of_statistics(reading: Reading, rows: float) -> float:
+    """Return the rows whose statistics are taken together, of so many in a mini-batch."""
+    module = reading.module
+    if isinstance(module, GhostBatchNorm):
+        return min(rows, module.virtual_batch_size)
+    return rows * module.micro_batches if isinstance(module, AccumulatedBatchNorm) else rows

@@ -1,0 +1,184 @@
+"""The rule on stale running statistics, and how far statistics are off."""
+
+import math
+from collections.abc import Iterator
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
+
+from bnkit.diagnosis.evidence import Evidence
+from bnkit.diagnosis.finding import Finding, Mend, Severity
+from bnkit.diagnosis.rules.mending import measuring_anew
+from bnkit.diagnosis.rules.places import normalises_by_batch
+from bnkit.diagnosis.rules.reading import (
+    ALL,
+    HALF,
+    QUARTER,
+    Reading,
+    chance,
+    output_change,
+    readings,
+)
+from bnkit.surgery.conversion.calibration import movement
+
+# Averages by momentum 0.1 over mini-batches of 32 move an output by √(1.5/32 · 0.1/1.9), 5% of its
+# size, by chance: twice that is no sickness. It is the threshold of explain_gap.
+CHANGE = 0.1
+# The square of a distance in standard errors is 1 on average; over C channels its mean is over 9
+# by chance in fewer than 1 of 300 layers, even for C = 1.
+ERRORS = 3.0
+# What the first mini-batch starts from has no meaning; a hundredth of it is within the noise of an
+# average by momentum 0.1, whose standard error is √(0.1/1.9), 23% of that of one mini-batch.
+SHARE = 0.01
+
+
+def stale_statistics(evidence: Evidence) -> Iterator[Finding]:
+    """Find running statistics that are not those of the given mini-batches.
+
+    How bad it is, the smaller one of two changes says: of the layer's output and of the model's.
+    """
+    off = [reading for reading in readings(evidence) if is_off(reading)]
+    of_model = change_of_model(evidence)
+    for reading in off:
+        moments = reading.moments
+        assert moments is not None
+        change = output_change(reading, moments.mean, moments.variance)
+        frozen = reading.frozen
+        yield Finding(
+            "stale-statistics",
+            _severity_of_staleness(evidence, reading, min(change, of_model)),
+            (reading.path,),
+            {
+                "output change": change,
+                "of the model": of_model,
+                "threshold": tolerance(reading),
+                "standard errors": distance_in_errors(reading),
+                "mean off by (std)": shift(reading, moments.mean),
+                "values": moments.count,
+            },
+            f"The running statistics{reading.where} are not those of these mini-batches, and the "
+            f"layer's output moves by such a share of its size."
+            + (" The layer is frozen, perhaps on purpose." if frozen else ""),
+            "Measure them anew: model = bnkit.recalibrate(model, batches).",
+            None if frozen and not reading.untouched else measuring_anew([reading]),
+        )
+
+
+def parting(evidence: Evidence) -> list[Reading]:
+    """Return the readings that part eval mode from training, in the order in which they run."""
+    off = [
+        reading
+        for reading in readings(evidence)
+        if reading.norm and is_off(reading) and normalises_by_batch(evidence, reading.norm)
+    ]
+    last = len(evidence.flow.calls) if evidence.flow else 0
+    return sorted(off, key=lambda r: r.norm.calls[0].index if r.norm and r.norm.calls else last)
+
+
+_changes: WeakKeyDictionary[Evidence, float] = WeakKeyDictionary()  # two rules need two runs
+
+
+def change_of_model(evidence: Evidence) -> float:
+    """Return how far the model's output in eval mode is from that with all of `parting` mended.
+
+    It is a root mean square over that of the mended one's output; infinite where it cannot be run.
+    """
+    if evidence not in _changes:
+        _changes[evidence] = _change_of_model(evidence, measuring_anew(parting(evidence)))
+    return _changes[evidence]
+
+
+def _change_of_model(evidence: Evidence, mend: Mend | None) -> float:
+    if mend is None or evidence.example is None or evidence.failure:
+        return math.inf
+    try:
+        return movement(mend(evidence.model), evidence.model, [evidence.example]).typical
+    except Exception:  # noqa: BLE001  a model may fail on statistics that it did not meet before
+        return math.inf
+
+
+def _severity_of_staleness(evidence: Evidence, reading: Reading, change: float) -> Severity:
+    young = reading.untouched or initial_share(reading) > SHARE
+    if reading.frozen and not reading.untouched:
+        return "info"
+    if not evidence.in_eval_mode:  # averages lag behind weights that train, and will catch up
+        return "info" if young or change < HALF else "warning"
+    if change >= ALL or reading.untouched:
+        return "error"
+    return "warning" if change >= QUARTER else "info"
+
+
+def is_off(reading: Reading) -> bool:
+    """Return whether the statistics are off by more than chance, and by enough to matter."""
+    mean, variance, moments = reading.running_mean, reading.running_var, reading.moments
+    if mean is None or variance is None or moments is None:
+        return False
+    if len(mean) != len(moments.mean) or not all(t.isfinite().all() for t in (mean, variance)):
+        return False
+    if not bool((variance + reading.eps > 0).all()):
+        return False
+    change = output_change(reading, moments.mean, moments.variance)
+    return change > tolerance(reading) and distance_in_errors(reading) > ERRORS
+
+
+def tolerance(reading: Reading) -> float:
+    """Return how far an output may move: the threshold, twice what chance makes of so few rows.
+
+    And what chance makes of one mini-batch, which is what training itself does to the output.
+    """
+    moments, of_rows = reading.moments, reading.of_rows
+    assert moments is not None
+    assert of_rows is not None
+    batches = sum(seen.batches for seen in reading.seen)
+    of_all = chance(reading, moments.variance, of_rows.variance / of_rows.count)
+    of_one = chance(reading, moments.variance, of_rows.variance / of_rows.count * batches)
+    return max(CHANGE, 2 * of_all, of_one)
+
+
+def distance_in_errors(reading: Reading) -> float:
+    """Return the root mean square over the channels of |μ − m| in its standard errors.
+
+    The error is that of the given rows, which are the units of sampling, and of the running mean:
+    by momentum a over mini-batches of B rows it has a/(2 − a)/B of the variance of a row.
+    """
+    mean, variance = reading.running_mean, reading.running_var
+    moments, of_rows = reading.moments, reading.of_rows
+    assert mean is not None
+    assert variance is not None
+    assert moments is not None
+    assert of_rows is not None
+    share = _share_of_variance(reading, of_rows.count)
+    given = moments.unbiased_variance
+    of_means = _mean_ratio((moments.mean - mean).square(), of_rows.variance * share)
+    of_variances = _mean_ratio((variance - given).square(), given.square() * 2 * share)
+    return math.sqrt(max(of_means, of_variances))
+
+
+def _share_of_variance(reading: Reading, rows: int) -> float:
+    """Return the squared standard error of a difference of means, over the variance of a row."""
+    per_batch = rows / sum(seen.batches for seen in reading.seen)
+    momentum = reading.momentum or 0.0
+    return 1 / rows + momentum / (2 - momentum) / per_batch
+
+
+def _mean_ratio(squares: Tensor, squared_errors: Tensor) -> float:
+    """Return the mean of squares over squared errors, of the channels that vary."""
+    varying = squared_errors > 0
+    if not bool(varying.any()):
+        return math.inf if bool(squares.any()) else 0.0
+    return (squares[varying] / squared_errors[varying]).mean().item()
+
+
+def shift(reading: Reading, mean: Tensor) -> float:
+    """Return the largest |mean − running mean| of a channel, in running standard deviations."""
+    running_mean, running_var = reading.running_mean, reading.running_var
+    assert running_mean is not None
+    assert running_var is not None
+    return ((mean - running_mean).abs() / (running_var + reading.eps).sqrt()).max().item()
+
+
+def initial_share(reading: Reading) -> float:
+    """Return the share (1 − momentum)ⁿ of the initial values in an average of n mini-batches."""
+    if reading.momentum is None or not reading.batches or not 0 < reading.momentum < 1:
+        return 0.0
+    return float((1 - reading.momentum) ** reading.batches)
