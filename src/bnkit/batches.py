@@ -168,3 +168,25 @@ def _keywords_of(model: nn.Module) -> frozenset[str] | None:
         return None
     kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     return frozenset(parameter.name for parameter in parameters if parameter.kind in kinds)
+
+
+def as_example(model: nn.Module, call: Call) -> Any:
+    """Return the call in one of the forms of an example: a tuple, or a dict of keywords.
+
+    Raises TypeError for positional and keyword arguments together where forward does not name all
+    of the positional ones.
+
+    >>> as_example(nn.Linear(2, 2), ((1,), {}))
+    (1,)
+    """
+    args, kwargs = call
+    if not kwargs:
+        return args
+    names = list(inspect.signature(model.forward).parameters) if args else []
+    if len(names) < len(args):
+        raise TypeError(
+            f"`inputs` returned {len(args)} positional and {len(kwargs)} keyword arguments, and "
+            f"the forward of {type(model).__name__} has no names for all of the positional ones: "
+            f"pass all in one way"
+        )
+    return dict(zip(names, args, strict=False)) | kwargs

@@ -1,6 +1,5 @@
 """Two runs of a model on one mini-batch: in eval mode, and by the mini-batch's statistics."""
 
-import inspect
 import math
 from collections import defaultdict
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnkit.batches import Call
+from bnkit.batches import Call, as_example
 from bnkit.dataflow import ExampleError, observe
 from bnkit.dataflow.tensors import replace_tensors, tensors_in
 from bnkit.moments import Moments, dtype_of_sums
@@ -52,7 +51,7 @@ def run_in_eval_mode(
 
     try:
         with watching(model, after=keep):
-            flow = observe(model, _as_example(model, call))
+            flow = observe(model, as_example(model, call))
     except ExampleError as error:
         raise ExampleError(str(error).replace("`example`", "`batch`")) from error
     functions = (c for c in flow.calls if c.module is None and is_batch_norm(c.name))
@@ -87,19 +86,6 @@ def run_by_batch_statistics(
         seen = measure(model, norms, [copied], normalise=_by_the_mini_batch)
     samples = {path: InputSample(sample.moments, of_rows[path]) for path, sample in seen.items()}
     return samples, {path: _ratio(parts[path], len(outputs[path])) for path in outputs}
-
-
-def _as_example(model: nn.Module, call: Call) -> Any:
-    """Return the call in one of the forms of an example: a tuple, or a dict of keywords."""
-    args, kwargs = call
-    names = list(inspect.signature(model.forward).parameters) if args and kwargs else []
-    if kwargs and len(names) < len(args):
-        raise TypeError(
-            f"`inputs` returned {len(args)} positional and {len(kwargs)} keyword arguments, and "
-            f"the forward of {type(model).__name__} has no names for all of the positional ones: "
-            f"pass all in one way"
-        )
-    return dict(zip(names, args, strict=False)) | kwargs if kwargs else args
 
 
 def _by_the_mini_batch(path: str, sample: Sample, _place: str) -> Statistics:

@@ -1,14 +1,13 @@
 """`insert`: batch norm in a trained network, which computes the same afterwards."""
 
 import dataclasses
-import inspect
 import itertools
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from bnkit.batches import Call, Inputs, calls_of
+from bnkit.batches import Inputs, as_example, calls_of
 from bnkit.dataflow.tensors import tensors_in
 from bnkit.observation import normalising_by_batch_statistics
 from bnkit.surgery.addition import Placement, Where, nothing_to_normalise, plan_addition
@@ -129,7 +128,7 @@ def plan_insertion(
         raise ValueError(f"`eps` is {eps}: it must be positive, or a constant feature divides by 0")
     calls = calls_of(model, batches, inputs=inputs)
     first = next(calls)
-    example = _as_example(model, first)
+    example = as_example(model, first)
     plan = plan_addition(
         model, example, where=where, placement=placement, momentum=momentum, eps=eps
     )
@@ -161,18 +160,3 @@ def _move_in_training_mode(
     except ValueError:  # one value per channel
         return None
     return distance(before.outputs, after.outputs)
-
-
-def _as_example(model: nn.Module, call: Call) -> Any:
-    """Return the call in one of the forms of an example: a tuple, or a dict of keywords."""
-    args, kwargs = call
-    if not kwargs:
-        return args
-    names = list(inspect.signature(model.forward).parameters) if args else []
-    if len(names) < len(args):
-        raise TypeError(
-            f"`inputs` returned {len(args)} positional and {len(kwargs)} keyword arguments, and "
-            f"the forward of {type(model).__name__} has no names for all of the positional ones: "
-            f"pass all in one way"
-        )
-    return dict(zip(names, args, strict=False)) | kwargs

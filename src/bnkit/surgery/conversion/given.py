@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bnkit.batches import Call, Inputs, calls_of, refuse_iterator
-from bnkit.surgery.insertion import _as_example
+from bnkit.batches import Call, Inputs, as_example, calls_of, refuse_iterator
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Given:
 
     def batches(self) -> Iterator[Any]:
         """Yield each of the mini-batches as an example."""
-        return (_as_example(self.model, call) for call in self.calls())
+        return (as_example(self.model, call) for call in self.calls())
 
     def calls(self) -> Iterator[Call]:
         """Yield the calls of the mini-batches."""
