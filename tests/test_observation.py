@@ -1,3 +1,5 @@
+import copy
+import pickle
 import random
 
 import numpy as np
@@ -12,8 +14,11 @@ from bnkit.observation import (
     normalising_by_batch_statistics,
     observing_inputs,
     preserved_random_state,
+    running_eagerly,
+    seeing_gradients,
     seeing_inputs,
     watching,
+    watching_layers,
 )
 
 
@@ -378,3 +383,36 @@ def test_a_frozen_batch_norm_keeps_its_statistics_among_batch_statistics():
     with normalising_by_batch_statistics(model):
         torch.testing.assert_close(frozen(x), x, rtol=1e-5, atol=0)
         torch.testing.assert_close(model(x), torch.tensor([[-1.0], [1.0]]), rtol=1e-4, atol=0)
+
+
+def test_layers_are_watched_and_their_copies_are_not():
+    model, seen = network(), []
+    before = hooks(model)
+    with watching_layers({"1": model[1]}, before=lambda *c: seen.append(c[0]), after=print):
+        copied = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+        copied(torch.randn(4, 2))
+        assert seen == []
+        model(torch.randn(4, 2))
+    assert seen == ["1"]
+    assert hooks(model) == before
+
+
+def test_gradients_are_seen_once_and_not_after_the_block():
+    seen = {}
+    x, constant = torch.ones(2, requires_grad=True), torch.ones(2)
+    with seeing_gradients({"x": x, "constant": constant}, seen.__setitem__):
+        (3 * x * constant).sum().backward()
+    (5 * x).sum().backward()
+    assert list(seen) == ["x"]
+    assert seen["x"].tolist() == [3.0, 3.0]
+    assert x.grad.tolist() == [8.0, 8.0]  # what was seen changed nothing
+
+
+def test_what_is_compiled_runs_as_written_inside_the_block():
+    graphs, layer = [], nn.Linear(2, 2)
+    compiled = torch.compile(layer, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    with running_eagerly():
+        compiled(torch.ones(1, 2))
+    assert graphs == []
+    compiled(torch.ones(1, 2))
+    assert len(graphs) == 1

@@ -4,6 +4,7 @@ Each gives back what it borrows when its block ends, also by an exception.
 """
 
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -225,4 +226,106 @@ def seeing_inputs(model: nn.Module, layers: Mapping[str, nn.Module], see: See) -
         see(name, layer, _first_argument(name, layer, args, kwargs))
 
     with _hooks(layers.items(), before=before):
+        yield
+
+
+@contextmanager
+def watching_layers(
+    layers: Mapping[str, nn.Module], *, before: Before | None = None, after: After | None = None
+) -> Iterator[None]:
+    """Call `before` and `after` around the forward of these modules, as `watching` does it for all.
+
+    It may last as long as training does: copies and pickles of a module hold nothing of it. Inside
+    of a graph of torch.compile nothing can look on, and a call there raises RuntimeError.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    >>> with watching_layers({"1": model[1]}, before=lambda path, *_: print(path)):
+    ...     _ = model(torch.zeros(1, 2))
+    1
+    """
+    with ExitStack() as hooks:
+        for path, layer in layers.items():
+            if before is not None:
+                early = _Lasting(_early(path, before))
+                handle = layer.register_forward_pre_hook(early, with_kwargs=True)
+                hooks.callback(handle.remove)
+            if after is not None:
+                late = _Lasting(_late(path, after))
+                handle = layer.register_forward_hook(late, with_kwargs=True, always_call=True)
+                hooks.callback(handle.remove)
+        yield
+
+
+class _Nothing:
+    """A hook that does nothing: what copies and pickles of a watched module have in its place."""
+
+    def __call__(self, *of_call: Any) -> None:
+        pass
+
+
+class _Lasting:
+    """A hook of one module, which stays out of copies of it, and refuses to be compiled."""
+
+    def __init__(self, hook: Callable[..., None]) -> None:
+        self._hook = hook
+
+    def __call__(self, *of_call: Any) -> None:
+        if _in_compiled_region():
+            raise RuntimeError(
+                "the model was compiled around a hook that looks at it, which no compiled graph "
+                "calls: give what torch.compile(model) returns, rather than `model`, to whatever "
+                "looks on, and do not call model.compile()"
+            )
+        self._hook(*of_call)
+
+    def __reduce__(self) -> tuple[type[_Nothing], tuple[()]]:
+        return _Nothing, ()
+
+
+def _in_compiled_region() -> bool:
+    if torch.compiler.is_compiling():
+        return True
+    if "torch._dynamo" not in sys.modules:
+        return False
+    callback = torch._C._dynamo.eval_frame.get_eval_frame_callback()  # noqa: SLF001  no public name
+    return callback not in (None, False)
+
+
+@contextmanager
+def seeing_gradients(
+    tensors: Mapping[str, Tensor], see: Callable[[str, Tensor], object]
+) -> Iterator[None]:
+    """Call `see(name, gradient)` when a backward has the gradient of one of these tensors.
+
+    Tensors that need no gradient are left alone.
+
+    >>> x = torch.ones(1, requires_grad=True)
+    >>> with seeing_gradients({"x": x}, print):
+    ...     (2 * x).backward()
+    x tensor([2.])
+    """
+
+    def seer(name: str) -> Callable[[Tensor], None]:
+        return lambda gradient: (see(name, gradient), None)[1]
+
+    with ExitStack() as hooks:
+        for name, tensor in tensors.items():
+            if tensor.requires_grad:
+                handle = tensor.register_hook(seer(name))  # type: ignore[no-untyped-call]
+                hooks.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def running_eagerly() -> Iterator[None]:
+    """Run what torch.compile compiled as it was written, so that hooks inside of it are called.
+
+    >>> with running_eagerly():
+    ...     nn.ReLU()(torch.ones(1))
+    tensor([1.])
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
         yield

@@ -16,7 +16,7 @@ FAILED = TrialResult("k2", "plain", 0.1, "relu", 0, "failed", "out of memory")
 
 @pytest.fixture
 def store(tmp_path):
-    store = Store(tmp_path / "out" / "trials")
+    store = Store(tmp_path / "out" / "trials", TrialResult.from_json)
     store.prepare([])
     return store
 
@@ -36,9 +36,9 @@ def test_a_result_comes_back_equal_and_leaves_nothing_else(store):
 
 def test_what_is_not_there_is_none(store, tmp_path):
     assert store.load("k1") is None
-    assert Store(tmp_path / "nowhere").load("k1") is None
+    assert Store(tmp_path / "nowhere", TrialResult.from_json).load("k1") is None
     (tmp_path / "file").touch()
-    assert Store(tmp_path / "file" / "trials").load("k1") is None
+    assert Store(tmp_path / "file" / "trials", TrialResult.from_json).load("k1") is None
 
 
 def test_a_result_is_written_whole_or_not_at_all(store, monkeypatch):
@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_written_is_refused_in_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "trials"
     with pytest.raises(OSError, match="cannot be written") as refusal:
-        Store(folder).prepare([])
+        Store(folder, TrialResult.from_json).prepare([])
     assert str(refusal.value) == (
         f"the folder {folder} cannot be written (Not a directory): choose another"
     )

@@ -9,7 +9,7 @@ from bnkit.lab import fingerprints
 from bnkit.lab.environment import environment, usable_cores
 from bnkit.lab.loaders import OwnLoaders
 from bnkit.lab.progress import counting
-from bnkit.lab.records import SIDES
+from bnkit.lab.records import SIDES, TrialResult
 from bnkit.lab.rehearsal import rehearse
 from bnkit.lab.running import run_trials
 from bnkit.lab.settings import Settings, check_whole
@@ -36,7 +36,7 @@ class Sweep:
 
     settings: Settings
     trials: tuple[Trial, ...]
-    store: Store
+    store: Store[TrialResult]
     description: dict[str, object]
     command: str
 
@@ -170,8 +170,8 @@ def plan_comparison(
         ]
         rehearse(subject, settings)
         trials = tuple(_trials(subject, trainings, settings.seeds))
-    store, described = Store(Path(out) / "trials"), _described(subject, settings)
-    return Sweep(settings, trials, store, described, command)
+    store = Store(Path(out) / "trials", TrialResult.from_json)
+    return Sweep(settings, trials, store, _described(subject, settings), command)
 
 
 def _described(subject: Subject, settings: Settings) -> dict[str, object]:

@@ -9,16 +9,38 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from multiprocessing import resource_tracker
+from typing import Protocol, TypeVar
 
-from bnkit.lab.fingerprints import fingerprint
-from bnkit.lab.records import TrialResult
-from bnkit.lab.store import Store
-from bnkit.lab.trials import Trial
+from bnkit.lab.store import R, Result, Store
 
-OnResult = Callable[[TrialResult], object]
+R_co = TypeVar("R_co", bound=Result, covariant=True)
 
 
-def run_trials(trials: Sequence[Trial], store: Store, *, jobs: int, on_result: OnResult) -> None:
+class Runnable(Protocol[R_co]):
+    """A trial, or another thing to run once: its result follows from what `key` names."""
+
+    @property
+    def key(self) -> str:
+        """The fingerprint of all that decides the result."""
+
+    @property
+    def code(self) -> str:
+        """What the processes have to have loaded: others are made when it changes."""
+
+    def run(self) -> R_co:
+        """Return the result; an error of what is run is one too."""
+
+    def failed(self, reason: str) -> R_co:
+        """Return the result that it could not be run to its end."""
+
+
+def run_trials(
+    trials: Sequence[Runnable[R]],
+    store: Store[R],
+    *,
+    jobs: int,
+    on_result: Callable[[R], object],
+) -> None:
     """Run the trials that `store` has no result of, `jobs` at a time, each in a process.
 
     A process that dies takes its pool with it and does not say which trial it was in. Those that
@@ -29,7 +51,7 @@ def run_trials(trials: Sequence[Trial], store: Store, *, jobs: int, on_result: O
     """
     waiting = {trial.key: trial for trial in trials if store.load(trial.key) is None}
 
-    def finish(result: TrialResult) -> None:
+    def finish(result: R) -> None:
         del waiting[result.key]
         on_result(result)
 
@@ -53,7 +75,9 @@ def run_trials(trials: Sequence[Trial], store: Store, *, jobs: int, on_result: O
                 finish(result)
 
 
-def _run_together(trials: Iterable[Trial], store: Store, jobs: int, on_result: OnResult) -> bool:
+def _run_together(
+    trials: Iterable[Runnable[R]], store: Store[R], jobs: int, on_result: Callable[[R], object]
+) -> bool:
     """Return whether all trials were done; False if a process of the pool died before."""
     from joblib import Parallel, delayed  # noqa: PLC0415  a tenth of a second, needed only here
     from joblib.externals.loky import get_reusable_executor  # noqa: PLC0415
@@ -74,9 +98,9 @@ def _run_together(trials: Iterable[Trial], store: Store, jobs: int, on_result: O
         idle_worker_timeout=60,  # seconds; another comparison may follow at once
         initializer=_guard(),
         # Of two pools with the same arguments joblib takes the old one: not after the code changed.
-        initargs=(os.getpid(), fingerprint(trials[0].subject.identity)),
+        initargs=(os.getpid(), trials[0].code),
     )
-    results: Generator[TrialResult, None, None] = (_ for _ in ())
+    results: Generator[R, None, None] = (_ for _ in ())
     try:
         with _ctrl_c_held_from_children():
             results = pool(delayed(_run_and_keep)(trial, store) for trial in trials)
@@ -105,7 +129,7 @@ def _last_line(error: BaseException) -> str:
     return lines[-1] if lines else str(error)
 
 
-def _run_and_keep(trial: Trial, store: Store) -> TrialResult:
+def _run_and_keep(trial: Runnable[R], store: Store[R]) -> R:
     store.begin(trial.key)
     result = trial.run()
     store.save(result)

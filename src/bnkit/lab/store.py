@@ -3,17 +3,38 @@
 import json
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
-from bnkit.lab.records import TrialResult
+
+class Result(Protocol):
+    """What a run gave: `key` names its file, and an `outcome` of "failed" is tried again."""
+
+    @property
+    def key(self) -> str:
+        """The fingerprint of all that decides the result."""
+
+    @property
+    def outcome(self) -> str:
+        """How it ended."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data."""
 
 
-class Store:
-    """A folder with one file for each trial's result, and a marker for each that has begun."""
+R = TypeVar("R", bound=Result)
 
-    def __init__(self, folder: Path) -> None:
+
+class Store(Generic[R]):
+    """A folder with one file for each trial's result, and a marker for each that has begun.
+
+    `read` makes a result of the plain data that its `to_json` gave.
+    """
+
+    def __init__(self, folder: Path, read: Callable[[Any], R]) -> None:
         self.folder = folder
+        self._read = read
 
     def prepare(self, keys: Iterable[str]) -> None:
         """Make the folder, and clear what stands in the way of running the trials of these keys.
@@ -37,11 +58,11 @@ class Store:
                 f"the folder {self.folder} cannot be written ({error.strerror}): choose another"
             ) from error
 
-    def load(self, key: str) -> TrialResult | None:
+    def load(self, key: str) -> R | None:
         """Return the result that is kept under `key`, or None; a damaged one counts as none."""
         path = self._path(key)
         try:
-            return TrialResult.from_json(json.loads(path.read_text()))
+            return self._read(json.loads(path.read_text()))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -51,7 +72,7 @@ class Store:
             )
             return None
 
-    def save(self, result: TrialResult) -> None:
+    def save(self, result: R) -> None:
         """Keep a result, whole or not at all: written aside, then renamed."""
         aside = self.folder / f"{result.key}.{os.getpid()}.part"
         with aside.open("w") as file:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bnkit.lab.fingerprints import of_arrays
+from bnkit.lab.fingerprints import fingerprint, of_arrays
 from bnkit.lab.records import Side, TrialResult
 from bnkit.lab.subject import Subject
 from bnkit.lab.training import Training, accuracy, train
@@ -27,6 +27,11 @@ class Trial:
     seed: int
     training: Training
     arrays: str
+
+    @property
+    def code(self) -> str:
+        """The fingerprint of what the processes have to load: the user's own code and data."""
+        return fingerprint(self.subject.identity)
 
     @property
     def not_run(self) -> TrialResult:

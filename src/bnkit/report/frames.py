@@ -48,17 +48,32 @@ class Frame:
         return self.low + height * (self.high - self.low)
 
     def apart(self, values: Sequence[float]) -> list[float]:
-        """Return one or two values, moved apart so far that labels beside them do not overlap.
+        """Return the values, moved apart so far that labels beside them do not overlap.
 
         >>> Frame("accuracy", 0, 100, (), ".0f").apart([98, 97])
         [100.0, 90.0]
         """
-        heights = [self.height(value) for value in values]
-        if len(heights) == 2 and abs(heights[0] - heights[1]) < LINE:
-            lower = min(max((sum(heights) - LINE) / 2, 0), 1 - LINE)
-            rising = [lower, lower + LINE]
-            heights = rising if heights[0] <= heights[1] else rising[::-1]
-        return [self.value(height) for height in heights]
+        order = sorted(range(len(values)), key=values.__getitem__)
+        heights = _apart([self.height(values[place]) for place in order])
+        moved = dict(zip(order, heights, strict=True))
+        return [self.value(moved[place]) for place in range(len(values))]
+
+
+def _apart(rising: Sequence[float]) -> list[float]:
+    """Return rising heights at least a line apart, inside 0 to 1, each group about its middle."""
+    groups: list[tuple[float, int]] = []  # the lowest height of each group, how many are in it
+    for height in rising:
+        low, count = height, 1
+        while groups and low < groups[-1][0] + groups[-1][1] * LINE:
+            below, others = groups.pop()
+            middle = (
+                others * (below + (others - 1) * LINE / 2) + count * (low + (count - 1) * LINE / 2)
+            ) / (others + count)
+            count += others
+            low = middle - (count - 1) * LINE / 2
+        low = max(min(low, 1 - (count - 1) * LINE), 0)
+        groups.append((low, count))
+    return [low + place * LINE for low, count in groups for place in range(count)]
 
 
 def accuracy_frame(curves: Iterable[Curves], target: float) -> Frame:

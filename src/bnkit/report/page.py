@@ -1,11 +1,6 @@
 """The page: the template, filled with the tables, the charts, the style and the scripts."""
 
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
-
-import jinja2
-import vl_convert
 
 from bnkit.lab.records import SIDES
 from bnkit.lab.statistics import SuccessRate
@@ -13,55 +8,41 @@ from bnkit.lab.summary import Comparison
 from bnkit.report import words
 from bnkit.report.costs import costs
 from bnkit.report.criteria import criteria
-from bnkit.report.figure import VEGA_LITE, Figure
+from bnkit.report.figure import Figure
 from bnkit.report.gaps import gaps
 from bnkit.report.key_figures import key_figures
 from bnkit.report.modes import two_modes
 from bnkit.report.palette import PAGE
-
-FILTERS = {
-    "counted": words.counted,
-    "heading": words.heading,
-    "listed": words.listed,
-    "number": words.number,
-    "percent": words.percent,
-    "ratio": words.ratio,
-    "several": words.several,
-    "steps": words.steps_to_target,
-}
+from bnkit.report.templates import library, templates
 
 
 def page(comparison: Comparison, figures: Sequence[Figure]) -> str:
     """Return the report as one HTML page that needs no other file and no network."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= FILTERS
     panels = [each for figure in figures for group in figure.groups for each in group.panels]
-    return environment.get_template("report.html").render(
-        comparison=comparison,
-        verdict=comparison.verdict,
-        cells={(cell.learning_rate, cell.activation): cell for cell in comparison.cells},
-        sides=SIDES,
-        named=any(map(words.heading, comparison.activations)),
-        subject=_subject(comparison),
-        target=words.share(comparison.target),
-        diverged=sum(trial.outcome == "diverged" for trial in comparison.trials),
-        gaps=gaps(comparison.unfinished),
-        key_figures=key_figures(comparison),
-        costs=costs(comparison),
-        two_modes=two_modes(comparison),
-        criteria=criteria(comparison),
-        few_seeds=_few_seeds(len(comparison.seeds)),
-        figures={figure.name: figure for figure in figures},
-        look=PAGE.config,
-        charts={panel.name: panel.on_page for panel in panels},
-        percent_range=words.percent_range,
-        library=_library(),
+    return (
+        templates()
+        .get_template("report.html")
+        .render(
+            comparison=comparison,
+            verdict=comparison.verdict,
+            cells={(cell.learning_rate, cell.activation): cell for cell in comparison.cells},
+            sides=SIDES,
+            named=any(map(words.heading, comparison.activations)),
+            subject=_subject(comparison),
+            target=words.share(comparison.target),
+            diverged=sum(trial.outcome == "diverged" for trial in comparison.trials),
+            gaps=gaps(comparison.unfinished),
+            key_figures=key_figures(comparison),
+            costs=costs(comparison),
+            two_modes=two_modes(comparison),
+            criteria=criteria(comparison),
+            few_seeds=_few_seeds(len(comparison.seeds)),
+            figures={figure.name: figure for figure in figures},
+            look=PAGE.config,
+            charts={panel.name: panel.on_page for panel in panels},
+            percent_range=words.percent_range,
+            library=library(),
+        )
     )
 
 
@@ -76,9 +57,3 @@ def _few_seeds(seeds: int) -> str:
         f"{seeds}/{seeds} is not certainty: it leaves every success rate from {100 * low:.0f}% up "
         "possible (Wilson's 95% interval)."
     )
-
-
-@cache
-def _library() -> str:
-    """Vega, Vega-Lite and vega-embed as one script, nine tenths of a megabyte."""
-    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)

@@ -22,6 +22,7 @@ class Palette:
     grid: str
     plain: str
     batch_norm: str
+    others: tuple[str, ...]  # of what belongs to no side
 
     @property
     def config(self) -> dict[str, Any]:
@@ -30,7 +31,7 @@ class Palette:
             "background": self.paper,
             "font": FONT,
             "view": {"stroke": None},
-            "range": {"category": [self.plain, self.batch_norm]},
+            "range": {"category": [self.plain, self.batch_norm, *self.others]},
             "rule": {"color": self.muted},
             "text": {"color": self.muted},
             "title": {
@@ -64,6 +65,7 @@ PAGE = Palette(
     grid="var(--grid)",
     plain="var(--plain)",
     batch_norm="var(--batch-norm)",
+    others=tuple(f"var(--other-{n})" for n in range(1, 7)),
 )
 PAPER = Palette(
     paper="#ffffff",
@@ -72,4 +74,5 @@ PAPER = Palette(
     grid="#e4e7ea",
     plain="#c04e00",
     batch_norm="#0072b2",
+    others=("#00785a", "#a8497f", "#8a6500", "#5a626b", "#3a86c8", "#1a1d21"),
 )

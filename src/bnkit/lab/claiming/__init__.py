@@ -1,0 +1,1 @@
+"""How a claim about batch norm is written down, measured, and judged."""

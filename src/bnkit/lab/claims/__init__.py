@@ -1,0 +1,1 @@
+"""The claims, one file each, and the table of them all."""

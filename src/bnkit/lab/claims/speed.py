@@ -1,0 +1,271 @@
+"""Claim 1: with batch norm a network trains faster, by a source in a tenth of the time."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from bnkit.lab.claiming.bands import band
+from bnkit.lab.claiming.claim import Claim, ClaimSettings, Each, Source
+from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.figures import Axis, Dot, Dots, Lines, Rule
+from bnkit.lab.claiming.in_turn import in_turn
+from bnkit.lab.claiming.judging import judgement
+from bnkit.lab.claiming.material import subject
+from bnkit.lab.claiming.own_rates import (
+    Run,
+    StepRatio,
+    own_best,
+    runs_over,
+    slowness,
+    step_ratio,
+    steps_to,
+)
+from bnkit.lab.records import SIDES, Side
+from bnkit.lab.training import Training, train
+
+Results = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed(ClaimSettings):
+    """The runs to the target, and the bursts of steps that are timed."""
+
+    activations: tuple[str, ...] = ("sigmoid", "relu")
+    learning_rates: tuple[float, ...] = (0.1, 0.3, 1.0)
+    hidden: tuple[int, ...] = (100, 100, 100)  # Ioffe and Szegedy 2015, section 4.1
+    batch_size: int = 60
+    steps: int = 600
+    evaluate_every: int = 5
+    target: float = 0.9
+    bursts: int = 7
+    burst: int = 20
+
+
+def run(settings: Speed, each: Each = in_turn) -> Evidence:
+    """Return how many times as many steps and seconds the plain network takes to the target."""
+    seeds = range(settings.seeds)
+    trained = each(training, settings, list(product(settings.activations, SIDES, seeds)))
+    timed = each(seconds_per_step, settings, list(product(settings.activations, seeds)))
+    return judge(settings, trained, timed)
+
+
+def training(settings: Speed, case: tuple[str, Side, int]) -> dict[str, Any]:
+    """Return the runs of one side over the learning rates."""
+    activation, side, seed = case
+    runs = runs_over(
+        settings,
+        side,
+        seed=seed,
+        rates=settings.learning_rates,
+        activation=activation,
+        hidden=settings.hidden,
+        batch_size=settings.batch_size,
+        steps=settings.steps,
+        evaluate_every=settings.evaluate_every,
+    )
+    return {"activation": activation, "side": side, "seed": seed, "runs": runs}
+
+
+def seconds_per_step(settings: Speed, case: tuple[str, int]) -> dict[str, Any]:
+    """Return the seconds of a training step of both sides, in the quickest of several bursts.
+
+    The sides take turns, so that whatever else the machine does falls on both.
+    """
+    activation, seed = case
+    drawn = subject(settings, hidden=settings.hidden, batch_size=settings.batch_size)
+    sides = {side: (drawn.network(side, activation, seed), drawn.loaders(seed)) for side in SIDES}
+    plan = Training(0.01, steps=settings.burst, evaluate_every=settings.burst)
+    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+    for _ in range(settings.bursts):
+        for side, (model, loaders) in sides.items():
+            found = train(model, loaders.train, [next(iter(loaders.train))], plan)
+            seconds[side].append(found.seconds / found.steps)
+    least = {side: min(times) for side, times in seconds.items()}
+    return {"activation": activation, "seed": seed, "seconds": least}
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What one activation shows: ratios of steps, plain ÷ batch norm, and of seconds."""
+
+    same_rate: StepRatio  # at the plain network's best learning rate
+    own_rates: StepRatio
+    seconds: StepRatio
+    slowdown: float
+
+
+def judge(settings: Speed, trained: Results, timed: Results) -> Evidence:
+    """Return the verdict: for each activation fewer steps, a tenth of them, and fewer seconds."""
+    gains = {name: _gain(settings, name, trained, timed) for name in settings.activations}
+    found = judgement(
+        {
+            part: shown
+            for name, gain in gains.items()
+            for part, shown in {
+                f"fewer steps with {name}": gain.own_rates.beyond(1, negligible=1.1),
+                f"ten times fewer steps with {name}": gain.own_rates.beyond(10, negligible=10),
+                f"less time with {name}": gain.seconds.beyond(1, negligible=1.1),
+            }.items()
+        }
+    )
+    return Evidence(
+        verdict=found.verdict,
+        measured=" ".join(_sentence(settings, name, gain) for name, gain in gains.items()),
+        where=found.where,
+        figures=(_curves(settings, trained), _ratios(gains)),
+        details=tuple(_details(settings, trained)),
+    )
+
+
+def _gain(settings: Speed, activation: str, trained: Results, timed: Results) -> Gain:
+    best = {side: _best(settings, trained, activation, side) for side in SIDES}
+    seeds = list(best["plain"])
+    plain = [best["plain"][seed][1] for seed in seeds]
+    batch_norm = [best["batch norm"][seed][1] for seed in seeds]
+    same = [
+        result["runs"][str(best["plain"][seed][0])]
+        for seed in seeds
+        for result in _of(trained, activation, "batch norm")
+        if result["seed"] == seed
+    ]
+    seconds = {r["seed"]: r["seconds"] for r in timed if r["activation"] == activation}
+    prices = [(seconds[seed]["plain"], seconds[seed]["batch norm"]) for seed in seeds]
+    pairs = list(zip(plain, batch_norm, strict=True))
+    return Gain(
+        same_rate=step_ratio(list(zip(plain, same, strict=True)), settings.target),
+        own_rates=step_ratio(pairs, settings.target),
+        seconds=step_ratio(pairs, settings.target, prices),
+        slowdown=sorted(b / p for p, b in prices)[len(prices) // 2],
+    )
+
+
+def _of(trained: Results, activation: str, side: Side) -> list[Mapping[str, Any]]:
+    return [r for r in trained if (r["activation"], r["side"]) == (activation, side)]
+
+
+def _best(
+    settings: Speed, trained: Results, activation: str, side: Side
+) -> dict[int, tuple[float, Run]]:
+    return own_best(_of(trained, activation, side), slowness(settings.target))
+
+
+def _sentence(settings: Speed, activation: str, gain: Gain) -> str:
+    """Return what one activation shows in words, also where batch norm does not pay."""
+    if gain.own_rates.ratio.ratio is None:
+        return f"With {activation} neither side reaches {settings.target:.0%}."
+    pays = gain.seconds.beyond(1, negligible=1)
+    price = "it does not pay" if pays is False else "so it pays" if pays else "which may not pay"
+    return (
+        f"With {activation} the plain network takes {gain.own_rates} times the steps to "
+        f"{settings.target:.0%}, each side at its own best learning rate "
+        f"({gain.same_rate} times at the plain network's); a step with batch norm takes "
+        f"{gain.slowdown:.2f} times as long, and the plain network {gain.seconds} times the "
+        f"seconds: {price}."
+    )
+
+
+def _curves(settings: Speed, trained: Results) -> Lines:
+    x = range(settings.evaluate_every, settings.steps + 1, settings.evaluate_every)
+    lines = [
+        band(
+            side,
+            tuple(x),
+            [run["accuracies"] for _, run in _best(settings, trained, name, side).values()],
+            side=side,
+            panel=name,
+            scale=100,
+        )
+        for name in settings.activations
+        for side in SIDES
+    ]
+    return Lines(
+        title="Accuracy along training, each side at its own best learning rate",
+        x=Axis("training steps", logarithmic=True),
+        y=Axis("held-out accuracy (%), median and range"),
+        lines=tuple(lines),
+        rule=Rule(100 * settings.target, "target"),
+    )
+
+
+def _ratios(gains: Mapping[str, Gain]) -> Dots:
+    rows = {
+        f"{activation}: {what}": found
+        for activation, gain in gains.items()
+        for what, found in {
+            "steps, same rate": gain.same_rate,
+            "steps, own rates": gain.own_rates,
+            "seconds, own rates": gain.seconds,
+        }.items()
+    }
+    return Dots(
+        title=f"Steps to the target, plain to batch norm: {_shortest(gains)}",
+        x=Axis("plain ÷ batch norm, with 95% interval (bounds where plain never arrives)", True),
+        dots=tuple(
+            Dot(row, _times(f), f.ratio.ratio, f.ratio.low, f.ratio.high) for row, f in rows.items()
+        ),
+        rule=Rule(1, "equal"),
+    )
+
+
+def _shortest(gains: Mapping[str, Gain]) -> str:
+    return ", ".join(f"{_times(gain.own_rates)} with {name}" for name, gain in gains.items())
+
+
+def _times(found: StepRatio) -> str:
+    if found.ratio.ratio is None:
+        return "never"
+    bound = "≥ " if found.at_least else "≤ " if found.at_most else ""
+    return f"{bound}{found.ratio.ratio:.1f} times"
+
+
+def _details(settings: Speed, trained: Results) -> Iterator[dict[str, Any]]:
+    for name, side in product(settings.activations, SIDES):
+        for seed, (rate, best) in _best(settings, trained, name, side).items():
+            yield {
+                "activation": name,
+                "side": side,
+                "seed": seed,
+                "learning rate": rate,
+                "steps to the target": steps_to(best, settings.target),
+            }
+
+
+CLAIM = Claim(
+    name="faster",
+    statement="A network with batch norm trains faster, in a tenth of the steps or fewer.",
+    sources=(
+        Source("Ioffe and Szegedy 2015, section 4.2", "the same accuracy in 14 times fewer steps"),
+        Source("fast.ai, lesson 3", "training becomes ten times as fast, or more"),
+        Source("Udacity's lesson", "it trains faster, though each step takes longer"),
+    ),
+    measurement=(
+        "Both sides of the network are trained at each learning rate of a sweep. The steps to the "
+        "target accuracy are compared, seed by seed: each side at its own best rate, which is "
+        "chosen on the other seeds (as the paper compares 31 with 2.1 million steps), and both at "
+        "the plain network's best rate (as it compares 31 with 13.3 million). A run that never "
+        "gets there counts with all its steps, so that the ratio is a bound. Training steps of "
+        "both sides are timed in turns, in one thread; steps times their seconds is the time."
+    ),
+    criteria=(
+        "For each activation, from the 95% interval over seeds of plain ÷ batch norm at own "
+        "rates: fewer steps are shown above 1 and refuted below 1.1; ten times fewer are shown "
+        "above 10 and refuted below 10; less time as fewer steps. A bound shows or refutes only "
+        "what lies on its far side. The claim holds if all parts do."
+    ),
+    sizes={
+        "toy": Speed(
+            seeds=3,
+            activations=("relu",),
+            learning_rates=(0.1, 0.3),
+            hidden=(16,),
+            steps=80,
+            target=0.5,
+            bursts=2,
+            burst=5,
+        ),
+        "digits": Speed(),
+        "mnist": Speed(data="mnist", steps=2500, evaluate_every=25, target=0.95),
+    },
+    run=run,
+)

@@ -1,0 +1,6 @@
+"""`Monitor`: what the batch norms of a model do while it trains."""
+
+from bnkit.monitoring.monitor import Monitor
+from bnkit.monitoring.record import NonFinite, Record
+
+__all__ = ["Monitor", "NonFinite", "Record"]

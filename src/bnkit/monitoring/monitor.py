@@ -1,0 +1,88 @@
+"""`Monitor`: a few lines in a training loop, by plain hooks."""
+
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self
+
+from torch import nn
+
+from bnkit.functional import is_recomputing
+from bnkit.monitoring.lightning import lightning_callback
+from bnkit.monitoring.recorder import Recorder, Writer
+from bnkit.observation import watching_layers
+
+
+class Monitor(Recorder):
+    """Records what the batch norms of `model` do in every `every`-th training step.
+
+    A training step is a forward of `model` in training mode; the first one is step 0, and is
+    recorded. `records` is a tuple with a `Record` for each layer and recorded step: percentiles of
+    its input and output as in figure 1 of Ioffe and Szegedy 2015 and how far they drift, how far
+    the running statistics lag, which channels are dead, how large the gradients are. `non_finite`
+    tells of NaN and infinities, also between two records. `writer` is anything with
+    add_scalar(tag, value, step), as TensorBoard's SummaryWriter; it gets the numbers once the step
+    is over, the last ones from `close`. `str()` gives a table of the last step, `to_json()`
+    everything.
+
+    Training is the same to the bit with and without it, except that what torch.compile compiled
+    runs as written in the steps that are recorded. `model` may be wrapped, by
+    DistributedDataParallel (each process records its own mini-batches) or torch.compile; copies and
+    pickles of it know nothing of the Monitor. With a gradient scaler gradients are the scaled ones.
+
+    Raises ValueError for a model without batch norm and for an `every` that is not whole or under
+    1, TypeError for what is no module or no writer; in training RuntimeError where torch.compile
+    or torch.func hide the layers.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.ReLU())
+    >>> with Monitor(model, every=2) as monitor:
+    ...     for _ in range(3):
+    ...         model(torch.randn(8, 2)).sum().backward()
+    >>> [(record.step, record.layer) for record in monitor.records]
+    [(0, '1'), (2, '1')]
+    """
+
+    def __init__(self, model: nn.Module, *, every: int = 100, writer: Writer | None = None) -> None:
+        super().__init__(model, every=every, writer=writer)
+        self._hooks, self._of_step = ExitStack(), ExitStack()
+        self._hooks.enter_context(watching_layers({"": model}, before=self._begin))
+
+    @staticmethod
+    def lightning_callback(*, every: int = 100, writer: Writer | None = None) -> Any:
+        """Return a callback for Lightning's Trainer, in place of a Monitor.
+
+        It records the module that is fitted, every `every`-th training batch, and writes to the
+        Trainer's loggers where no `writer` is given. From the start of the fit on its attribute
+        `monitor` has `records`, `non_finite`, `to_json()` and `str()`. Raises ModuleNotFoundError
+        where Lightning is not installed.
+        """
+        return lightning_callback(every=every, writer=writer)
+
+    def close(self) -> None:
+        """Take all hooks away, and write what is not written yet; `records` stay."""
+        self._hooks.close()
+        self._of_step.close()
+        super().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _begin(self, _path: str, model: nn.Module, *_of_call: Any) -> None:
+        if not model.training or is_recomputing():
+            return
+        self.begin_step()
+        if self.is_looking:  # else nothing has to be seen of how the forward ends
+            self._of_step.close()  # of a forward that called itself
+            self._of_step.enter_context(watching_layers({"": model}, after=self._end))
+
+    def _end(self, *_of_call: Any) -> None:
+        self._of_step.close()
+        self.end_forward()

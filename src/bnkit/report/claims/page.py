@@ -1,0 +1,46 @@
+"""The pages: the templates, filled with claims, their charts, the style and the scripts."""
+
+from collections.abc import Sequence
+
+from bnkit.lab.claiming.checked import Checked, CheckedClaim
+from bnkit.report.figure import Figure
+from bnkit.report.palette import PAGE
+from bnkit.report.templates import library, templates
+
+ORDER = ("holds", "holds in part", "does not hold", "not shown", "failed", "not run")
+
+
+def list_page(checked: Checked) -> str:
+    """Return the page that lists all claims with their verdicts, as HTML without scripts."""
+    found = {
+        verdict: [claim for claim in checked.claims if claim.verdict == verdict]
+        for verdict in ORDER
+    }
+    return (
+        templates()
+        .get_template("claims/list.html")
+        .render(
+            checked=checked,
+            counts={verdict: len(claims) for verdict, claims in found.items() if claims},
+        )
+    )
+
+
+def claim_page(checked: Checked, claim: CheckedClaim, figures: Sequence[Figure]) -> str:
+    """Return the page of one claim, which needs no other file and no network."""
+    panels = [each for figure in figures for group in figure.groups for each in group.panels]
+    return (
+        templates()
+        .get_template("claims/claim.html")
+        .render(
+            environment=checked.environment,
+            claim=claim,
+            columns=list(claim.evidence.details[0])
+            if claim.evidence and claim.evidence.details
+            else [],
+            figures=figures,
+            look=PAGE.config,
+            charts={panel.name: panel.on_page for panel in panels},
+            library=library(),
+        )
+    )
