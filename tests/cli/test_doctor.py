@@ -1,10 +1,14 @@
+import importlib
 import json
 import shlex
 
 import pytest
+from torch import nn
 from typer.testing import CliRunner
 
+import bnkit
 from bnkit import cli
+from bnkit.surgery.structure import OPERATIONS
 
 SICK = """
 import torch
@@ -15,6 +19,11 @@ def build():
     return nn.Sequential(
         nn.Linear(4, 6), nn.BatchNorm1d(6, momentum=0.99), nn.ReLU(), nn.Linear(6, 2)
     )
+
+def twice():
+    torch.manual_seed(0)
+    norms = nn.BatchNorm1d(6, momentum=0.99), nn.BatchNorm1d(6)
+    return nn.Sequential(nn.Linear(4, 6, bias=False), *norms, nn.ReLU(), nn.Linear(6, 2))
 
 def well():
     torch.manual_seed(0)
@@ -64,17 +73,45 @@ def test_json_and_sarif_are_for_machines():
     assert "momentum-convention" in {result["ruleId"] for result in log["runs"][0]["results"]}
 
 
-def test_a_mended_network_is_written_and_found_well(tmp_path):
+def restored(build, path):
+    patients = importlib.import_module("patients")
+    return bnkit.load(getattr(patients, build)(), path)
+
+
+def test_a_mended_network_is_written_loads_again_and_is_found_well():
     code, _, stderr = run("patients:build --example 8,4 --fix mended.safetensors")
     assert code == 1
     assert stderr.endswith("Checkpoint: mended.safetensors\n")
-    assert (tmp_path / "mended.safetensors").stat().st_size > 0
+    assert restored("build", "mended.safetensors")[1].momentum == 0.01
+    again = "patients:build --example 8,4 --checkpoint mended.safetensors"
+    assert run(again)[0] == 0
+
+
+def test_changes_of_the_structure_are_in_the_file_also_after_others():
+    # Two batch norms in a row become one; then that one, of the file, gets torch's momentum.
+    skipped = "--skip momentum-convention"
+    assert run(f"patients:twice --example 8,4 {skipped} --fix one.safetensors")[0] == 1
+    assert isinstance(restored("twice", "one.safetensors")[2], nn.Identity)
+    second = "patients:twice --example 8,4 --checkpoint one.safetensors --fix both.safetensors"
+    assert run(second)[0] == 1
+    network = restored("twice", "both.safetensors")
+    assert isinstance(network[2], nn.Identity)
+    assert network[1].momentum == 0.01
+
+
+def test_a_mend_that_could_not_be_loaded_again_is_not_written(monkeypatch, tmp_path):
+    monkeypatch.delitem(OPERATIONS, "set_numbers")
+    code, _, stderr = run("patients:build --example 8,4 --fix mended.safetensors")
+    assert code == 2
+    assert "'set_numbers'" in stderr
+    assert not (tmp_path / "mended.safetensors").exists()
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("patients:build --fail-on fatal", "fatal"),
+        ("patients:build --html sick.pdf", "give the name of a file that ends in .html"),
         ("patients:build --json --sarif", "--json and --sarif both ask for stdout: leave one out"),
         ("patients:build --skip no-such-rule", "no-such-rule"),
         ("patients:build --fix mended.zip", "mended.zip"),

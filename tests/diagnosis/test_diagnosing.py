@@ -2,10 +2,12 @@ import pytest
 import torch
 from torch import nn
 
+from bnkit import add
 from bnkit.diagnosis import Finding, diagnose
 from bnkit.diagnosis.diagnosing import linked
 from bnkit.diagnosis.rules.rule import Rule
 from bnkit.diagnosis.rules.table import RULES
+from bnkit.surgery import SurgeryError
 from models import MODELS
 from zoo.checks import fingerprint, random_state
 
@@ -152,10 +154,19 @@ def test_a_diagnosis_costs_at_most_ten_forward_passes(monkeypatch, training):
     assert {rows: passes.count(rows) <= 10 for rows in (5, 6, 7)} == dict.fromkeys((5, 6, 7), True)
 
 
+def with_batch_norm(awkward):
+    model = awkward.seeded()
+    try:
+        return add(model, awkward.example())
+    except SurgeryError:  # there is no place in it
+        return model
+
+
 @pytest.mark.parametrize("awkward", MODELS, ids=str)
-def test_every_awkward_model_is_diagnosed_and_stays_as_it_is(awkward):
-    model, example = awkward.seeded(), awkward.example()
+def test_every_awkward_model_is_healthy_in_training_mode_and_stays_as_it_is(awkward):
+    model, example = with_batch_norm(awkward).train(), awkward.example()
     before, state = fingerprint(model), random_state()
     found = diagnose(model, example=example, progress=False)
     assert (fingerprint(model), random_state()) == (before, state)
+    assert [str(finding) for finding in found.at_least("warning")] == []
     assert str(found)

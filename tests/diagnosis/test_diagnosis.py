@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from bnkit.diagnosis import Diagnosis, Finding, diagnose
+from bnkit.diagnosis.mend import altering
 
 
 def finding(rule="on-logits", severity="warning", layers=("bn",), **options):
@@ -82,29 +83,64 @@ def test_sarif_has_what_the_standard_requires():
         assert "Measured: ratio: 2." in result["message"]["text"]
 
 
+def noting(done, name, **options):
+    """Return a mend that notes its name."""
+    return altering("", "write_values", lambda _: done.append(name), action=name, **options)
+
+
 def test_mending_all_mends_causes_and_leaves_their_consequences():
     done = []
-
-    def mend(name):
-        return lambda model: done.append(name) or model
-
-    cause = finding(mend=mend("cause"))
-    consequence = finding("unfolded", mend=mend("consequence"), causes=(cause,))
+    cause = finding(mend=noting(done, "cause"))
+    consequence = finding("unfolded", mend=noting(done, "consequence"), causes=(cause,))
     model = nn.BatchNorm1d(2)
-    assert diagnosis(cause, consequence, finding()).mended(model) is model
-    assert done == ["cause"]
+    mended = diagnosis(cause, consequence, finding()).mended(model)
+    assert (done, mended is model) == (["cause"], False)
     with pytest.raises(ValueError, match="severity 'warning' or worse can be mended without"):
-        diagnosis(finding(), finding(severity="info", mend=mend("info"))).mended(model)
+        diagnosis(finding(), finding(severity="info", mend=noting([], ""))).mended(model)
+
+
+def test_what_was_measured_is_written_before_other_mends_change_it():
+    done = []
+    worse = finding(severity="error", mend=noting(done, "structure"))
+    measured = finding(mend=noting(done, "statistics", measures=True))
+    _, plans = diagnosis(worse, measured).mended_with_plans(nn.Identity())
+    assert done == ["statistics", "structure"]
+    assert [plan.edits[0].action for plan in plans] == done
 
 
 def test_mending_stops_at_a_bar():
     done = []
-    worth_knowing = finding(severity="info", mend=lambda model: done.append("info") or model)
-    consequence = finding(causes=(worth_knowing,), mend=lambda model: done.append("bad") or model)
+    worth_knowing = finding(severity="info", mend=noting(done, "info"))
+    consequence = finding(causes=(worth_knowing,), mend=noting(done, "bad"))
     found = diagnosis(consequence, worth_knowing)
     found.mended(nn.Identity())
     found.mended(nn.Identity(), severity="info")
     assert done == ["bad", "info"]
+
+
+def test_mends_of_one_layer_agree_on_what_the_model_computes():
+    # The bias goes, out of the statistics that are measured anew: both are of the same layer.
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    batches = [torch.randn(16, 4) + 3 for _ in range(3)]
+    found = diagnose(model, batches, progress=False, skip=["unfolded"])
+    mended = found.mended(model, severity="info")
+    by_statistics = found.mended(model)
+    assert mended[0].bias is None
+    torch.testing.assert_close(mended(batches[0]), by_statistics(batches[0]))
+
+
+def test_a_layer_that_another_mend_took_away_is_left_alone():
+    # Folded into the layer before it, whose bias is one that no batch norm cancels any more.
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    batches = [torch.randn(16, 4) for _ in range(3)]
+    of_statistics = ["never-updated", "stale-statistics", "train-eval-gap"]
+    found = diagnose(model, batches, progress=False, skip=of_statistics)
+    assert {"on-logits", "cancelled-bias"} <= {each.rule for each in found.findings}
+    mended = found.mended(model, severity="info").eval()
+    assert mended[0].bias is not None
+    torch.testing.assert_close(mended(batches[0]), model.eval()(batches[0]))
 
 
 def test_a_real_diagnosis_prints_and_mends():
@@ -115,3 +151,10 @@ def test_a_real_diagnosis_prints_and_mends():
     (bias,) = (f for f in found.findings if f.rule == "cancelled-bias")
     assert "cancelled-bias" in str(found)
     assert bias.mend(model)[0].bias is None
+
+
+def test_sarif_explains_each_rule_in_text_and_in_markdown():
+    (run,) = diagnosis(finding()).to_sarif()["runs"]
+    for rule in run["tool"]["driver"]["rules"]:
+        assert rule["fullDescription"]["text"] in rule["help"]["text"]
+        assert "**How to mend it.**" in rule["help"]["markdown"]

@@ -57,7 +57,8 @@ def test_moments_of_rows_and_of_mini_batches_are_of_their_means():
     (seen,) = gather(model, batches).norm("bn").as_trained
     outputs = [model.conv(batch) for batch in batches]
     same(seen.of_rows, pooled(output.mean((2, 3)) for output in outputs))
-    same(seen.of_batches, pooled(output.mean((0, 2, 3))[None] for output in outputs))
+    means = [output.mean((0, 2, 3)).expand(len(output), -1) for output in outputs]
+    same(seen.of_batches, pooled(means))
     assert (seen.batches, seen.fewest, seen.shape) == (3, 8 * 16, (8, 4, 4, 4))
 
 

@@ -6,13 +6,15 @@ from typing import Annotated
 
 import typer
 
+from bnkit.checkpoints import Checkpoint as File
 from bnkit.checkpoints import save
 from bnkit.cli.arguments import Checkpoint, Data, Example, Model, random_example, texts
 from bnkit.cli.operation import Operation
-from bnkit.cli.output import print_result, say
+from bnkit.cli.output import chatter_on_stderr, explained, messages, print_result, say
 from bnkit.diagnosis import Diagnosis, diagnose
 from bnkit.diagnosis.finding import SEVERITIES, Severity
 from bnkit.lab.names import one_of
+from bnkit.report.diagnosis import checked, write_diagnosis
 
 _BARS: dict[str, Severity] = {severity: severity for severity in SEVERITIES}
 
@@ -33,6 +35,13 @@ def doctor(
         Path | None,
         typer.Option(help="write a checkpoint of the mended network", metavar="FILE.safetensors"),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            help="write a page with the findings and charts of all batch norms",
+            metavar="FILE.html",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="print the findings as JSON", show_default=False)
     ] = False,
@@ -47,6 +56,9 @@ def doctor(
 
     - `bnkit doctor package.module:build --example 8,3,224,224`
     - `bnkit doctor package.module:build --data package.module:loaders --checkpoint trained.pt`
+    - `bnkit doctor package.module:build --data package.module:loaders --html sick.html`
+
+    `bnkit explain RULE` says more of a finding.
 
     Exit codes: 0 healthy, 1 findings of --fail-on or worse, 2 wrong use.
     """
@@ -54,6 +66,8 @@ def doctor(
         bar = one_of(_BARS, fail_on, "fail-on")
         if as_json and as_sarif:
             raise ValueError("--json and --sarif both ask for stdout: leave one out")
+        if html is not None:
+            checked(html)
         found = diagnose(
             operation.network,
             None if data is None else operation.batches(data),
@@ -61,10 +75,20 @@ def doctor(
             skip=texts(skip),
             progress=False,
         )
-        mended = operation.network if fix is None else found.mended(operation.network)
+        mended, plans = operation.network, operation.plans
+        if fix is not None:
+            mended, changes = found.mended_with_plans(operation.network)
+            documents = tuple(plan.to_json() for plan in changes)
+            File(fix, mended.state_dict(), documents).restore(operation.network)  # it loads
+            plans = (*plans, *documents)
     _print(found, as_json=as_json, as_sarif=as_sarif)
+    if html is not None:
+        with explained(), messages.status("drawing"), chatter_on_stderr():
+            write_diagnosis(found, html)
+        say(f"Report: {html}")
     if fix is not None:
-        say(f"Checkpoint: {save(mended, fix, plan=operation.plans)}")
+        with explained():
+            say(f"Checkpoint: {save(mended, fix, plan=plans)}")
     if found.at_least(bar):
         raise typer.Exit(1)
 

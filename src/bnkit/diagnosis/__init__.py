@@ -3,5 +3,6 @@
 from bnkit.diagnosis.diagnosing import diagnose
 from bnkit.diagnosis.diagnosis import Diagnosis
 from bnkit.diagnosis.finding import Finding
+from bnkit.diagnosis.rules.export import diagnose_export
 
-__all__ = ["Diagnosis", "Finding", "diagnose"]
+__all__ = ["Diagnosis", "Finding", "diagnose", "diagnose_export"]

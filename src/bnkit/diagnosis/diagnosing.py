@@ -12,6 +12,8 @@ from bnkit.diagnosis.diagnosis import Diagnosis
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import SEVERITIES, Finding
 from bnkit.diagnosis.gathering import gather
+from bnkit.diagnosis.layers import layer_records
+from bnkit.diagnosis.losses import Loss
 from bnkit.diagnosis.rules.rule import Rule
 from bnkit.diagnosis.rules.table import RULES
 from bnkit.diagnosis.skipping import without
@@ -26,6 +28,7 @@ def diagnose(
     optimizer: Optimizer | None = None,
     skip: Collection[str] = (),
     inputs: Inputs | None = None,
+    loss: Loss | None = None,
     progress: bool = True,
 ) -> Diagnosis:
     """Return what is wrong with the batch norms of `model`, worst first, and what mends it.
@@ -35,13 +38,16 @@ def diagnose(
     or a dict of keyword arguments on which the dataflow is seen, by default the first mini-batch.
     Without either, and where the model fails on them, only the rules look that need no run, and
     `not_run` says why. With the `optimizer` of the model its parameter groups are looked at, too.
+    `loss(output, target)` is the mean over a mini-batch, of which the target is the last item or
+    has its name: the gap between training and eval mode is told in it, too.
+
     `skip` switches rules off: "dead-channels" everywhere, "dead-channels:head.*" for findings that
     name a layer whose path matches the pattern (as in fnmatch). A bar shows the `progress` after
     two seconds.
 
     `model`, the example and the random generators stay as they are, also after an error. Raises
-    TypeError and ValueError for what is no model, no mini-batch and no optimizer, and for names in
-    `skip` that no rule or layer has.
+    TypeError and ValueError for what is no model, no mini-batch, no optimizer and no loss, and for
+    names in `skip` that no rule or layer has.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
@@ -52,7 +58,13 @@ def diagnose(
         raise TypeError(f"`model` is a {type(model).__name__}: pass a torch.nn.Module")
     without((), skip, rules=RULES, model=unwrapped(model))  # wrong names are worth no waiting
     evidence = gather(
-        model, batches, example=example, optimizer=optimizer, inputs=inputs, progress=progress
+        model,
+        batches,
+        example=example,
+        optimizer=optimizer,
+        inputs=inputs,
+        loss=loss,
+        progress=progress,
     )
     found = [finding for rule in RULES for finding in rule.check(evidence)]
     kept = without(found, skip, rules=RULES, model=evidence.model)
@@ -61,6 +73,7 @@ def diagnose(
         len(evidence.norms),
         worst_first(linked(kept, RULES)),
         tuple(_not_run(evidence)),
+        layers=layer_records(evidence),
     )
 
 

@@ -1,16 +1,20 @@
 """`Diagnosis`: the findings on a model, worst first, as a table, in JSON and in SARIF."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from itertools import groupby
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
 
+from bnkit.diagnosis.explanation import explanation_of
 from bnkit.diagnosis.finding import SEVERITIES, Finding, Severity
+from bnkit.diagnosis.grouping import Group, groups_of
+from bnkit.diagnosis.layers import LayerRecord
+from bnkit.diagnosis.mend import mended_by
 from bnkit.diagnosis.rules.rule import Rule
 from bnkit.diagnosis.rules.table import RULES
+from bnkit.surgery.plan import Plan
 from bnkit.tables import text_table
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -23,8 +27,9 @@ class Diagnosis:
     """What is wrong with a model: `findings`, worst first.
 
     `model` is the name of its class, `batch_norms` how many it has as layers, `not_run` why rules
-    that need a run could not look at all of it. Prints as a table in which each finding stands
-    above those that follow from it.
+    that need a run could not look at all of it. `layers` holds each batch norm in plain numbers.
+    Prints as a table in which each finding stands above those that follow from it;
+    `bnkit.report.write_diagnosis` makes a page of it.
     """
 
     model: str
@@ -32,6 +37,7 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     not_run: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = RULES
+    layers: tuple[LayerRecord, ...] = ()
 
     @property
     def worst(self) -> Severity | None:
@@ -48,37 +54,38 @@ class Diagnosis:
     def mended(self, model: nn.Module, *, severity: Severity = "warning") -> nn.Module:
         """Return a copy of `model` with what can be mended, of this severity and worse.
 
-        Causes are mended, not what follows from them: worst first, each in what the others have
-        left. Raises ValueError where nothing can be mended.
+        Causes are mended, not what follows from them: statistics first, then what else there is,
+        worst first, each in what the others have left. Raises ValueError where nothing can be
+        mended.
+        """
+        return self.mended_with_plans(model, severity=severity)[0]
+
+    def mended_with_plans(
+        self, model: nn.Module, *, severity: Severity = "warning"
+    ) -> tuple[nn.Module, tuple[Plan, ...]]:
+        """Return what `mended` does, and the plans that made it, with which `bnkit.save` keeps it.
+
+        >>> from bnkit.diagnosis import diagnose
+        >>> found = diagnose(nn.Sequential(nn.BatchNorm1d(2, momentum=0.99)))
+        >>> mended, (plan,) = found.mended_with_plans(nn.Sequential(nn.BatchNorm1d(2)))
+        >>> plan.edits[0].action
+        'momentum = 0.01'
         """
         found = self.at_least(severity)
-        roots = [f for f in found if f.mend and not any(c.mend for c in f.causes if c in found)]
-        if not roots:
+        mends = [
+            f.mend for f in found if f.mend and not any(c.mend for c in f.causes if c in found)
+        ]
+        if not mends:
             raise ValueError(
                 f"nothing in this diagnosis of severity {severity!r} or worse can be mended "
                 f"without its owner: follow the `fix` of its findings"
             )
-        for finding in roots:
-            assert finding.mend is not None
-            model = finding.mend(model)
-        return model
+        return mended_by(mends, model)
 
-    def grouped(self) -> Iterator[tuple[int, Finding]]:
-        """Yield each finding once with its depth: 0 for those without a cause, 1 below them, …"""
-        shown: set[int] = set()
-
-        def below(finding: Finding, depth: int) -> Iterator[tuple[int, Finding]]:
-            if id(finding) in shown:
-                return
-            shown.add(id(finding))
-            yield depth, finding
-            for other in self.findings:
-                if any(cause is finding for cause in other.causes):
-                    yield from below(other, depth + 1)
-
-        for finding in self.findings:
-            if not any(any(cause is f for f in self.findings) for cause in finding.causes):
-                yield from below(finding, 0)
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The findings in groups of their kind, each with those that follow from it."""
+        return groups_of(self.findings)
 
     def to_json(self) -> dict[str, Any]:
         """Return the diagnosis in plain data, which JSON can hold."""
@@ -88,6 +95,7 @@ class Diagnosis:
             "worst": self.worst,
             "findings": [_plain(finding.to_json()) for finding in self.findings],
             "not_run": list(self.not_run),
+            "layers": [_plain(asdict(layer)) for layer in self.layers],
         }
 
     def to_sarif(self) -> dict[str, Any]:
@@ -95,12 +103,7 @@ class Diagnosis:
 
         Layers are logical locations; a finding of severity "info" is of level "note".
         """
-        driver = {
-            "name": "bnkit",
-            "rules": [
-                {"id": rule.slug, "shortDescription": {"text": rule.summary}} for rule in self.rules
-            ],
-        }
+        driver = {"name": "bnkit", "rules": [_sarif_rule(rule) for rule in self.rules]}
         results = [self._sarif_result(finding) for finding in self.findings]
         return {
             "$schema": _SCHEMA,
@@ -129,7 +132,7 @@ class Diagnosis:
         what = f"{self.model} with {self.batch_norms} batch norm layers"
         if not self.findings:
             return f"Nothing found in {what}.{notes}"
-        rows = [_row(depth, list(alike)) for (depth, *_), alike in groupby(self.grouped(), _kind)]
+        rows = [_row(depth, each.findings) for group in self.groups for depth, each in group.walk()]
         table = text_table(["severity", "rule", "layers", "measured", "why and what to do"], rows)
         return f"{table}\n{self._counts()} in {what}.{notes}"
 
@@ -140,14 +143,17 @@ class Diagnosis:
         )
 
 
-def _kind(line: tuple[int, Finding]) -> tuple[Any, ...]:
-    """Return what lines of the table have in common that are shown as one."""
-    depth, finding = line
-    return depth, finding.rule, finding.severity, finding.fix
+def _sarif_rule(rule: Rule) -> dict[str, Any]:
+    found = explanation_of(rule)
+    return {
+        "id": rule.slug,
+        "shortDescription": {"text": rule.summary},
+        "fullDescription": {"text": found.trouble},
+        "help": {"text": str(found), "markdown": found.body},
+    }
 
 
-def _row(depth: int, lines: list[tuple[int, Finding]]) -> tuple[str, ...]:
-    findings = [finding for _, finding in lines]
+def _row(depth: int, findings: Sequence[Finding]) -> tuple[str, ...]:
     first, more = findings[0], len(findings) - 1
     mark = f"{'  ' * (depth - 1)}↳ " if depth else ""
     of_first = " (the first)" if more and first.measured else ""
@@ -156,7 +162,7 @@ def _row(depth: int, lines: list[tuple[int, Finding]]) -> tuple[str, ...]:
     return first.severity, f"{mark}{first.rule}", _places(findings), figures, words
 
 
-def _places(findings: list[Finding]) -> str:
+def _places(findings: Sequence[Finding]) -> str:
     """Return the layers of the findings, some of them where they are many."""
     if len(findings) == 1:
         layers = findings[0].layers

@@ -1,14 +1,17 @@
 """`Evidence`: everything that the rules look at, gathered once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
 
 from bnkit.dataflow import Call, Dataflow
 from bnkit.moments import Moments
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +20,8 @@ class Seen:
 
     `of_rows` are the moments of the means of the rows, which are the units of sampling: the
     squared standard error of a mean is their unbiased variance / their count; `of_batches` are
-    those of the means of the mini-batches. `unpadded` are the moments without `padding`, which is
+    the moments if each row were the mean of its mini-batch, so its deviations are those between
+    mini-batches of any sizes. `unpadded` are the moments without `padding`, which is
     how many positions at the ends of sequences repeat the last one; None for what is no sequence.
     `shape` is that of the input in the first mini-batch, `fewest` how many values per channel the
     smallest one had.
@@ -106,7 +110,8 @@ class Evidence:
     caller's, or the inputs of the first mini-batch (args, or kwargs); `batches_given` says whether
     there were mini-batches. `step` is None where no gradient could be taken. `groups` are the
     optimizer's parameter groups with the names of the model's parameters in place of these; what is
-    no parameter of the model is left out.
+    no parameter of the model is left out. `losses` are the means of the loss by the statistics of
+    the mini-batches and in eval mode, None without a loss.
     """
 
     model: nn.Module
@@ -122,6 +127,8 @@ class Evidence:
     optimizer: Optimizer | None = None
     groups: tuple[Mapping[str, Any], ...] | None = None
     parallel: tuple[Parallel, ...] = ()
+    losses: tuple[float, float] | None = None
+    _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def in_eval_mode(self) -> bool:
@@ -136,3 +143,24 @@ class Evidence:
     def norm(self, path: str) -> Norm | None:
         """Return the batch norm at this path, None where there is none."""
         return next((norm for norm in self.norms if norm.path == path), None)
+
+
+def once(measure: Callable[[Evidence], T]) -> Callable[[Evidence], T]:
+    """Return `measure`, which keeps its answer with the evidence: several rules ask for it.
+
+    >>> asked = []
+    >>> count = once(lambda evidence: asked.append(evidence) or len(evidence.norms))
+    >>> evidence = Evidence(nn.Identity(), ())
+    >>> count(evidence), count(evidence), len(asked)
+    (0, 0, 1)
+    """
+
+    @wraps(measure)
+    def measured(evidence: Evidence) -> T:
+        known = evidence._known  # noqa: SLF001  it is kept for this function only
+        if measure not in known:
+            known[measure] = measure(evidence)
+        answer: T = known[measure]
+        return answer
+
+    return measured

@@ -1,15 +1,13 @@
 """`Finding`: one trouble of a model: where it is, how it was measured, and what mends it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from torch import nn
+from bnkit.diagnosis.mend import Mend
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)  # worst first
-
-Mend = Callable[[nn.Module], nn.Module]
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from bnkit.batches import Call, Inputs, calls_of, number_of
+from bnkit.batches import Call, Inputs, labelled_calls_of, number_of
 from bnkit.dataflow import Dataflow, as_call
 from bnkit.diagnosis.evidence import Evidence, Loader, Norm
 from bnkit.diagnosis.flows import Flows, example_of, flows_of, step_of
+from bnkit.diagnosis.losses import Loss, Losses
 from bnkit.diagnosis.passes import Passes, passes_over, rows_of
 from bnkit.diagnosis.subject import parameter_groups, preserved_generators, subject_of
 from bnkit.observation import preserved_random_state
@@ -30,6 +31,7 @@ def gather(
     example: Any = None,
     optimizer: Optimizer | None = None,
     inputs: Inputs | None = None,
+    loss: Loss | None = None,
     progress: bool = False,
 ) -> Evidence:
     """Return the evidence on `model`, which stays as it is, as do all random generators.
@@ -42,6 +44,7 @@ def gather(
     4
     """
     groups = parameter_groups(model, optimizer)
+    losses = _losses(loss, batches)
     with (
         warnings.catch_warnings(),
         preserved_random_state(),
@@ -52,7 +55,7 @@ def gather(
         subject, parallel = subject_of(model)
         paths = [site.path for site in find_sites(subject, _NO_CALLS)]
         passes = passes_over(subject, paths)
-        first, loader = _run(passes, batches, inputs, progress=progress)
+        first, loader = _run(passes, batches, inputs, losses, progress=progress)
         if example is None and first is not None:
             example = example_of(subject, first)
         flows = Flows(failure=NOTHING_TO_RUN, training_failure=NOTHING_TO_RUN)
@@ -74,22 +77,36 @@ def gather(
         optimizer=optimizer,
         groups=groups,
         parallel=parallel,
+        losses=None if losses is None else losses.means,
     )
 
 
+def _losses(loss: Loss | None, batches: Any) -> Losses | None:
+    if loss is not None and batches is None:
+        raise ValueError("`loss` is given and `batches` are not: pass those on which to take it")
+    return None if loss is None else Losses(loss)
+
+
 def _run(
-    passes: Passes, batches: Any, inputs: Inputs | None, *, progress: bool
+    passes: Passes,
+    batches: Any,
+    inputs: Inputs | None,
+    losses: Losses | None,
+    *,
+    progress: bool,
 ) -> tuple[Call | None, Loader]:
     """Run each mini-batch in all ways; return the first one, and what is known of them."""
     if batches is None:
         return None, Loader()
-    calls: Iterator[Call] = calls_of(passes.in_eval.model, batches, inputs=inputs)
+    calls = labelled_calls_of(passes.in_eval.model, batches, inputs=inputs)
     total, begun = number_of(batches), time.monotonic()
     first, rows = None, []
-    for call in counted(calls, "diagnosing", total=total, begun=begun, shown=progress):
+    for call, target in counted(calls, "diagnosing", total=total, begun=begun, shown=progress):
         first = first or call
         rows += [length for length in [rows_of(call)] if length is not None]
-        passes.run(call)
+        outputs = passes.run(call)
+        if losses is not None:
+            losses.add(outputs, target, rows=rows_of(call))
     return first, _loader(batches, tuple(rows))
 
 

@@ -3,7 +3,8 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +37,11 @@ class Pass:
     seen: dict[str, list[Seen]] = field(default_factory=dict)
     failure: str = ""
 
-    def run(self, call: Call) -> None:
-        """Run the model on a copy of this mini-batch and pool what its layers are given."""
+    def run(self, call: Call) -> Any:
+        """Run the model on a copy of this mini-batch and pool what its layers are given.
+
+        Returns what the model does, None where it fails.
+        """
         batch: dict[str, list[Seen]] = defaultdict(list)
         rows = rows_of(call)
 
@@ -56,12 +60,13 @@ class Pass:
                 seeing_inputs(self.model, self.layers, see),
                 torch.no_grad(),
             ):
-                self.model(*args, **kwargs)
+                output = self.model(*args, **kwargs)
         except Exception as error:  # noqa: BLE001  whatever a model raises; it is reported
             self.failure = self.failure or f"{type(error).__name__}: {error}"
-            return
+            return None
         for path, calls in batch.items():
             self.seen[path] = _pooled(self.seen.get(path, []), calls)
+        return output
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,17 +77,18 @@ class Passes:
     in_eval: Pass
     in_training: Pass
 
-    def run(self, call: Call) -> None:
-        """Run each on this mini-batch."""
-        for way in (self.as_trained, self.in_eval, self.in_training):
-            way.run(call)
+    def run(self, call: Call) -> tuple[Any, Any]:
+        """Run each on this mini-batch; return the outputs as trained and in eval mode."""
+        outputs = self.as_trained.run(call), self.in_eval.run(call)
+        self.in_training.run(call)
+        return outputs
 
 
 def passes_over(model: nn.Module, paths: list[str]) -> Passes:
     """Return the three ways of running copies of `model`, looking at the layers of these paths.
 
     >>> passes = passes_over(nn.Sequential(nn.BatchNorm1d(1)), ["0"])
-    >>> passes.run(((torch.tensor([[1.0], [3.0]]),), {}))
+    >>> as_trained, in_eval = passes.run(((torch.tensor([[1.0], [3.0]]),), {}))
     >>> passes.in_eval.seen["0"][0].moments.mean.item()
     2.0
     """
@@ -143,10 +149,11 @@ def _seen(values: Tensor, rows: int | None) -> Seen:
     moments = Moments.of(values)
     means = values.flatten(2).mean(2, dtype=dtype_of_sums(values)) if values.dim() > 2 else values
     unpadded, padding = _without_padding(values, rows)
+    of_rows = Moments.of(means)
     return Seen(
         moments,
-        Moments.of(means),
-        Moments.of(moments.mean[None]),
+        of_rows,
+        replace(of_rows, deviations=torch.zeros_like(of_rows.deviations)),
         tuple(values.shape),
         moments.count,
         unpadded,

@@ -10,8 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.batches import Inputs, calls_of
 from bnkit.dataflow import duplicate
+from bnkit.gap.formulas import relative_chance, relative_change
 from bnkit.gap.record import Gap, LayerGap
-from bnkit.gap.running import InputSample, root_of_ratio, run_by_batch_statistics, run_in_eval_mode
+from bnkit.gap.running import InputSample, run_by_batch_statistics, run_in_eval_mode
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.layers.masked import MaskedBatchNorm
 from bnkit.observation import preserved_random_state
@@ -105,29 +106,23 @@ def _why_none(model: nn.Module, left_out: Mapping[str, str]) -> str:
 
 def _gap_of(path: str, layer: nn.Module, sample: InputSample, difference: float) -> LayerGap:
     assert isinstance(layer, _BatchNorm)
-    like = sample.moments.mean
-    running_mean, running_var = _as(layer.running_mean, like), _as(layer.running_var, like)
-    weight, bias = _as(layer.weight, like, otherwise=1.0), _as(layer.bias, like, otherwise=0.0)
-    by_running, by_batch = running_var + layer.eps, sample.moments.variance + layer.eps
-    shift = (like - running_mean) / by_running.sqrt()
-    scales = [(sample.moments.variance / v).sqrt() for v in (by_running, by_batch)]
-    moved = (scales[0] - scales[1]).square() + shift.square()
-    by_chance = 1.5 * sample.squared_error / by_batch
-    size = (weight.square() * scales[1].square() + bias.square()).sum().item()
-    ratio = by_batch / by_running
+    mean, variance = sample.moments.mean, sample.moments.variance
+    running_mean, running_var = _as(layer.running_mean, mean), _as(layer.running_var, mean)
+    affine: dict[str, Any] = {"eps": layer.eps, "weight": layer.weight, "bias": layer.bias}
+    by_running = running_var + layer.eps
+    ratio = (variance + layer.eps) / by_running
     return LayerGap(
         path,
         type(layer).__name__,
-        shift.abs().max().item(),
+        ((mean - running_mean) / by_running.sqrt()).abs().max().item(),
         ratio.min().item(),
         ratio.max().item(),
-        root_of_ratio((weight.square() * moved).sum().item(), size),
-        root_of_ratio(
-            (weight.square() * by_chance).nan_to_num(math.inf, math.inf).sum().item(), size
-        ),
+        relative_change(mean, variance, running_mean, running_var, **affine),
+        relative_chance(variance, sample.squared_error, **affine),
         difference,
     )
 
 
-def _as(values: Tensor | None, like: Tensor, *, otherwise: float = math.nan) -> Tensor:
-    return torch.full_like(like, otherwise) if values is None else values.detach().to(like)
+def _as(values: Tensor | None, like: Tensor) -> Tensor:
+    assert values is not None
+    return values.detach().to(like)

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnkit.batches import Call, as_example
 from bnkit.dataflow import ExampleError, observe
 from bnkit.dataflow.tensors import replace_tensors, tensors_in
+from bnkit.gap.formulas import root_of_ratio
 from bnkit.moments import Moments, dtype_of_sums
 from bnkit.observation import seeing_inputs, watching
 from bnkit.recalibration.measuring import Sample, Statistics, measure
@@ -119,14 +120,3 @@ def _ratio(parts: list[tuple[float, float]], unmatched: int) -> float:
     if unmatched:
         return math.inf
     return root_of_ratio(sum(gap for gap, _ in parts), sum(size for _, size in parts))
-
-
-def root_of_ratio(part: float, whole: float) -> float:
-    """Return √(part / whole): 0 where both are, infinite for a part of nothing.
-
-    >>> root_of_ratio(4.0, 1.0), root_of_ratio(0.0, 0.0), root_of_ratio(1.0, 0.0)
-    (2.0, 0.0, inf)
-    """
-    if whole > 0:
-        return math.sqrt(part / whole)
-    return math.inf if part else 0.0

@@ -1,7 +1,6 @@
 """Models on the way to deployment, and programs that have been exported."""
 
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from bnkit.diagnosis.gathering import gather
 from bnkit.diagnosis.rules.export import RULES, diagnose_export
 from bnkit.layers.frozen import FrozenBatchNorm1d
 from cases import seeded
+from reloading import reloaded
 from zoo.checks import fingerprint
 
 CHECKS = {rule.slug: rule.check for rule in RULES}
@@ -55,18 +55,22 @@ def half_in_training():
 @pytest.mark.parametrize(
     "build", [half_in_training, lambda: network(Stubborn(4)).eval()], ids=["by hand", "by a class"]
 )
-def test_a_layer_in_training_mode_is_found_and_its_mend_ends_it(build):
+def test_a_layer_in_training_mode_is_found_and_its_mend_ends_it(build, tmp_path):
     model = build()
     before = fingerprint(model)
     (finding,) = found_by("training-mode-export", model, rows())
     assert (finding.rule, finding.severity) == ("training-mode-export", "error")
     assert finding.layers == ("1.0",)
     assert found_by("training-mode-export", finding.mend(model), rows()) == []
+    loaded = reloaded(build, finding.mend, tmp_path)
+    assert found_by("training-mode-export", loaded, rows()) == []
     assert fingerprint(model) == before
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d, bnkit.BatchNorm1d], ids=["torch", "bnkit"])
-def test_a_layer_without_running_statistics_is_found_and_gets_those_of_the_mini_batches(norm):
+def test_a_layer_without_running_statistics_is_found_and_gets_those_of_the_mini_batches(
+    norm, tmp_path
+):
     model = network(norm(4, track_running_stats=False)).eval()
     (finding,) = found_by("training-mode-export", model, rows())
     assert (finding.severity, finding.layers) == ("warning", ("1.0",))
@@ -75,6 +79,10 @@ def test_a_layer_without_running_statistics_is_found_and_gets_those_of_the_mini_
     inputs = torch.cat([model[0](x) for x in rows()]).detach()
     torch.testing.assert_close(mended[1][0].running_mean, inputs.mean(0))
     torch.testing.assert_close(mended[1][0].running_var, inputs.var(0))
+    loaded = reloaded(
+        lambda: network(norm(4, track_running_stats=False)).eval(), finding.mend, tmp_path
+    )
+    assert torch.equal(loaded(rows()[0]), mended(rows()[0]))
     assert found_by("training-mode-export", model)[0].mend is None  # nothing was measured
 
 
@@ -195,62 +203,6 @@ class Function(nn.Module):
 def test_a_symbolic_trace_of_a_function_is_read(training, severity):
     graph = fx.symbolic_trace(Function(training=training))
     assert [finding.severity for finding in diagnose_export(graph)] == [severity]
-
-
-# ONNX, by what its messages are made of: the package is no dependency
-
-
-def node(operation, inputs, outputs, **attributes):
-    made = [SimpleNamespace(name=name, i=value) for name, value in attributes.items()]
-    return SimpleNamespace(
-        op_type=operation, input=inputs, output=outputs, name=f"/{operation}", attribute=made
-    )
-
-
-def onnx_model(*nodes, functions=()):
-    return SimpleNamespace(graph=SimpleNamespace(node=nodes), functions=functions)
-
-
-def norm(*, outputs=("y",), **attributes):
-    return node("BatchNormalization", ["c", "s", "b", "m", "v"], list(outputs), **attributes)
-
-
-CONV = node("Conv", ["x", "w"], ["c"])
-
-
-@pytest.mark.parametrize(
-    ("model", "severity"),
-    [
-        (onnx_model(CONV, norm(training_mode=1)), "error"),
-        (onnx_model(CONV, norm(outputs=("y", "m1", "v1"))), "error"),
-        (onnx_model(CONV, norm()), "info"),
-        (onnx_model(functions=[SimpleNamespace(node=[norm(training_mode=1)])]), "error"),
-        (
-            onnx_model(
-                SimpleNamespace(
-                    op_type="If",
-                    input=[],
-                    output=[],
-                    name="",
-                    attribute=[
-                        SimpleNamespace(name="then_branch", i=0, g=onnx_model(norm()).graph)
-                    ],
-                )
-            ),
-            "info",
-        ),
-    ],
-    ids=["opset 14", "before it", "in eval mode", "in a function", "in a branch"],
-)
-def test_onnx_models_are_read(model, severity):
-    (finding,) = diagnose_export(model)
-    assert (finding.severity, finding.layers) == (severity, ("/BatchNormalization",))
-
-
-def test_what_torch_onnx_returns_is_read():
-    program = SimpleNamespace(model_proto=onnx_model(CONV, norm()))
-    (finding,) = diagnose_export(program)
-    assert finding.measured["fed by"] == "Conv"
 
 
 def test_a_file_needs_its_package(monkeypatch):

@@ -21,6 +21,7 @@ from bnkit.layers.domains import DomainBatchNorm1d
 from bnkit.layers.frozen import FrozenBatchNorm1d
 from bnkit.layers.per_step import PerStepBatchNorm1d
 from cases import seeded
+from reloading import reloaded
 from zoo.checks import fingerprint, random_state
 
 CHECKS = {rule.slug: rule.check for rule in RULES}
@@ -253,7 +254,7 @@ SICK = (
     Sick(
         "a class of its own, in training, whose weights were replaced",
         "stale-statistics",
-        lambda: nested(warm(Subclass(4), rows(scale=0.5))),
+        lambda: nested(warm(Subclass(4), rows(shift=-4.0))),
         "2",
         "warning",
     ),
@@ -326,8 +327,7 @@ SICK = (
         lambda: warm(nn.Sequential(batch_norm(momentum=0.99))),
         "0",
         "warning",
-        measured={"momentum": 0.99},
-        same_in_eval=True,
+        measured={"momentum": 0.99},  # its statistics are measured anew, so eval mode moves
     ),
     Sick(
         "of bnkit's own layer, nested",
@@ -473,7 +473,7 @@ SICK = (
         lambda: with_tensor(OwnedAndRectified(), "fc.batchnorm.weight", [-1, 1, 1, 1]),
         "fc.batchnorm",
         "info",
-        mended=False,
+        same_in_eval=True,
     ),
     Sick(
         "one channel",
@@ -575,7 +575,7 @@ def at(findings, layer):
 
 
 @pytest.mark.parametrize("sick", SICK, ids=str)
-def test_a_planted_fault_is_found_where_it_is_and_its_mend_takes_it_away(sick):
+def test_a_planted_fault_is_found_where_it_is_and_its_mend_takes_it_away(sick, tmp_path):
     model, batches = sick.build(), sick.batches()
     before, state = str(fingerprint(model)), random_state()  # as text NaN is NaN
     findings = found_by(sick.rule, model, batches)
@@ -594,6 +594,9 @@ def test_a_planted_fault_is_found_where_it_is_and_its_mend_takes_it_away(sick):
             torch.testing.assert_close(in_eval(mended, x), in_eval(model, x))
     assert str(fingerprint(model)) == before
     assert random_state() == state
+    if sick.mended:
+        loaded = reloaded(sick.build, finding.mend, tmp_path)
+        assert at(found_by(sick.rule, loaded, batches), sick.layer) == []
 
 
 def in_eval(model, x):
@@ -831,6 +834,87 @@ def test_momentum_becomes_what_torch_means(momentum, mended):
 @pytest.mark.parametrize("momentum", [0.1, 0.5, None])
 def test_other_momentum_is_left_alone(momentum):
     assert found_by("momentum-convention", nn.Sequential(batch_norm(momentum=momentum)), None) == []
+
+
+# Signs
+
+
+class Tied(nn.Module):
+    """The weights before the batch norm are those of another layer, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.bn, self.b = nn.Linear(4, 4), batch_norm(), nn.Linear(4, 4)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.b(F.relu(self.bn(self.a(x))))
+
+
+def signed(*layers):
+    """Return a network whose batch norms have γ and statistics of both signs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*layers)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for tensor in (module.weight, module.bias, module.running_mean):
+                nn.init.normal_(tensor)
+    return model
+
+
+def after_convs(*before, groups=1):
+    conv = nn.Conv2d(4, 4, 3, groups=groups)
+    return signed(nn.Unflatten(1, (4, 4, 4)), *before or (conv,), nn.BatchNorm2d(4), nn.ReLU())
+
+
+POSITIVE = {
+    "a dense layer": lambda: signed(nn.Linear(4, 4), batch_norm(), nn.ReLU()),
+    "a layer that owns it": lambda: signed(
+        *bnkit.add(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), torch.zeros(2, 4))
+    ),
+    "a depthwise convolution": lambda: after_convs(groups=4),
+    "a transposed one, and a pooling": lambda: after_convs(
+        nn.ConvTranspose2d(4, 4, 2, bias=False), nn.AvgPool2d(2)
+    ),
+}
+
+
+@pytest.mark.parametrize("build", POSITIVE.values(), ids=POSITIVE)
+@pytest.mark.parametrize("training", [True, False])
+def test_signs_turn_before_the_batch_norm_and_both_modes_compute_the_same(
+    build, training, tmp_path
+):
+    model = build().double().train(training)
+    x = torch.randn(16, 4, dtype=torch.float64, generator=seeded(0))
+    x = x if isinstance(model[0], nn.Linear) else x.repeat(1, 16)
+    (finding,) = found_by("negative-gamma", model, [x])
+    mended = finding.mend(model)
+    assert found_by("negative-gamma", mended, [x]) == []
+    assert torch.equal(mended(x), model(x))
+    reloaded(lambda: build().double(), finding.mend, tmp_path)
+
+
+UNTURNED = {
+    "tied weights": (4, Tied),
+    "the maximum": (64, lambda: after_convs(nn.Conv2d(4, 4, 1), nn.MaxPool2d(2))),
+    "groups of a transposed one": (64, lambda: after_convs(nn.ConvTranspose2d(4, 4, 2, groups=2))),
+    "a tanh": (4, lambda: signed(nn.Linear(4, 4), nn.Tanh(), batch_norm(), nn.ReLU())),
+    "parametrised": (
+        4,
+        lambda: signed(
+            nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), batch_norm(), nn.ReLU()
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(("features", "build"), UNTURNED.values(), ids=UNTURNED)
+def test_signs_stay_where_what_feeds_the_batch_norm_would_not_follow(features, build):
+    model = build()
+    norm = next(m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    nn.init.constant_(norm.weight, -1.0)
+    (finding,) = found_by("negative-gamma", model, rows(16, features=features))
+    assert finding.mend is None
 
 
 # Causes

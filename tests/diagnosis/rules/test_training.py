@@ -17,6 +17,7 @@ from bnkit.diagnosis.rules import ranks
 from bnkit.diagnosis.rules.training import RULES
 from bnkit.layers.sync import SyncBatchNorm1d
 from cases import seeded
+from reloading import reloaded
 from zoo.checks import fingerprint, random_state
 
 CHECKS = {rule.slug: rule.check for rule in RULES}
@@ -189,7 +190,9 @@ def accumulate(model, *, micro_batches, batches):
     [(nn.BatchNorm1d(4), 0), (bnkit.BatchNorm1d(4), 3)],
     ids=["torch's", "bnkit's, in the middle of an accumulation"],
 )
-def test_small_micro_batches_are_found_by_what_was_counted_and_sharing_statistics_mends(norm, rest):
+def test_small_micro_batches_are_found_by_what_was_counted_and_sharing_statistics_mends(
+    norm, rest, tmp_path
+):
     model, batches = network(norm), rows(4, batches=160 + rest)
     optimizer = accumulate(model, micro_batches=4, batches=batches)
     (finding,) = found_by("small-micro-batch", model, batches, optimizer=optimizer)
@@ -197,6 +200,8 @@ def test_small_micro_batches_are_found_by_what_was_counted_and_sharing_statistic
     assert finding.measured["forwards of a step"] == 4
     mended = finding.mend(model)
     assert mended[0][1].micro_batches == 4
+    same = reloaded(lambda: network(type(norm)(4)), finding.mend, tmp_path)
+    assert same[0][1].micro_batches == 4
     fresh = accumulate(mended, micro_batches=4, batches=batches)
     assert found_by("small-micro-batch", mended, batches, optimizer=fresh) == []
 
@@ -294,6 +299,26 @@ def test_the_gap_is_found_where_it_opens_and_its_mend_closes_it(path):
     assert (str(fingerprint(model)), random_state()) == (before, state)
 
 
+def labelled(batches):
+    generator = seeded(1)
+    return [(x, torch.randint(0, 2, (len(x),), generator=generator)) for x in batches]
+
+
+def test_the_gap_is_told_in_the_loss_by_batch_statistics_and_in_eval_mode():
+    model = settled(network(), rows(shift=5.0))
+    batches = labelled([*rows(shift=0.0), *rows(16, batches=1)])  # which counts by its rows
+    (finding,) = found_by("train-eval-gap", model, batches, loss=F.cross_entropy)
+    total = sum(len(x) for x, _ in batches)
+
+    def mean_loss():
+        with torch.no_grad():
+            return sum(len(x) * F.cross_entropy(model(x), y).item() for x, y in batches) / total
+
+    assert finding.measured["loss in eval mode"] == pytest.approx(mean_loss(), rel=1e-5)
+    model.train()
+    assert finding.measured["loss by batch statistics"] == pytest.approx(mean_loss(), rel=1e-5)
+
+
 def test_the_gap_follows_from_stale_statistics():
     model = settled(network(), rows(shift=5.0))
     diagnosis = diagnose(model, rows(), progress=False)
@@ -341,3 +366,44 @@ def test_the_optimizer_stays_as_it_is():
     before = str(optimizer.state_dict())
     diagnose(model, batches, optimizer=optimizer, progress=False)
     assert str(optimizer.state_dict()) == before
+
+
+@pytest.mark.parametrize(
+    ("batches", "loss", "error", "words"),
+    [
+        (labelled(rows()), "mse", TypeError, "`loss` is a str: pass a function of the model's out"),
+        (rows(), F.cross_entropy, ValueError, "a mini-batch of `batches` has no target: pass mini"),
+        (None, F.cross_entropy, ValueError, "`loss` is given and `batches` are not: pass those"),
+        (
+            labelled(rows()),
+            lambda output, target: F.cross_entropy(output, target, reduction="none"),
+            TypeError,
+            r"`loss` returned a Tensor of shape \(64,\): it must return one number",
+        ),
+    ],
+    ids=["no function", "no targets", "no batches", "no mean"],
+)
+def test_a_loss_that_cannot_be_taken_is_refused(batches, loss, error, words):
+    model = network()
+    before, state = str(fingerprint(model)), random_state()
+    with pytest.raises(error, match=words):
+        diagnose(model, batches, loss=loss, progress=False)
+    assert (str(fingerprint(model)), random_state()) == (before, state)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"input": torch.ones(2, 4), "labels": torch.ones(2)},
+        [{"input": torch.ones(2, 4), "target": torch.ones(2)}],
+        (torch.ones(2, 4), "weights", torch.ones(2)),
+    ],
+    ids=["a dict", "a dict in a list of one", "last of three"],
+)
+def test_targets_are_found_where_loaders_put_them(batch):
+    targets = []
+    evidence = gather(
+        nn.BatchNorm1d(4), [batch], loss=lambda _, target: targets.append(target) or 1
+    )
+    assert evidence.losses == (1.0, 1.0)
+    assert all(torch.equal(target, torch.ones(2)) for target in targets)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from bnkit.dataflow import Call, Dataflow
 from bnkit.diagnosis.evidence import Evidence
-from bnkit.diagnosis.finding import Finding, Mend
+from bnkit.diagnosis.finding import Finding
+from bnkit.diagnosis.mend import Mend
 from bnkit.diagnosis.rules.places import Chain, Place, chained
 from bnkit.diagnosis.rules.structural_mends import drop_bias
 from bnkit.roles import can_own_batch_norm
@@ -63,9 +64,10 @@ def cancelled_bias(evidence: Evidence) -> Iterator[Finding]:
 def _candidates(evidence: Evidence) -> Iterator[_Cancelled]:
     for flow, place, chain in chained(evidence):
         bias = None if chain.start is None else _bias_of(chain.start)
-        if bias is None or not place.trains or not chain.alone:
+        kept = all(_keeps_shift(call) for call in chain.passages)
+        if bias is None or not kept or not place.trains or not chain.alone:
             continue
-        channels = _channels(flow, chain, place)
+        channels = channels_of_features(flow, chain, place)
         if channels is not None:
             yield _Cancelled(place, chain, bias, channels)
 
@@ -81,11 +83,9 @@ def _bias_of(call: Call) -> str | None:
     return None
 
 
-def _channels(flow: Dataflow, chain: Chain, place: Place) -> Tensor | None:
+def channels_of_features(flow: Dataflow, chain: Chain, place: Place) -> Tensor | None:
     """Return the channel of the batch norm in which each feature lies; None if two share one."""
     assert chain.start is not None
-    if not all(_keeps_shift(call) for call in chain.passages):
-        return None
     shape = flow.shapes[chain.start.outputs[0]]
     axis = len(shape) + _feature_axis(chain.start)
     if place.value is None or not chain.passages:

@@ -13,13 +13,14 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.diagnosis.evidence import Evidence, Norm
-from bnkit.diagnosis.finding import Finding, Mend
+from bnkit.diagnosis.finding import Finding
+from bnkit.diagnosis.mend import Mend, altering
 from bnkit.diagnosis.rules.exported import Remnant, remnants_of_graph, remnants_of_onnx
-from bnkit.diagnosis.rules.mending import changing_layers
 from bnkit.diagnosis.rules.reading import functions, readings
 from bnkit.diagnosis.rules.rule import Rule
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.moments import Moments
+from bnkit.surgery import alterations
 
 
 def training_mode_export(evidence: Evidence) -> Iterator[Finding]:
@@ -55,13 +56,15 @@ def _in_training_mode(norm: Norm) -> Finding:
         "The model is in eval mode and this layer in training mode: it normalises by the "
         "mini-batch, and an exported program would, too, and write into its statistics.",
         "Call model.eval() last, and look for a train() method that keeps the layer in training.",
-        changing_layers([norm.path], _leave_training),
+        _out_of_training(norm.path),
     )
 
 
-def _leave_training(layer: nn.Module) -> None:
-    for part in layer.modules():
-        part.training = False  # its own train() may be what is wrong
+def _out_of_training(path: str) -> Mend:
+    def change(model: nn.Module) -> None:
+        alterations.leave_training(model, path)
+
+    return altering(path, "leave_training", change, action="leave training mode")
 
 
 def _without_statistics(path: str, moments: Moments | None) -> Finding:
@@ -81,14 +84,14 @@ def _given_statistics(path: str, moments: Moments | None) -> Mend | None:
     if moments is None:
         return None
 
-    def give(layer: Any) -> None:
-        like = moments.mean.float() if layer.weight is None else layer.weight
-        layer.running_mean = moments.mean.to(like)
-        layer.running_var = moments.unbiased_variance.to(like)
-        layer.num_batches_tracked = torch.ones((), dtype=torch.long, device=like.device)
-        layer.track_running_stats = True
+    def change(model: nn.Module) -> None:
+        alterations.track_statistics(model, path)
+        layer: Any = model.get_submodule(path)
+        layer.running_mean.copy_(moments.mean)
+        layer.running_var.copy_(moments.unbiased_variance)
+        layer.num_batches_tracked.fill_(1)
 
-    return changing_layers([path], give)
+    return altering(path, "track_statistics", change, action="hold statistics", measures=True)
 
 
 def exported_batch_norm(evidence: Evidence) -> Iterator[Finding]:
@@ -116,7 +119,8 @@ def diagnose_export(program: Any) -> tuple[Finding, ...]:
     saves, where a dense or conv layer feeds it. `layers` are the paths of the exported layers where
     the program knows them, else the names of its nodes.
 
-    Raises TypeError for what is no program, and ImportError for a path without the package onnx.
+    Raises TypeError for what is no program, ImportError for a path without the package onnx, and
+    FileNotFoundError and ValueError for a path that is no ONNX file.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).train()
     >>> program = torch.export.export(model, (torch.ones(4, 2),))
@@ -148,7 +152,15 @@ def _load(path: str | Path) -> Any:
             f"`program` is the path {str(path)!r}, and reading ONNX files needs the package onnx: "
             f"install it, or pass the torch.export.ExportedProgram"
         ) from error
-    return onnx.load(path, load_external_data=False)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except OSError:
+        raise
+    except Exception as error:  # of protobuf, which has no name that is to stay
+        raise ValueError(f"`program` is {str(path)!r}, which is no ONNX file: {error}") from error
+    if not model.graph.node:
+        raise ValueError(f"`program` is {str(path)!r}, which is no ONNX file: it has no graph")
+    return model
 
 
 def _findings(remnants: Iterable[Remnant]) -> Iterator[Finding]:

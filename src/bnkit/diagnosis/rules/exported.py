@@ -108,13 +108,15 @@ def remnants_of_onnx(model: Any) -> Iterator[Remnant]:
 
 def _of_onnx_graph(graph: Any) -> Iterator[Remnant]:
     makers = {name: node for node in graph.node for name in node.output}
+    leaving = {getattr(output, "name", output) for output in graph.output}
     for node in graph.node:
         if node.op_type == "BatchNormalization":
             flags = {a.name: a.i for a in node.attribute}
             outputs = [name for name in node.output if name]
             training = flags.get("training_mode", 0) == 1 or len(outputs) > 1
             feeder = getattr(makers.get(node.input[0]), "op_type", "")
-            alone = sum(node.input[0] in other.input for other in graph.node) == 1
+            readers = sum(node.input[0] in other.input for other in graph.node)
+            alone = readers == 1 and node.input[0] not in leaving
             taken = feeder if alone and feeder in _ONNX_WEIGHTS else ""
             yield Remnant(node.name or node.output[0], node.op_type, training, taken)
         for attribute in node.attribute:

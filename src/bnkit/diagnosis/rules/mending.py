@@ -1,40 +1,19 @@
-"""Mends that many rules share: each makes a function from a model to a mended copy of it."""
+"""Mends that many rules share: numbers, statistics, precision, and layers of another kind."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnkit.dataflow import duplicate
-from bnkit.diagnosis.finding import Mend
-from bnkit.diagnosis.rules.reading import Reading
+from bnkit.diagnosis.evidence import Evidence, once
+from bnkit.diagnosis.mend import Mend, altering, in_turn
+from bnkit.diagnosis.rules.reading import Reading, readings
 from bnkit.diagnosis.rules.structural_mends import become
+from bnkit.surgery import alterations
 from bnkit.surgery.conversion.kinds import find_kind
 from bnkit.surgery.conversion.survey import Target, objection
-
-Change = Callable[[nn.Module], object]
-
-
-def changing_layers(paths: Iterable[str], change: Change) -> Mend:
-    """Return the mend that calls `change(layer)` on the layers of a copy at these paths.
-
-    >>> mend = changing_layers(["0"], lambda layer: setattr(layer, "eps", 1.0))
-    >>> model = nn.Sequential(nn.BatchNorm1d(2))
-    >>> mend(model)[0].eps, model[0].eps
-    (1.0, 1e-05)
-    """
-    chosen = tuple(dict.fromkeys(paths))
-
-    def mend(model: nn.Module) -> nn.Module:
-        changed = duplicate(model)
-        with torch.inference_mode(mode=False), torch.no_grad():
-            for path in chosen:
-                change(changed.get_submodule(path))
-        return changed
-
-    return mend
 
 
 def converting(reading: Reading, kind: str, **options: Any) -> Mend | None:
@@ -54,33 +33,59 @@ def in_float32(reading: Reading) -> Mend | None:
 
     Torch's batch norms take inputs in half precision all the same, and give them back in it.
     """
-    if not _is_of_torch(reading):
+    if not isinstance(reading.module, _BatchNorm):
         return None
-    return changing_layers([reading.path], lambda layer: layer.float())
+
+    def change(model: nn.Module) -> None:
+        alterations.use_float32(model, reading.path)
+
+    return altering(reading.path, "use_float32", change, action="become float32")
 
 
-def _is_of_torch(reading: Reading) -> bool:
-    return isinstance(reading.module, _BatchNorm)
+def setting_momentum(path: str, momentum: float) -> Mend:
+    """Return the mend that gives the batch norm at this path another momentum.
+
+    >>> setting_momentum("0", 0.01)(nn.Sequential(nn.BatchNorm1d(2, momentum=0.99)))[0].momentum
+    0.01
+    """
+
+    def change(model: nn.Module) -> None:
+        alterations.set_numbers(model, path, momentum=momentum)
+
+    action = f"momentum = {momentum:g}"
+    return altering(path, "set_numbers", change, action=action, needs=[path], momentum=momentum)
 
 
-def writing(values: Mapping[str, Tensor]) -> Mend:
-    """Return the mend that writes these values into the parameters and buffers of these names.
+def writing(values: Mapping[str, Tensor]) -> Mend | None:
+    """Return the mend that writes these values, which were measured, into the tensors so named.
+
+    None where there are none. A name that the model does not have any more is left out.
 
     >>> model = nn.BatchNorm1d(1)
     >>> writing({"running_mean": torch.ones(1)})(model).running_mean
     tensor([1.])
     """
+    layers = dict.fromkeys(name.rpartition(".")[0] for name in values)
+    return in_turn(*(_writing_into(layer, values) for layer in layers))
 
-    def mend(model: nn.Module) -> nn.Module:
-        changed = duplicate(model)
-        held = dict(changed.named_buffers(remove_duplicate=False))
-        held |= dict(changed.named_parameters(remove_duplicate=False))
-        with torch.inference_mode(mode=False), torch.no_grad():
-            for name, value in values.items():
-                held[name].copy_(value)
-        return changed
 
-    return mend
+def _writing_into(layer: str, values: Mapping[str, Tensor]) -> Mend:
+    own = {name: value for name, value in values.items() if name.rpartition(".")[0] == layer}
+
+    def change(model: nn.Module) -> None:
+        held = dict(model.named_buffers(remove_duplicate=False))
+        held |= dict(model.named_parameters(remove_duplicate=False))
+        for name in own.keys() & held.keys():
+            held[name].copy_(own[name])
+
+    return altering(layer, "write_values", change, action="measure statistics anew", measures=True)
+
+
+@once
+def measuring_trained_anew(evidence: Evidence) -> Mend | None:
+    """Return `measuring_anew` of all batch norms that training has updated, each if it was seen."""
+    trained = (r for r in readings(evidence) if not (r.untouched or r.frozen))
+    return in_turn(*(measuring_anew([reading]) for reading in trained))
 
 
 def measuring_anew(found: Sequence[Reading]) -> Mend | None:
@@ -102,4 +107,4 @@ def measuring_anew(found: Sequence[Reading]) -> Mend | None:
         if "num_batches_tracked" in reading.tensors:
             batches = sum(seen.batches for seen in reading.seen)
             values[reading.names["num_batches_tracked"]] = torch.tensor(batches)
-    return writing(values) if values else None
+    return writing(values)

@@ -8,21 +8,26 @@ from typing import Any
 import torch
 
 from bnkit.diagnosis.evidence import Evidence, Norm
-from bnkit.diagnosis.finding import Finding, Mend
+from bnkit.diagnosis.finding import Finding
+from bnkit.diagnosis.mend import Mend
 from bnkit.diagnosis.rules.distances import by_chance, distance, root_mean_square
 from bnkit.diagnosis.rules.places import (
     normalises_by_batch,
 )
+from bnkit.diagnosis.rules.staleness import CHANGE
 from bnkit.diagnosis.rules.structural_mends import become, give_each_place_its_own
 from bnkit.layers.domains import DomainBatchNorm
 from bnkit.layers.masked import MaskedBatchNorm
+
+_APART = "distance in standard deviations"
 
 
 def several_distributions(evidence: Evidence) -> Iterator[Finding]:
     """Find batch norms whose running statistics mix inputs of several distributions.
 
     Either the calls in one forward differ, or the mini-batches do. A difference counts that is
-    twice what the statistics of one mini-batch are off by chance.
+    twice what the statistics of one mini-batch are off by chance; between mini-batches it is a
+    warning from the threshold of `explain_gap` on, since data in any order differ a little.
     """
     for norm in evidence.norms:
         calls = norm.training_calls or norm.calls
@@ -31,11 +36,12 @@ def several_distributions(evidence: Evidence) -> Iterator[Finding]:
     apart = {norm: _between_batches(norm) for norm in evidence.norms if _may_mix(evidence, norm)}
     found = {norm: figures for norm, figures in apart.items() if figures}
     if found:
+        worst = max(found.values(), key=lambda figures: figures[_APART])
         yield Finding(
             "several-distributions",
-            "warning",
+            "warning" if worst[_APART] > CHANGE else "info",
             tuple(norm.path for norm in found),
-            next(iter(found.values())),
+            worst,
             "The mini-batches come from several distributions (domains, or data sorted by class): "
             "each is normalised by its own statistics in training, and all by one mixture in eval "
             "mode.",
@@ -82,7 +88,7 @@ def _between_calls(evidence: Evidence, norm: Norm, calls: int) -> Finding:
     chance = max((by_chance(norm.module, seen) for seen in norm.as_trained), default=math.inf)
     measured: dict[str, Any] = {"calls in one forward": calls}
     if apart is not None:
-        measured |= {"distance in standard deviations": apart, "by chance": chance}
+        measured |= {_APART: apart, "by chance": chance}
     return Finding(
         "several-distributions",
         "warning" if apart is not None and apart > 2 * chance else "info",
@@ -100,7 +106,7 @@ def _unsharing(evidence: Evidence, norm: Norm) -> Mend | None:
     """Return the mend where the same module stands at several paths, one for each call."""
     named = evidence.model.named_modules(remove_duplicate=False)
     paths = [path for path, module in named if module is norm.module]
-    return give_each_place_its_own(paths) if len(paths) > 1 else None
+    return give_each_place_its_own(paths)
 
 
 def _may_mix(evidence: Evidence, norm: Norm) -> bool:
@@ -112,26 +118,26 @@ def _may_mix(evidence: Evidence, norm: Norm) -> bool:
 def _between_batches(norm: Norm) -> dict[str, float]:
     """Return how far mini-batches are apart, where that is more than chance.
 
-    For rows drawn alike the means of mini-batches of n rows have the variance v / n, where v is
-    that of the rows within them. Their ratio is 1 with the standard error √(2 / (B − 1)) for B
-    mini-batches (an F statistic); five of these, and at least twice the variance, do not happen
-    by chance, not even where all channels vary together.
+    For rows drawn alike the variance between the means of mini-batches, of rows and of any sizes,
+    is that within them, each sum of squares over its degrees of freedom (Fisher's analysis of
+    variance). Their ratio is 1 with the standard error √(2 / (B − 1)) for B mini-batches; five of
+    these, and at least twice the variance, do not happen by chance, not even where all channels
+    vary together.
     """
     (seen,) = norm.as_trained
     batches, rows = seen.batches, seen.of_rows.count / seen.batches
-    within = seen.of_rows.deviations - rows * seen.of_batches.deviations
     freedom = seen.of_rows.count - batches
     if freedom < 1:
         return {}
-    variance = within.clamp(min=0) / freedom
-    real = variance > 1e-6 * (seen.moments.variance + 1e-30)  # else a constant, up to rounding
-    between = seen.of_batches.unbiased_variance
-    ratios = torch.where(real, rows * between / variance.clamp(min=1e-30), 1.0)
+    between = seen.of_batches.deviations / (batches - 1)
+    within = (seen.of_rows.deviations - seen.of_batches.deviations).clamp(min=0) / freedom
+    real = within > 1e-6 * (seen.moments.variance + 1e-30)  # else a constant, up to rounding
+    ratios = torch.where(real, between / within.clamp(min=1e-30), 1.0)
     ratio = root_mean_square(ratios, norm.module) ** 2
     bar = max(2.0, 1 + 5 * math.sqrt(2 / (batches - 1)))
     if ratio <= bar:
         return {}
-    excess = (between - variance / rows).clamp(min=0) / (seen.moments.variance + 1e-30)
+    excess = (between - within).clamp(min=0) / rows / (seen.moments.variance + 1e-30)
     return {
         "variance between mini-batches / by chance": ratio,
         "distance in standard deviations": 2 * root_mean_square(excess, norm.module),

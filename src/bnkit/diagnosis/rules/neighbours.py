@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from torch import nn
 
 from bnkit.dataflow import Call, Dataflow
-from bnkit.diagnosis.evidence import Evidence
-from bnkit.diagnosis.finding import Finding, Mend
+from bnkit.diagnosis.evidence import Evidence, once
+from bnkit.diagnosis.finding import Finding
+from bnkit.diagnosis.mend import Mend
 from bnkit.diagnosis.rules.places import Place, chained, layer_of, module_of
-from bnkit.diagnosis.rules.structural_mends import merge_norms
+from bnkit.diagnosis.rules.structural_mends import fold_away, merge_norms
 from bnkit.roles import Role, gives_answers
-from bnkit.surgery.folding.folding import fold
 from bnkit.surgery.folding.survey import survey
 from bnkit.surgery.normalized import NormalizedOutput
 from bnkit.surgery.stretch import role_of, stretch_after
@@ -121,6 +121,7 @@ def _is_plain(module: nn.Module | None) -> bool:
     return isinstance(module, kinds) and mute and tracks
 
 
+@once
 def _foldable(evidence: Evidence) -> list[str]:
     return [match.site.path for match in survey(evidence.model, evidence.example).matches]
 
@@ -129,5 +130,4 @@ def _folding(evidence: Evidence, paths: list[str]) -> Mend | None:
     """Return the mend that folds these batch norms away, None where not all can be."""
     if evidence.flow is None or not set(paths) <= set(_foldable(evidence)):
         return None
-    chosen, example = frozenset(paths), evidence.example
-    return lambda model: fold(model, example, where=lambda path, _: path in chosen)
+    return fold_away(paths, evidence.example)

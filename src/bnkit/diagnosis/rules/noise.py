@@ -7,30 +7,68 @@ from bnkit.diagnosis.evidence import Evidence, Seen
 from bnkit.diagnosis.finding import Finding
 from bnkit.diagnosis.rules.mending import converting
 from bnkit.diagnosis.rules.reading import HALF, QUARTER, Reading, readings
+from bnkit.diagnosis.rules.uses import rows_in_training
 from bnkit.layers.accumulated import AccumulatedBatchNorm
 from bnkit.layers.ghost import GhostBatchNorm
 from bnkit.layers.renorm import BatchRenorm
 
 
 def noisy_statistics(evidence: Evidence) -> Iterator[Finding]:
-    """Find layers that are trained by the statistics of too few independent values."""
+    """Find layers that are trained by the statistics of too few independent values.
+
+    Either all mini-batches have too few, or the last one of each epoch has.
+    """
     if evidence.in_eval_mode:
         return
     for reading in readings(evidence):
-        values = effective_values(reading)
-        noise = noise_of(values)
-        if values is None or reading.frozen or noise <= QUARTER:
+        if reading.frozen:
             continue
+        if noise_of(effective_values(reading)) > QUARTER:
+            yield _in_every_mini_batch(reading)
+        else:
+            yield from _in_the_smallest(evidence, reading)
+
+
+def _in_every_mini_batch(reading: Reading) -> Finding:
+    values = effective_values(reading)
+    noise = noise_of(values)
+    return Finding(
+        "noisy-statistics",
+        "warning" if noise > HALF else "info",
+        (reading.path,),
+        {"effective values per channel": values, "output noise": noise},
+        "The statistics of a mini-batch are worth those of few independent values per channel: "
+        "chance moves the output by such a share of its size.",
+        "Use larger mini-batches, synchronise the ranks, or correct by running statistics: "
+        'model = bnkit.convert(model, "renorm").',
+        converting(reading, "renorm") if noise > HALF else None,
+    )
+
+
+def _in_the_smallest(evidence: Evidence, reading: Reading) -> Iterator[Finding]:
+    rows = evidence.loader.rows
+    sizes = {what: size for what, size in rows_in_training(evidence).items() if size > 0}
+    if not rows or not sizes:
+        return
+    what = min(sizes, key=lambda name: sizes[name])
+    values = effective_values(reading, share=sizes[what] * len(rows) / sum(rows))
+    if noise_of(values) > HALF:
         yield Finding(
             "noisy-statistics",
-            "warning" if noise > HALF else "info",
+            "warning",
             (reading.path,),
-            {"effective values per channel": values, "output noise": noise},
-            "The statistics of a mini-batch are worth those of few independent values per channel: "
-            "chance moves the output by such a share of its size.",
-            "Use larger mini-batches, synchronise the ranks, or correct by running statistics: "
-            'model = bnkit.convert(model, "renorm").',
-            converting(reading, "renorm") if noise > HALF else None,
+            {
+                what: sizes[what],
+                "effective values per channel": values,
+                "output noise": noise_of(values),
+            },
+            "One mini-batch is much smaller than the others. By its statistics chance moves the "
+            "output by such a share of its size, the step goes astray, and the running statistics "
+            "take it for as much as any other; the last one of an epoch comes right before the "
+            "evaluation.",
+            "Leave the last incomplete mini-batch out: drop_last=True of the DataLoader. A model "
+            "that was trained with it is to be trained on: bnkit.recalibrate mends its statistics "
+            "only.",
         )
 
 
@@ -43,8 +81,10 @@ def noise_of(values: float | None) -> float:
     return 0.0 if values is None else math.sqrt(1.5 / values)
 
 
-def effective_values(reading: Reading) -> float | None:
+def effective_values(reading: Reading, *, share: float = 1.0) -> float | None:
     """Return how many independent values per channel a mini-batch is worth to this layer.
+
+    With `share`, one of this share of the rows that the mini-batches have on average.
 
     Values of one row are alike: B rows whose means have the variance s² give the mean of a
     mini-batch the variance s²/B, which v·B/s² independent values of variance v would give. It is
@@ -52,16 +92,16 @@ def effective_values(reading: Reading) -> float | None:
     """
     if isinstance(reading.module, BatchRenorm) or not reading.seen:
         return None
-    found = [_effective(reading, seen) for seen in reading.seen]
+    found = [_effective(reading, seen, share) for seen in reading.seen]
     return min((values for values in found if values is not None), default=None)
 
 
-def _effective(reading: Reading, seen: Seen) -> float | None:
+def _effective(reading: Reading, seen: Seen, share: float) -> float | None:
     variance, of_rows = seen.moments.variance, seen.of_rows.variance
     varying = (variance > 0) & variance.isfinite() & of_rows.isfinite()
     if not bool(varying.any()):
         return None
-    rows = _rows_of_statistics(reading, seen.of_rows.count / seen.batches)
+    rows = _rows_of_statistics(reading, share * seen.of_rows.count / seen.batches)
     most = rows * seen.moments.count / seen.of_rows.count
     ratio = (variance[varying] / of_rows[varying].clamp_min(1e-300)).median().item()
     return min(rows * ratio, most)

@@ -4,12 +4,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.diagnosis.evidence import Evidence
-from bnkit.diagnosis.finding import Finding, Mend, Severity
-from bnkit.diagnosis.rules.mending import changing_layers, in_float32, measuring_anew
+from bnkit.diagnosis.finding import Finding, Severity
+from bnkit.diagnosis.mend import Mend, altering, in_turn
+from bnkit.diagnosis.rules.mending import (
+    in_float32,
+    measuring_anew,
+    setting_momentum,
+)
 from bnkit.diagnosis.rules.reading import (
     HALF_PRECISION,
     STATISTICS,
@@ -19,6 +24,7 @@ from bnkit.diagnosis.rules.reading import (
     wide,
 )
 from bnkit.diagnosis.rules.running_statistics import is_collapsed, measured_variance
+from bnkit.surgery import alterations
 from bnkit.surgery.folding.arithmetic import affine_of
 
 # Nobody means the last mini-batch or two to be nine tenths of an average; Keras's 0.99 and 0.9 are
@@ -140,17 +146,20 @@ def momentum_convention(evidence: Evidence) -> Iterator[Finding]:
             f"Set momentum={mended:g}"
             + (" (1 − momentum)" if momentum < 1 else ", torch's default")
             + ", then recalibrate.",
-            None if reading.norm is None else changing_layers([reading.path], _set_momentum),
+            None if reading.norm is None else _with_momentum_of_torch(reading),
         )
+
+
+def _with_momentum_of_torch(reading: Reading) -> Mend | None:
+    """Return the mend of the next averages, and of those that hold the last mini-batch only."""
+    assert reading.momentum is not None
+    set_it = setting_momentum(reading.path, _in_torch(reading.momentum))
+    return in_turn(set_it, None if reading.untouched else measuring_anew([reading]))
 
 
 def _in_torch(momentum: float) -> float:
     """Return 1 − momentum; torch's default for 1, which would leave nothing."""
     return round(1 - momentum, 12) if momentum < 1 else _DEFAULT_MOMENTUM
-
-
-def _set_momentum(layer: Any) -> None:
-    layer.momentum = _in_torch(layer.momentum)
 
 
 def large_eps(evidence: Evidence) -> Iterator[Finding]:
@@ -218,25 +227,18 @@ def _smaller_eps(reading: Reading, eps: float) -> Mend | None:
     if reading.running_var is None or reading.running_var.dim() != 1:
         return None
 
-    def change(layer: nn.Module) -> None:
-        set_eps(layer, eps)
+    path = reading.path
 
-    return changing_layers([reading.path], change)
+    def change(model: nn.Module) -> None:
+        _rescale(model.get_submodule(path), eps)
+        alterations.set_numbers(model, path, eps=eps)
+
+    return altering(
+        path, "set_numbers", change, action=f"eps = {eps:g}, and γ for it", needs=[path], eps=eps
+    )
 
 
-def set_eps(layer: Any, eps: float) -> None:
-    """Set the layer's eps, and γ so that eval mode computes the same.
-
-    >>> layer = nn.BatchNorm1d(1, eps=3.0)
-    >>> set_eps(layer, 0.0)
-    >>> layer.weight.item()
-    0.5
-    """
+def _rescale(layer: Any, eps: float) -> None:
+    """Set γ so that eval mode computes with this eps what it does with the layer's."""
     scale = affine_of(layer).scale
-    layer.eps = eps
-    with torch.no_grad():
-        layer.weight.copy_(scale * _deviation(layer.running_var, eps))
-
-
-def _deviation(variance: Tensor, eps: float) -> Tensor:
-    return (wide(variance) + eps).sqrt()
+    layer.weight.copy_(scale * (wide(layer.running_var) + eps).sqrt())

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from bnkit.dataflow import as_call
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding, Severity
-from bnkit.diagnosis.rules.mending import measuring_anew
+from bnkit.diagnosis.mend import in_turn
+from bnkit.diagnosis.rules.mending import measuring_anew, measuring_trained_anew
 from bnkit.diagnosis.rules.reading import ALL, HALF, Reading, output_change, readings
 from bnkit.diagnosis.rules.staleness import (
     SHARE,
@@ -17,6 +18,8 @@ from bnkit.diagnosis.rules.staleness import (
     tolerance,
 )
 from bnkit.gap import Gap, explain_gap
+
+_LOSSES = ("loss by batch statistics", "loss in eval mode")
 
 
 def train_eval_gap(evidence: Evidence) -> Iterator[Finding]:
@@ -64,16 +67,17 @@ def _on_the_example(evidence: Evidence, gap: Gap) -> Finding:
 def _finding(
     evidence: Evidence, layer: str, measured: dict[str, float], behind: list[Reading]
 ) -> Finding:
+    losses = dict(zip(_LOSSES, evidence.losses or (), strict=False))
     return Finding(
         "train-eval-gap",
         _severity(evidence, measured["output difference"], behind),
         (layer,),
-        measured,
+        {**measured, **losses},
         "In eval mode the model's output differs from that by the statistics of the mini-batches, "
         "and this is the first layer that parts the modes.",
         "bnkit.explain_gap(model, batch) shows all layers; model = bnkit.recalibrate(model, "
         "batches) measures their statistics anew.",
-        measuring_anew(behind),
+        in_turn(measuring_anew(behind), measuring_trained_anew(evidence)),
     )
 
 

@@ -1,15 +1,23 @@
 """Rules on γ: dead channels, negative γ before a ReLU, γ that explodes."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from bnkit.dataflow import Call
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding
+from bnkit.diagnosis.mend import Mend
+from bnkit.diagnosis.rules.biases import channels_of_features
+from bnkit.diagnosis.rules.places import chained
 from bnkit.diagnosis.rules.reading import Reading, readings, wide
+from bnkit.diagnosis.rules.structural_mends import turn_signs
 from bnkit.layers.batch_norm import ActivatedBatchNorm
+from bnkit.roles import can_own_batch_norm
+from bnkit.surgery.folding.targets import original_class
 from bnkit.surgery.normalized import NormalizedOutput
 
 # Channels of under a hundredth of the layer's typical γ: without all of them together the layer's
@@ -18,6 +26,16 @@ DEAD = 0.01
 # In float16, which has 11 bits, a channel of this γ is rounded by 2⁻¹¹ · 100 = 0.05: a twentieth of
 # all that a channel of γ = 1 carries.
 EXPLODED = 100.0
+
+
+# Passages that only move values, or add them up: their output turns its sign with their input.
+_MOVE = frozenset(
+    """
+    Identity Flatten Unflatten AvgPool1d AvgPool2d AvgPool3d AdaptiveAvgPool1d AdaptiveAvgPool2d
+    AdaptiveAvgPool3d view view_as reshape reshape_as flatten unflatten squeeze unsqueeze transpose
+    swapaxes swapdims permute movedim moveaxis t T mT contiguous clone
+    """.split()
+)
 
 
 def dead_channels(evidence: Evidence) -> Iterator[Finding]:
@@ -69,7 +87,43 @@ def negative_gamma(evidence: Evidence) -> Iterator[Finding]:
             "is no fault, but layers that take |γ| (in-place activated batch norm) and converters "
             "that swap a scale and a ReLU compute something else.",
             "Turn the sign of the weights that feed the channel and of γ, where a tool needs it.",
+            _turning(evidence, reading),
         )
+
+
+def _turning(evidence: Evidence, reading: Reading) -> Mend | None:
+    """Return the mend where one weight layer of torch's, called once, feeds the batch norm only."""
+    module: Any = reading.module
+    leading = [each for each in chained(evidence) if each[1].norm is reading.norm]
+    if module is None or reading.domain or len(leading) != 1:
+        return None
+    flow, place, chain = leading[0]
+    start = chain.start
+    linear = all(call.name in _MOVE or call.kind in _MOVE for call in chain.passages)
+    if start is None or not chain.alone or not linear or not _is_plain(start.module):
+        return None
+    channels = channels_of_features(flow, chain, place)
+    calls = {call.index for call in (*flow.calls_of(start.name), *flow.calls_reading(start.name))}
+    tied = any(_is_tied(evidence, path) for path in (start.name, reading.path))
+    if channels is None or len(calls) > 1 or tied:
+        return None
+    return turn_signs(start.name, reading.path, channels)
+
+
+def _is_plain(layer: nn.Module | None) -> bool:
+    """Return whether its output turns its sign with weight and bias, of which it has its own."""
+    if layer is None or not can_own_batch_norm(layer) or hasattr(layer, "parametrizations"):
+        return False
+    of_torch = original_class(layer).__module__.startswith("torch.")
+    turned_groups = isinstance(layer, _ConvTransposeNd) and layer.groups > 1
+    return of_torch and not turned_groups  # whose weights hold the features of all groups at once
+
+
+def _is_tied(evidence: Evidence, path: str) -> bool:
+    """Return whether a parameter of this layer has another name, too."""
+    own = {id(p) for p in evidence.model.get_submodule(path).parameters(recurse=False)}
+    named = evidence.model.named_parameters(remove_duplicate=False)
+    return sum(id(parameter) in own for _, parameter in named) > len(own)
 
 
 def exploding_gamma(evidence: Evidence) -> Iterator[Finding]:

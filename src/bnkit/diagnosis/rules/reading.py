@@ -3,7 +3,6 @@
 A per-domain layer has a reading for each of its domains, a call of torch's function one of its own.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.dataflow import Call, Dataflow
-from bnkit.diagnosis.evidence import Evidence, Norm, Seen
+from bnkit.diagnosis.evidence import Evidence, Norm, Seen, once
+from bnkit.gap.formulas import relative_chance, relative_change
 from bnkit.layers.domains import DomainBatchNorm
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.layers.masked import MaskedBatchNorm
@@ -122,6 +122,7 @@ class Reading:
         return values[self.tensors["num_batches_tracked"] > 0]  # per step: those reached
 
 
+@once
 def readings(evidence: Evidence) -> list[Reading]:
     """Return a reading of every batch norm of the model, then of the functions that it calls.
 
@@ -264,35 +265,18 @@ def _of_functions(evidence: Evidence) -> Iterator[Reading]:
 def output_change(reading: Reading, mean: Tensor, variance: Tensor) -> float:
     """Return how far its output moves when these take the place of the running statistics.
 
-    That is a root mean square over that of the output: with batch mean μ and variance v, running
-    mean m and variance r, √(Σ γ²((√(v/(r+ε)) − √(v/(v+ε)))² + (μ−m)²/(r+ε)) / Σ (γ²v/(v+ε) + β²)),
-    as in `explain_gap`, by which a whole network is compared.
+    That is a root mean square over that of the output: the own difference of `explain_gap`.
     """
     running_mean, running_var = reading.running_mean, reading.running_var
     assert running_mean is not None
     assert running_var is not None
-    by_running, by_batch = running_var + reading.eps, variance + reading.eps
-    scales = (variance / by_running).sqrt() - (variance / by_batch).sqrt()
-    moved = scales.square() + (mean - running_mean).square() / by_running
-    return math.sqrt(_squared(reading, moved) / _size(reading, variance))
+    return relative_change(mean, variance, running_mean, running_var, **_affine(reading))
 
 
 def chance(reading: Reading, variance: Tensor, squared_error: Tensor) -> float:
-    """Return how far chance moves the output where the mean has this squared standard error.
-
-    The scale has half as much of it again, for normal values: 1.5 s²/(v+ε) in place of what moved.
-    """
-    moved = 1.5 * squared_error / (variance + reading.eps)
-    return math.sqrt(_squared(reading, moved) / _size(reading, variance))
+    """Return how far chance moves the output where the mean has this squared standard error."""
+    return relative_chance(variance, squared_error, **_affine(reading))
 
 
-def _squared(reading: Reading, moved: Tensor) -> float:
-    weight = reading.weight
-    return (moved if weight is None else weight.square() * moved).sum().item()
-
-
-def _size(reading: Reading, variance: Tensor) -> float:
-    bias = reading.tensors.get("bias")
-    offset = 0.0 if bias is None else wide(bias).square().sum().item()
-    size = _squared(reading, variance / (variance + reading.eps)) + offset
-    return size or math.inf  # what is always 0 does not move
+def _affine(reading: Reading) -> dict[str, Any]:
+    return {"eps": reading.eps, "weight": reading.weight, "bias": reading.tensors.get("bias")}

@@ -2,17 +2,16 @@
 
 import math
 from collections.abc import Iterator
-from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from bnkit.diagnosis.evidence import Evidence
-from bnkit.diagnosis.finding import Finding, Mend, Severity
-from bnkit.diagnosis.rules.mending import measuring_anew
+from bnkit.diagnosis.evidence import Evidence, once
+from bnkit.diagnosis.finding import Finding, Severity
+from bnkit.diagnosis.mend import Mend, in_turn
+from bnkit.diagnosis.rules.mending import measuring_anew, measuring_trained_anew
 from bnkit.diagnosis.rules.places import normalises_by_batch
 from bnkit.diagnosis.rules.reading import (
     ALL,
-    HALF,
     QUARTER,
     Reading,
     chance,
@@ -60,10 +59,23 @@ def stale_statistics(evidence: Evidence) -> Iterator[Finding]:
             f"layer's output moves by such a share of its size."
             + (" The layer is frozen, perhaps on purpose." if frozen else ""),
             "Measure them anew: model = bnkit.recalibrate(model, batches).",
-            None if frozen and not reading.untouched else measuring_anew([reading]),
+            _mend(evidence, reading),
         )
 
 
+def _mend(evidence: Evidence, reading: Reading) -> Mend | None:
+    """Return the mend of this layer and of all that are trained; None where it is frozen.
+
+    What a layer is given depends on the statistics of those before it, of which many that are a
+    little off make one that is far off.
+    """
+    if reading.frozen and not reading.untouched:
+        return None
+    own = measuring_anew([reading]) if reading.untouched else None
+    return in_turn(own, measuring_trained_anew(evidence))
+
+
+@once
 def parting(evidence: Evidence) -> list[Reading]:
     """Return the readings that part eval mode from training, in the order in which they run."""
     off = [
@@ -75,20 +87,13 @@ def parting(evidence: Evidence) -> list[Reading]:
     return sorted(off, key=lambda r: r.norm.calls[0].index if r.norm and r.norm.calls else last)
 
 
-_changes: WeakKeyDictionary[Evidence, float] = WeakKeyDictionary()  # two rules need two runs
-
-
+@once
 def change_of_model(evidence: Evidence) -> float:
     """Return how far the model's output in eval mode is from that with all of `parting` mended.
 
     It is a root mean square over that of the mended one's output; infinite where it cannot be run.
     """
-    if evidence not in _changes:
-        _changes[evidence] = _change_of_model(evidence, measuring_anew(parting(evidence)))
-    return _changes[evidence]
-
-
-def _change_of_model(evidence: Evidence, mend: Mend | None) -> float:
+    mend = measuring_anew(parting(evidence))
     if mend is None or evidence.example is None or evidence.failure:
         return math.inf
     try:
@@ -102,7 +107,7 @@ def _severity_of_staleness(evidence: Evidence, reading: Reading, change: float) 
     if reading.frozen and not reading.untouched:
         return "info"
     if not evidence.in_eval_mode:  # averages lag behind weights that train, and will catch up
-        return "info" if young or change < HALF else "warning"
+        return "info" if young or change < ALL else "warning"
     if change >= ALL or reading.untouched:
         return "error"
     return "warning" if change >= QUARTER else "info"

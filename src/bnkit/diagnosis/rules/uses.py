@@ -18,7 +18,7 @@ def one_value_per_channel(evidence: Evidence) -> Iterator[Finding]:
 
     It has no variance, and torch raises an error for it.
     """
-    sizes = _sizes(evidence)
+    sizes = rows_in_training(evidence)
     for place in places(evidence):
         per_row = _values_per_row(evidence, place)
         short = {what: rows for what, rows in sizes.items() if 0 < rows * per_row <= 1}
@@ -82,7 +82,7 @@ def two_forwards(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-def _sizes(evidence: Evidence) -> dict[str, int]:
+def rows_in_training(evidence: Evidence) -> dict[str, int]:
     """Return how many rows the mini-batches of training have, by what says so."""
     loader = evidence.loader
     if not evidence.batches_given:

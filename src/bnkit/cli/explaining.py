@@ -1,0 +1,77 @@
+"""`bnkit explain`: what a rule of the doctor finds, how it measures, and what mends it."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from bnkit.cli.arguments import AsJson
+from bnkit.cli.output import explained, print_result
+from bnkit.diagnosis.explanation import Explanation, explanation_of
+from bnkit.diagnosis.rules.table import KINDS, RULES
+from bnkit.lab.names import one_of
+from bnkit.tables import text_table
+
+_WIDTH = 88  # characters, beyond which lines of prose are hard to follow
+
+
+def explain(
+    rule: Annotated[
+        str | None, typer.Argument(help="the rule, as `bnkit doctor` names it; all without it")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What does a finding of `bnkit doctor` mean, and what mends it?
+
+    Says of a rule what the trouble is, how it is measured and why the threshold lies where it
+    lies, how severe it is, and how to mend it. Without a rule, lists all of them.
+
+    - `bnkit explain` lists the rules.
+    - `bnkit explain stale-statistics`
+
+    Exit codes: 0 done, 2 there is no such rule.
+    """
+    with explained():
+        if rule is None:
+            print_result(_Overview(), as_json=as_json)
+            return
+        found = explanation_of(one_of({each.slug: each for each in RULES}, rule, "rule"))
+    if sys.stdout.isatty() and not as_json:
+        _show(found)
+    else:
+        print_result(found, as_json=as_json)
+
+
+@dataclass(frozen=True)
+class _Overview:
+    """All rules, a line each."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "rules": [
+                {"rule": rule.slug, "kind": kind, "summary": rule.summary}
+                for kind, rules in KINDS.items()
+                for rule in rules
+            ]
+        }
+
+    def __str__(self) -> str:
+        table = text_table(["", "rule", "what it finds"], self._lines())
+        return f"{table}\n\nbnkit explain RULE says more of each."
+
+    def _lines(self) -> Iterator[tuple[str, str, str]]:
+        for kind, rules in KINDS.items():
+            for index, rule in enumerate(rules):
+                yield "" if index else kind, rule.slug, rule.summary
+
+
+def _show(found: Explanation) -> None:
+    """Print the page in the colours of the terminal; elsewhere it is the Markdown itself."""
+    from rich.console import Console  # noqa: PLC0415  a tenth of a second, only to print
+    from rich.markdown import Markdown  # noqa: PLC0415
+
+    console = Console(emoji=False)
+    page = Markdown(str(found), code_theme="ansi_dark", hyperlinks=False)
+    console.print(page, width=min(console.width, _WIDTH))

@@ -1,0 +1,81 @@
+"""`Explanation`: what a rule finds, how it measures, how bad it is and what mends it, for people.
+
+The prose stands in `explanations/`, one file of Markdown a rule. The command line, the page of a
+diagnosis, SARIF and the docs are all made of it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bnkit.diagnosis.rules.rule import Rule
+
+FOLDER = Path(__file__).parent / "explanations"
+SECTIONS = ("measured", "severity", "mend", "example")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What people should know of a rule, in Markdown, as which it prints.
+
+    `trouble` says what goes wrong and why, `measured` how that is seen, with each threshold and its
+    reason, `severity` what is an error, a warning or information, `mend` what to do, and `example`
+    shows a line before and after as a diff. `follows` are the slugs of its causes.
+    """
+
+    rule: str
+    summary: str
+    trouble: str
+    measured: str
+    severity: str
+    mend: str
+    example: str
+    follows: tuple[str, ...] = ()
+
+    @property
+    def link(self) -> str:
+        """Where it stands in the docs."""
+        return f"docs/rules.md#{self.rule}"
+
+    @property
+    def body(self) -> str:
+        """All of it but the slug and the summary, as Markdown."""
+        return "\n\n".join(
+            (
+                self.trouble,
+                f"**How it is measured.** {self.measured}",
+                f"**How severe it is.** {self.severity}",
+                f"**How to mend it.** {self.mend}",
+                self.example,
+            )
+        )
+
+    def __str__(self) -> str:
+        causes = f"It may follow from {', '.join(self.follows)}.\n\n" if self.follows else ""
+        return f"**{self.rule}**: {self.summary}\n\n{self.body}\n\n{causes}In the docs: {self.link}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {**asdict(self), "follows": list(self.follows), "link": self.link}
+
+
+def explanation_of(rule: Rule) -> Explanation:
+    """Return the explanation of a rule.
+
+    >>> from bnkit.diagnosis.rules.table import RULES
+    >>> explanation_of(RULES[0]).link
+    'docs/rules.md#cancelled-bias'
+    """
+    text = (FOLDER / f"{rule.slug}.md").read_text(encoding="utf-8")
+    trouble, *others = text.split("\n## ")
+    parts = dict(_parts(others))
+    return Explanation(
+        rule.slug, rule.summary, trouble.strip(), **parts, follows=tuple(rule.follows)
+    )
+
+
+def _parts(sections: list[str]) -> Iterator[tuple[str, str]]:
+    for section in sections:
+        title, _, text = section.partition("\n")
+        yield title.lower(), text.strip()

@@ -1,0 +1,141 @@
+"""The page of a diagnosis: what is wrong, where, how it was measured, and every batch norm."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from bnkit.diagnosis.diagnosis import Diagnosis
+from bnkit.diagnosis.explanation import explanation_of
+from bnkit.diagnosis.finding import SEVERITIES, Finding
+from bnkit.diagnosis.layers import LayerRecord
+from bnkit.report.words import listed, several
+from bnkit.report.writing import put
+
+ENDINGS = (".html", ".htm")
+
+
+def write_diagnosis(diagnosis: Diagnosis, path: str | Path) -> Path:
+    """Write a diagnosis as one HTML page, which opens offline, to `path`, and return that.
+
+    It shows the findings, worst first, each with those that follow from it and with the explanation
+    of its rule, and charts and a table of all batch norms. It is never half-written, and where
+    drawing fails an older page stays as it was. Raises ValueError for a `path` that is not of an
+    HTML file.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_diagnosis(Diagnosis("Net", 0, ()), f"{folder}/net.html").name
+    'net.html'
+    """
+    path = checked(path)
+    put(path, page(diagnosis).encode())
+    return path
+
+
+def checked(path: str | Path) -> Path:
+    """Return the path, which must be that of an HTML file; ValueError for others.
+
+    >>> checked("sick.html").name
+    'sick.html'
+    """
+    path = Path(path)
+    if path.suffix.lower() not in ENDINGS or path.is_dir():
+        raise ValueError(f"`path` is '{path}': give the name of a file that ends in .html")
+    return path
+
+
+def page(diagnosis: Diagnosis) -> str:
+    """Return the page, which needs no other file and no network."""
+    from markdown_it import MarkdownIt  # noqa: PLC0415  needed only here
+
+    from bnkit.report.depth import name_of  # noqa: PLC0415  altair takes a second to import
+    from bnkit.report.palette import PAGE  # noqa: PLC0415  as above
+    from bnkit.report.parting import parting_panel  # noqa: PLC0415
+    from bnkit.report.spreads import (  # noqa: PLC0415
+        dead_panel,
+        gammas_panel,
+        means_panel,
+        variances_panel,
+    )
+    from bnkit.report.templates import library, templates  # noqa: PLC0415
+
+    layers = diagnosis.layers
+    drawn = [
+        make(layers)
+        for make in (parting_panel, means_panel, variances_panel, gammas_panel, dead_panel)
+    ]
+    panels = {panel.name: panel for panel in drawn if panel is not None}
+    environment = templates()
+    environment.filters.update(in_words=in_words, short=_short, name=name_of)
+    environment.tests.update(parting=parts)
+    prose = MarkdownIt("commonmark", {"html": False}).render  # what is no Markdown is escaped
+    return environment.get_template("diagnosis.html").render(
+        diagnosis=diagnosis,
+        answer=answer(diagnosis),
+        notes=_counts(diagnosis)["info"],
+        worst=diagnosis.worst or "healthy",
+        explained={
+            rule.slug: {"summary": rule.summary, "text": prose(explanation_of(rule).body)}
+            for rule in diagnosis.rules
+            if any(finding.rule == rule.slug for finding in diagnosis.findings)
+        },
+        layers=layers,
+        first=next(filter(parts, layers), None),
+        shown={
+            f.name: any(getattr(each, f.name) is not None for each in layers)
+            for f in fields(LayerRecord)
+        },
+        panels=panels,
+        look=PAGE.config,
+        charts={name: panel.on_page for name, panel in panels.items()},
+        columns=columns,
+        library=library(),
+    )
+
+
+def answer(diagnosis: Diagnosis) -> str:
+    """Return the headline: how many errors and warnings there are.
+
+    >>> answer(Diagnosis("Net", 3, ()))
+    'No errors, no warnings'
+    """
+    counts = _counts(diagnosis)
+    found = [several(counts[s], s) for s in ("error", "warning") if counts[s]]
+    return ", ".join(found) or "No errors, no warnings"
+
+
+def _counts(diagnosis: Diagnosis) -> dict[str, int]:
+    return {s: sum(f.severity == s for f in diagnosis.findings) for s in SEVERITIES}
+
+
+def parts(layer: LayerRecord) -> bool:
+    """Return whether the running statistics of this layer part eval mode from training.
+
+    >>> parts(LayerRecord("bn", "BatchNorm2d", own_difference=0.3, tolerance=0.1))
+    True
+    """
+    own, bar = layer.own_difference, layer.tolerance
+    return own is not None and bar is not None and own > bar
+
+
+def in_words(value: Any) -> str:
+    """Return what was measured as people write it, to three digits.
+
+    >>> in_words(1199.4), in_words(16384), in_words(-0.01234), in_words(True)
+    ('1,199', '16,384', '−0.0123', 'yes')
+    """
+    if isinstance(value, float) and not 1000 <= abs(value) < 1e6:
+        return _short(value, digits=3)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:,.0f}"
+    return listed(value)
+
+
+def _short(value: float, *, digits: int = 2) -> str:
+    return f"{value:.{digits}g}".replace("-", "−")
+
+
+def columns(findings: Sequence[Finding]) -> list[str]:
+    """Return the names of all that was measured in one of the findings, in their order."""
+    return list(dict.fromkeys(name for finding in findings for name in finding.measured))
