@@ -14,7 +14,7 @@ PACKAGE = Path(bnkit.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     "moments tables kernels functional layers observation roles dataflow batches recalibration "
-    "parameters gap surgery checkpoints diagnosis lab benchmarking report cli"
+    "parameters gap surgery checkpoints diagnosis monitoring lab benchmarking report cli"
 ).split()
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_model, save_file
 from torch import nn
 
 from bnkit.checkpoints import PLAN, load, read, save
-from bnkit.layers import BatchNorm2d
+from bnkit.layers import BatchNorm2d, FrozenBatchNorm2d
 from bnkit.surgery.acceleration import plan_acceleration
 from bnkit.surgery.addition import plan_addition
 from bnkit.surgery.conversion import plan_conversion
@@ -290,6 +290,35 @@ def test_a_plan_that_cannot_be_made_again_is_refused(tmp_path):
     message = "`plan` does not say by which operation layer '0' was changed .*: save the state_dict"
     with pytest.raises(ValueError, match=message):
         save(model, tmp_path / "a.pt", plan=silent)
+    assert names_in(tmp_path) == []
+
+
+def by_callable(model, example):
+    return plan_conversion(model, freezing, example)
+
+
+def by_an_option(model, example):
+    return plan_conversion(model, "renorm", example, r_max=torch.sqrt)
+
+
+def freezing(layer):
+    return FrozenBatchNorm2d(layer.num_features)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(("planner", "name"), [(by_callable, "freezing"), (by_an_option, "sqrt")])
+def test_a_change_by_a_function_is_refused_before_anything_is_written(
+    tmp_path, planner, name, suffix
+):
+    plan = planner(build_normalised(), images())
+    model = plan.apply(build_normalised())
+    message = (
+        rf"`plan` changes layer '1' by '.*{name}', a function, which no file holds, so the file "
+        rf"could not be loaded: save the state_dict, and make the change again in code before you"
+    )
+    for given in (plan, plan.to_json(), [plan]):
+        with pytest.raises(ValueError, match=message):
+            save(model, tmp_path / f"a{suffix}", plan=given)
     assert names_in(tmp_path) == []
 
 

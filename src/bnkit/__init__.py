@@ -12,9 +12,10 @@ from bnkit.lab.settings import Settings
 from bnkit.lab.summary import Comparison
 from bnkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, domain, mask
 from bnkit.moments import Moments
+from bnkit.monitoring import Monitor
 from bnkit.parameters import parameter_groups
 from bnkit.recalibration import Recalibration, adapt, adapted, recalibrate, recalibrate_
-from bnkit.report import write_report
+from bnkit.report import write_diagnosis, write_report
 from bnkit.surgery import (
     Plan,
     SurgeryError,
@@ -40,6 +41,7 @@ __all__ = [
     "Gap",
     "Interrupted",
     "Moments",
+    "Monitor",
     "Plan",
     "Recalibration",
     "Settings",
@@ -68,5 +70,6 @@ __all__ = [
     "remove",
     "save",
     "standardize",
+    "write_diagnosis",
     "write_report",
 ]

@@ -39,12 +39,41 @@ def calls_of(model: nn.Module, batches: Any, *, inputs: Inputs | None = None) ->
     >>> [(args[0].shape, kwargs) for args, kwargs in calls_of(nn.Linear(3, 1), loader)]
     [(torch.Size([2, 3]), {})]
     """
+    for call, _ in labelled_calls_of(model, batches, inputs=inputs):
+        yield call
+
+
+def labelled_calls_of(
+    model: nn.Module, batches: Any, *, inputs: Inputs | None = None
+) -> Iterator[tuple[Call, Any]]:
+    """Yield each mini-batch as its call, as `calls_of` does, and its target, None for none.
+
+    The target is the last item of a tuple or list of two or more, and in a dict what stands under
+    label(s) or target(s), also where this dict is the first item of a tuple of one.
+
+    >>> [(call, target)] = labelled_calls_of(nn.Identity(), [{"input": 3, "labels": 4}])
+    >>> call, target
+    (((), {'input': 3}), 4)
+    """
     read = _reader(model) if inputs is None else _overriding(inputs)
     number = 0
     for number, batch in enumerate(each_of(batches), start=1):
-        yield read(batch, f"mini-batch {number} of `batches`")
+        yield read(batch, f"mini-batch {number} of `batches`"), _target_of(batch)
     if not number:
         raise NoBatchesError(_why_none(batches))
+
+
+def _target_of(batch: Any) -> Any:
+    match batch:
+        case PackedSequence():
+            return None
+        case tuple() | list() if len(batch) > 1:
+            return batch[-1]
+        case tuple() | list() if batch:
+            return _target_of(batch[0]) if isinstance(batch[0], Mapping) else None
+        case Mapping():
+            return next((batch[key] for key in batch if key in LABELS), None)
+    return None
 
 
 def each_of(batches: Any) -> Iterable[Any]:

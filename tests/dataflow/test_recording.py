@@ -222,6 +222,35 @@ def test_a_buffer_is_a_value_once_the_model_has_written_into_it():
     assert flow.calls[0].parameters == ("memory",)
 
 
+def test_what_the_model_drops_is_not_kept_alive_and_its_identity_may_be_used_again():
+    seen = []
+
+    def forward(_, x):
+        for _ in range(20):
+            x = x + 1  # its memory and its id are free at the next turn but one
+            seen.append(id(x))
+        return x
+
+    calls = flow_of(forward).calls
+    assert len(set(seen)) < 20
+    assert [call.inputs for call in calls[1:]] == [call.outputs for call in calls[:-1]]
+
+
+def test_a_dropped_view_of_what_is_written_into_is_no_value_any_more():
+    def forward(_, x):
+        y = x * 2
+        y[0].mul_(1)  # the view lives only here
+        y.view(-1)
+        return y.add_(1)
+
+    assert len(flow_of(forward).calls[-1].outputs) == 1
+
+
+def test_the_dtypes_in_which_functions_and_layers_compute_are_seen():
+    flow = flow_of(lambda self, x: self.fc(x).to(torch.float16).double(), fc=dense())
+    assert flow.dtypes == {torch.float32, torch.float16, torch.float64}
+
+
 def test_the_identity_of_a_replaced_buffer_is_not_used_again():
     def forward(self, x):
         for name in list(self._buffers):

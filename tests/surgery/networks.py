@@ -29,6 +29,7 @@ def for_networks(examples):
         deadline=None,
         derandomize=not FUZZED,
         database=None,
+        print_blob=True,  # by which @reproduce_failure makes a network of a fuzz again
         phases=[Phase.generate],  # to shrink a network takes minutes
         suppress_health_check=list(HealthCheck),  # networks are large for what hypothesis draws
     )

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnkit.surgery.distance import Distance, distance, parting_layer, run
+from bnkit.surgery.distance import Distance, distance, errors_of_rows, parting_layer, run
 from zoo.catalogue import vectors
 from zoo.checks import fingerprint, random_state
 
@@ -37,6 +37,12 @@ def test_each_figure_is_the_largest_over_all_tensors():
     )
     assert distance([small, large], [small]) == Distance(INF, INF)
     assert distance([], []) == Distance(0.0, 0.0)
+
+
+def test_the_error_of_a_row_is_the_largest_of_all_tensors():
+    first, second = torch.tensor([[1.0, 4.0], [2.0, 0.0]]), torch.tensor([1.0, INF])
+    others = torch.tensor([[2.0, 4.0], [2.0, 0.0]]), torch.tensor([1.0, NAN])
+    assert errors_of_rows([first, second], others).tolist() == [0.25, INF]
 
 
 def test_numbers_of_every_dtype_are_compared_without_loss():

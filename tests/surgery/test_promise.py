@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from bnkit.surgery import SurgeryError
-from bnkit.surgery.promise import prove_same_function
+from bnkit.surgery.distance import run
+from bnkit.surgery.promise import prove_change, prove_same_function
 from zoo.catalogue import vectors
 from zoo.checks import fingerprint, random_state
 
@@ -173,3 +174,83 @@ def test_more_or_fewer_outputs_are_a_broken_promise():
 
     with pytest.raises(SurgeryError, match=r"in its output the error .* is inf"):
         prove_same_function(nn.Identity(), Twice(), vectors())
+
+
+SINGLE, DOUBLE = torch.float32, torch.float64
+
+
+class Seen(nn.Module):
+    """Notes what it and its copies run on; row 11 of the examples goes through `rare` alone."""
+
+    def __init__(self, between=lambda x: x):
+        super().__init__()
+        torch.manual_seed(0)
+        self.common, self.rare = nn.Linear(4, 3), nn.Linear(4, 3)
+        self.between = between
+
+    def forward(self, x):
+        SEEN.append((x.dtype, len(x)))
+        x = self.between(x)
+        return torch.where(x[:, :1] > 5, self.rare(x), self.common(x))
+
+
+SEEN = []
+
+
+def sixteen():
+    SEEN.clear()
+    x = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+    x[11, 0] = 6.0
+    return x
+
+
+def scale(error):
+    def change(model):
+        with torch.no_grad():
+            model.rare.weight.mul_(1 + error)
+
+    return change
+
+
+def test_of_many_rows_an_eighth_runs_in_float64():
+    model, x = Seen(), sixteen()
+    prove_change(model, nn.Module.eval, x)
+    assert SEEN == [(SINGLE, 16)] * 2 + [(DOUBLE, 2)] * 2
+
+
+def test_what_the_original_gave_when_it_was_traced_is_not_computed_again():
+    model, x = Seen(), sixteen()
+    before = run(model, x)
+    prove_change(model, nn.Module.eval, x, before=before)
+    assert SEEN == [(SINGLE, 16)] * 2 + [(DOUBLE, 2)] * 2
+
+
+def test_a_difference_in_a_single_row_is_found_in_float64():
+    with pytest.raises(SurgeryError, match="in float64, and at most 1e-10 is allowed"):
+        prove_change(Seen(), scale(1e-6), sixteen())
+
+
+def test_a_model_in_which_rows_meet_runs_in_float64_on_all_of_them():
+    prove_change(Seen(lambda x: x - x.mean(0)), nn.Module.eval, sixteen())
+    assert SEEN[-2:] == [(DOUBLE, 16)] * 2
+
+
+def test_a_model_that_changes_when_it_runs_begins_as_it_is_each_time():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x):
+            self.count += 1
+            return x * self.count
+
+    assert prove_change(Counting(), nn.Module.eval, sixteen()).error_in_float64 == 0
+
+
+def test_a_change_that_fails_says_so_itself():
+    def refuse(_):
+        raise SurgeryError("not this one")
+
+    with pytest.raises(SurgeryError, match=r"^not this one$"):
+        prove_change(Seen(), refuse, sixteen())

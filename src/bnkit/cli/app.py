@@ -4,9 +4,12 @@ import signal
 
 import typer
 
+from bnkit.cli.claims import claims
 from bnkit.cli.comparison import compare
 from bnkit.cli.doctor import doctor
+from bnkit.cli.explaining import explain
 from bnkit.cli.performance import bench, warmup
+from bnkit.cli.reproducing import reproduce
 from bnkit.cli.surgery import add, convert, fold, insert, remove, standardize
 
 app = typer.Typer(
@@ -18,6 +21,8 @@ app = typer.Typer(
 )
 for command in (
     compare,
+    claims,
+    reproduce,
     add,
     insert,
     fold,
@@ -25,6 +30,7 @@ for command in (
     remove,
     standardize,
     doctor,
+    explain,
     bench,
     warmup,
 ):

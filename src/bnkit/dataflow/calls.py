@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -48,11 +49,15 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Dataflow:
-    """All calls of one run in order, the shape of every value, and which values leave the model."""
+    """All calls of one run in order, the shape of every value, and which values leave the model.
+
+    `dtypes` are those of all floating-point numbers that torch functions made.
+    """
 
     calls: tuple[Call, ...]
     shapes: Mapping[Value, tuple[int, ...]]
     outputs: frozenset[Value]
+    dtypes: frozenset[torch.dtype] = frozenset()
 
     def readers(self, value: Value) -> Sequence[Call]:
         """Return the calls that read this value, in order."""

@@ -4,6 +4,7 @@ Module calls arrive through hooks, all other torch calls through a `TorchFunctio
 """
 
 import sys
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bnkit.dataflow.calls import Call, Dataflow, Value
+from bnkit.dataflow.precisions import Precisions
 from bnkit.dataflow.tensors import memory_of, replace_tensors, shape_of, tensors_in, version_of
 from bnkit.roles import is_leaf
 
@@ -29,6 +31,8 @@ _LIKE = frozenset(
 )
 _AS = frozenset(["expand_as", "reshape_as", "to", "type_as", "view_as"])
 
+_Living = dict[int, dict[int, "weakref.ref[Tensor]"]]  # by memory, then by the tensor's id
+
 
 class Recorder(TorchFunctionMode):
     """Writes down the calls as they happen. Module calls arrive by hooks, others by the mode."""
@@ -38,7 +42,8 @@ class Recorder(TorchFunctionMode):
         self.calls: list[Call] = []
         self.shapes: dict[Value, tuple[int, ...]] = {}
         self.values: dict[int, Value] = {}  # id of a tensor -> what it holds now
-        self.alive: dict[int, list[Tensor]] = defaultdict(list)  # by memory; no id is used twice
+        self.alive: _Living = defaultdict(dict)
+        self.precisions = Precisions()
         self.scopes: list[tuple[str, _Reading]] = []
         self.leaf: str | None = None
         self.failure: tuple[BaseException, str] | None = None
@@ -79,10 +84,13 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         keywords = kwargs or {}
         if self.leaf is not None:
-            return func(*args, **keywords)
+            output = func(*args, **keywords)
+            self.precisions.note(output)
+            return output
         name = _name(func)
         reading = _Reading.of(_read_arguments(name, args, keywords))
         output = func(*args, **keywords)
+        self.precisions.note(output)
         self._record(name, None, reading, output, args, keywords)
         return output
 
@@ -142,13 +150,29 @@ class Recorder(TorchFunctionMode):
         value = Value(len(self.shapes))
         self.shapes[value] = shape_of(tensor)
         if id(tensor) not in self.values:
-            self.alive[memory_of(tensor)].append(tensor)
+            self._follow(tensor)
         self.values[id(tensor)] = value
         return value
 
+    def _follow(self, tensor: Tensor) -> None:
+        """Know the tensor while it lives; afterwards its id and its memory may be another's.
+
+        Keeping all of them alive would cost the model's forward again: every page of memory is
+        then a fresh one.
+        """
+        key, values, sharing = id(tensor), self.values, self.alive[memory_of(tensor)]
+
+        def forget(_: object) -> None:
+            del values[key], sharing[key]
+
+        sharing[key] = weakref.ref(tensor, forget)
+
     def _sharing_memory(self, changed: Iterable[Tensor]) -> list[Tensor]:
         """Return every known tensor that a write into these has changed: themselves and views."""
-        return [t for memory in {memory_of(t) for t in changed} for t in self.alive[memory]]
+        refs = [
+            r for memory in {memory_of(t) for t in changed} for r in self.alive[memory].values()
+        ]
+        return [tensor for ref in refs if (tensor := ref()) is not None]
 
     def _as_values(self, tree: Any) -> Any:
         def replacement(tensor: Tensor) -> Value | str | None:
@@ -165,7 +189,8 @@ class Recorder(TorchFunctionMode):
         returned = {self.values[id(t)] for t in tensors_in(result) if id(t) in self.values}
         handed_out = {v for call in self.calls if call.name in _HAND_OUT for v in call.inputs}
         outputs = (returned or self._unread()) | handed_out
-        return Dataflow(tuple(self.calls), self.shapes, frozenset(outputs))
+        dtypes = frozenset(self.precisions.seen)
+        return Dataflow(tuple(self.calls), self.shapes, frozenset(outputs), dtypes)
 
     def _unread(self) -> set[Value]:
         """Return what nobody reads: the outputs of a model that returns no tensor we can find."""

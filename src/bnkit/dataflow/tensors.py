@@ -18,17 +18,18 @@ def tensors_in(tree: Any) -> list[Tensor]:
     """
     found: dict[int, Tensor] = {}
     visited: dict[int, Any] = {}  # kept alive, so that no other object gets their ids
-
-    def visit(item: Any) -> None:
-        if isinstance(item, Tensor):
-            found[id(item)] = item
-        elif id(item) not in visited and not isinstance(item, _ATOMS):
-            visited[id(item)] = item
-            for part in _parts(item):
-                visit(part)
-
-    visit(tree)
+    _visit(tree, found, visited)
     return list(found.values())
+
+
+def _visit(item: Any, found: dict[int, Tensor], visited: dict[int, Any]) -> None:
+    # No closure, which would refer to itself and keep what it found until garbage is collected.
+    if isinstance(item, Tensor):
+        found[id(item)] = item
+    elif id(item) not in visited and not isinstance(item, _ATOMS):
+        visited[id(item)] = item
+        for part in _parts(item):
+            _visit(part, found, visited)
 
 
 def replace_tensors(tree: Any, replacement: Callable[[Tensor], Any]) -> Any:

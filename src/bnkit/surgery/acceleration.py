@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnkit.surgery.fusing import NAMES, Modes, activation_after
 from bnkit.surgery.plan import Edit, LeftAlone, Plan, replace_module
-from bnkit.surgery.promise import prove_same_function
+from bnkit.surgery.promise import prove_change
 
 Where = Callable[[str, nn.Module], bool]
 
@@ -71,8 +71,7 @@ def plan_acceleration(
         tuple(edit for edit in found if isinstance(edit, Edit)),
         tuple(left for left in found if isinstance(left, LeftAlone)),
     )
-    changed = plan.apply(model)
-    proof = prove_same_function(model, changed, example, change=plan.apply, tolerance=tolerance)
+    proof = prove_change(model, plan.change, example, tolerance=tolerance)
     return replace(plan, proof=proof)
 
 

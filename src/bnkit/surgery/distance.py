@@ -1,17 +1,17 @@
 """How far apart the outputs of two models are on one example, and in which layer they part."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from bnkit.dataflow import as_call, duplicate
+from bnkit.dataflow.precisions import Precisions
 from bnkit.dataflow.tensors import replace_tensors, tensors_in
 from bnkit.observation import evaluating, preserved_random_state, watching
 
@@ -33,10 +33,14 @@ class Distance:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a model gave: its output tensors, on the CPU, and the dtypes that it computed in."""
+    """What a model gave: its output tensors, on the CPU, and the dtypes that it computed in.
+
+    `layers` are the paths of the modules inside of it, in the order in which they ended.
+    """
 
     outputs: Sequence[Tensor]
     dtypes: frozenset[torch.dtype]
+    layers: tuple[str, ...] = ()
 
 
 def run(
@@ -55,26 +59,77 @@ def run(
     >>> run(nn.Identity(), torch.ones(2)).outputs
     [tensor([1., 1.])]
     """
-    last: list[Any] = []
+    return run_itself(duplicate(model), example, mode=mode, watch=watch)
 
-    def keep(path: str, *call: Any) -> None:
-        if path:
-            last[:] = call[-1:]
-        if watch is not None:
-            watch(path, *call)
 
+def run_itself(
+    model: nn.Module,
+    example: Any,
+    *,
+    mode: Mode = evaluating,
+    watch: Callable[..., object] | None = None,
+) -> Outcome:
+    """Return what `model` itself gives, run as `run` runs its copy, which may change it.
+
+    >>> run_itself(nn.Identity(), torch.ones(2)).dtypes
+    frozenset()
+    """
     args, kwargs = replace_tensors(as_call(example), _copied)
-    copy, precisions = duplicate(model), _Precisions()
     with (
         torch.inference_mode(mode=False),
         torch.no_grad(),
         preserved_random_state(),
-        mode(copy),
-        watching(copy, after=keep),
-        precisions,
+        mode(model),
+        witnessing(model, watch=watch) as witness,
+        Precisions() as precisions,
     ):
-        result = copy(*args, **kwargs)
-    return Outcome(_numbers_in(result) or _numbers_in(last), frozenset(precisions.seen))
+        model(*args, **kwargs)
+    return witness.outcome(precisions.seen)
+
+
+@dataclass
+class Witness:
+    """Sees what a model gives while it runs: the paths of the `layers`, and what came last."""
+
+    layers: list[str] = field(default_factory=list)
+    result: Any = None
+    of_last_layer: Any = None
+
+    def keep(self, path: str, output: Any) -> None:
+        """Note that the module at this path gave `output`."""
+        if path:
+            self.layers.append(path)
+            self.of_last_layer = output
+        else:
+            self.result = output
+
+    def outcome(self, dtypes: Iterable[torch.dtype]) -> Outcome:
+        """Return what the run gave, in which these dtypes were seen."""
+        outputs = _numbers_in(self.result) or _numbers_in(self.of_last_layer)
+        return Outcome(outputs, frozenset(dtypes), tuple(self.layers))
+
+
+@contextmanager
+def witnessing(
+    model: nn.Module, *, watch: Callable[..., object] | None = None
+) -> Iterator[Witness]:
+    """Give a witness of the run of `model` in the block; `watch` is that of `run`.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    >>> with witnessing(model) as witness:
+    ...     _ = model(torch.ones(1, 2))
+    >>> witness.layers
+    ['0', '1']
+    """
+    witness = Witness()
+
+    def keep(path: str, *call: Any) -> None:
+        witness.keep(path, call[-1])
+        if watch is not None:
+            watch(path, *call)
+
+    with watching(model, after=keep):
+        yield witness
 
 
 def distance(before: Sequence[Tensor], after: Sequence[Tensor]) -> Distance:
@@ -90,6 +145,22 @@ def distance(before: Sequence[Tensor], after: Sequence[Tensor]) -> Distance:
         max((pair.error for pair in pairs), default=0.0),
         max((pair.absolute for pair in pairs), default=0.0),
     )
+
+
+def errors_of_rows(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
+    """Return the error of each row, that is index of the first axis, the largest over all tensors.
+
+    All have as many rows, and the shapes on both sides are the same. A row in which only one side
+    is NaN is infinitely far.
+
+    >>> errors_of_rows([torch.tensor([4.0, 0.0])], [torch.tensor([4.0, 1.0])])
+    tensor([0.0000, 0.2500], dtype=torch.float64)
+    """
+    pairs = [_gaps(a, b) for a, b in zip(before, after, strict=True)]
+    rows = [
+        (gaps / size).flatten(1).amax(1) if gaps.dim() > 1 else gaps / size for gaps, size in pairs
+    ]
+    return torch.stack(rows).amax(0).nan_to_num(math.inf, math.inf)
 
 
 def parting_layer(original: nn.Module, changed: nn.Module, example: Any, bound: float) -> str:
@@ -119,29 +190,6 @@ def _outputs_of_layers(model: nn.Module, example: Any) -> Mapping[str, Sequence[
     return seen
 
 
-@dataclass(eq=False)
-class _Precisions(TorchFunctionMode):
-    """Notes the dtypes of all floating-point numbers that torch functions make."""
-
-    seen: set[torch.dtype] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        output = func(*args, **(kwargs or {}))
-        for made in output if isinstance(output, tuple | list) else (output,):
-            if isinstance(made, Tensor) and (made.is_floating_point() or made.is_complex()):
-                self.seen.add(made.dtype)
-        return output
-
-
 def _numbers_in(result: Any) -> list[Tensor]:
     leaves = torch.utils._pytree.tree_leaves(result)  # noqa: SLF001  torch has no public trees yet
     numbers = [np.asarray(leaf) for leaf in leaves if isinstance(leaf, _NUMBERS)]
@@ -156,12 +204,18 @@ def _copied(tensor: Tensor) -> Tensor:
 def _distance(a: Tensor, b: Tensor) -> Distance:
     if not a.numel() or torch.equal(a, b):
         return Distance(0.0, 0.0)
+    gaps, size = _gaps(a, b)
+    gap = gaps.max().item()
+    if math.isnan(gap):
+        return Distance(math.inf, math.inf)
+    return Distance(gap / size, gap)
+
+
+def _gaps(a: Tensor, b: Tensor) -> tuple[Tensor, float]:
+    """Return |a − b| of each value, and max|a| by which it is divided, or 1 for zeros."""
     wide = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
     a, b = a.to(wide), b.to(wide)
     # Where both are NaN, or the same infinity, they are equal.
     same = (a == b) | (a.isnan() & b.isnan())
-    gap = torch.where(same, 0.0, (a - b).abs()).max().item()
     size = torch.where(a.isfinite(), a.abs(), 0.0).max().item()
-    if math.isnan(gap):
-        return Distance(math.inf, math.inf)
-    return Distance(gap / (size or 1.0), gap)
+    return torch.where(same, 0.0, (a - b).abs()), size or 1.0

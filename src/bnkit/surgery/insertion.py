@@ -11,9 +11,9 @@ from bnkit.batches import Inputs, as_example, calls_of
 from bnkit.dataflow.tensors import tensors_in
 from bnkit.observation import normalising_by_batch_statistics
 from bnkit.surgery.addition import Placement, Where, nothing_to_normalise, plan_addition
-from bnkit.surgery.distance import Distance, distance, run
+from bnkit.surgery.distance import Distance, Outcome, distance, run, run_itself
 from bnkit.surgery.plan import Plan
-from bnkit.surgery.promise import SurgeryError, prove_same_function
+from bnkit.surgery.promise import SurgeryError, prove_change
 from bnkit.surgery.statistics import measure, with_statistics
 
 
@@ -141,22 +141,19 @@ def plan_insertion(
 
 
 def _proven(model: nn.Module, plan: Insertion, example: Any, tolerance: float | None) -> Insertion:
-    changed = plan.apply(model)
-    proof = prove_same_function(model, changed, example, change=plan.apply, tolerance=tolerance)
+    before = run(model, example)
+    proof = prove_change(model, plan.change, example, before=before, tolerance=tolerance)
     return dataclasses.replace(
         plan,
         proof=proof,
         rows=next((len(t) for t in tensors_in(example) if t.dim()), 0),
-        in_training_mode=_move_in_training_mode(model, changed, example),
+        in_training_mode=_move_in_training_mode(before, plan.apply(model), example),
     )
 
 
-def _move_in_training_mode(
-    original: nn.Module, changed: nn.Module, example: Any
-) -> Distance | None:
-    before = run(original, example)
+def _move_in_training_mode(before: Outcome, changed: nn.Module, example: Any) -> Distance | None:
     try:
-        after = run(changed, example, mode=normalising_by_batch_statistics)
+        after = run_itself(changed, example, mode=normalising_by_batch_statistics)
     except ValueError:  # one value per channel
         return None
     return distance(before.outputs, after.outputs)

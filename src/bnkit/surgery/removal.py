@@ -53,7 +53,7 @@ def plan_removal(
     folds = [fold_edit(match) for match in found.matches]
     rest = [_edit(site, f"no layer takes it in: {why}") for site, why in found.stuck]
     plan = Plan((*folds, *rest), in_order_of(model, found.left_alone))
-    return proven(model, plan, example, tolerance=tolerance)
+    return proven(model, plan, example, found.outcome, tolerance=tolerance)
 
 
 def use_channel_affine(model: nn.Module, layer: str) -> None:

@@ -17,10 +17,18 @@ OPERATIONS = {
     "apply_acceleration": "bnkit.surgery.acceleration",
     "convert_layer": "bnkit.surgery.conversion",
     "convert_layer_by_callable": "bnkit.surgery.conversion",
+    "drop_bias": "bnkit.surgery.alterations",
     "fold_away": "bnkit.surgery.folding",
+    "leave_out": "bnkit.surgery.alterations",
+    "leave_training": "bnkit.surgery.alterations",
     "own_batch_norm_at": "bnkit.surgery.normalized",
+    "set_numbers": "bnkit.surgery.alterations",
     "standardize_input": "bnkit.surgery.standardization",
+    "track_statistics": "bnkit.surgery.alterations",
+    "unshare": "bnkit.surgery.alterations",
     "use_channel_affine": "bnkit.surgery.removal",
+    "use_float32": "bnkit.surgery.alterations",
+    "write_values": "bnkit.surgery.alterations",
 }
 
 

@@ -21,8 +21,6 @@ def broken(settings, case):
     raise ZeroDivisionError(f"nothing to divide {case} by in {settings.data}")
 
 
-
-
 def claim(name, measure):
     def run(settings, each=in_turn):
         found = each(measure, settings, list(range(settings.seeds)))

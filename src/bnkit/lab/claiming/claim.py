@@ -75,7 +75,8 @@ class Claim(Generic[S]):
         """Return the settings for a data set: "digits", "mnist", "fashion-mnist", or "toy"."""
         size = self.sizes["mnist" if data == "fashion-mnist" else data]
         named = size.data if data == "toy" else data
-        return replace(size, data=named, folder=folder, seeds=seeds or size.seeds)
+        own = size.seeds if seeds is None else seeds
+        return replace(size, data=named, folder=folder, seeds=own)
 
 
 def claim_named(claims: Sequence[Claim[Any]], name: str) -> Claim[Any]:

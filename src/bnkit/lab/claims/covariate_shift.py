@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise, product
 from typing import Any, Literal
 
@@ -14,16 +13,16 @@ from bnkit.lab.claiming.bands import band
 from bnkit.lab.claiming.claim import Claim, ClaimSettings, Each, Source
 from bnkit.lab.claiming.evidence import Evidence
 from bnkit.lab.claiming.figures import Axis, Dot, Dots, Lines, Rule
-from bnkit.lab.claiming.gradients import distance, gradient_at, norm, parameters_of
 from bnkit.lab.claiming.in_turn import in_turn
 from bnkit.lab.claiming.judging import beyond, judgement
 from bnkit.lab.claiming.material import subject
+from bnkit.lab.claiming.pairing import Found, of, ranged, ratio_of
+from bnkit.lab.claiming.shifts import gradient_shift, inputs_and_outputs
 from bnkit.lab.claiming.stretches import in_stretches
 from bnkit.lab.data import load
 from bnkit.lab.networks import ACTIVATIONS
 from bnkit.lab.records import Side
-from bnkit.lab.statistics import PairedRatio, paired_ratio
-from bnkit.observation import normalising_by_batch_statistics, seeing_inputs
+from bnkit.lab.statistics import PairedRatio
 
 Kind = Literal["plain", "batch norm", "noisy batch norm"]
 KINDS: tuple[Kind, ...] = ("plain", "batch norm", "noisy batch norm")
@@ -136,23 +135,15 @@ def disturbed(model: nn.Module, activation: str, settings: CovariateShift) -> nn
     return nn.Sequential(*layers)
 
 
-@torch.no_grad()
 def percentiles(model: nn.Module, inputs: Tensor) -> Tensor:
     """Return (3, units): percentiles of the inputs of the last hidden activation, by unit.
 
     At most 1,000 examples are used, and batch norms normalise by these, as in training.
     """
-    found: list[Tensor] = []
     last = list(model.children())[-2]
     last = last.activation if isinstance(last, Noisy) else last
-    see = partial(_keep, found)
-    with normalising_by_batch_statistics(model), seeing_inputs(model, {"last": last}, see):
-        model(inputs[:1000])
-    return torch.quantile(found[0], torch.tensor(PERCENTILES), dim=0)
-
-
-def _keep(found: list[Tensor], _name: str, _layer: nn.Module, values: Tensor) -> None:
-    found.append(values)
+    seen, _ = inputs_and_outputs(model, last, inputs[:1000])
+    return torch.quantile(seen, torch.tensor(PERCENTILES), dim=0)
 
 
 def drift(seen: Sequence[Tensor], *, in_spreads: bool = False) -> float | None:
@@ -167,55 +158,12 @@ def drift(seen: Sequence[Tensor], *, in_spreads: bool = False) -> float | None:
     return _mean_of(moves)
 
 
-def _typical(seen: Sequence[Tensor]) -> list[list[float]]:
+def _typical(seen: Sequence[Tensor]) -> list[list[float | None]]:
     """Return the three percentiles over training of the unit whose drift is the median one."""
     paths = torch.stack(list(seen))  # (measurements, 3, units)
     unit = int(paths.diff(dim=0).abs().mean((0, 1)).argsort()[paths.shape[2] // 2])
-    return [paths[:, which, unit].tolist() for which in range(len(PERCENTILES))]
-
-
-def gradient_shift(model: nn.Module, batch: Any, rate: float) -> dict[str, float]:
-    """Return how one step of the layers before each layer changes its gradient, averaged.
-
-    Santurkar et al. 2018, definition 2.1: G is the gradient of a layer, and G' the same once all
-    layers before it have taken their step. `distance` is |G' − G|, `relative` this ÷ |G|, and
-    `cosine` that of the angle between them.
-    """
-    own = parameters_of(model)
-    _, gradient = gradient_at(model, own, batch)
-    layers = list(dict.fromkeys(name.partition(".")[0] for name in own))
-    found = [
-        _shift_of(model, batch, own, gradient, layers[:i], rate) for i in range(1, len(layers))
-    ]
-    return {name: math.fsum(shift[name] for shift in found) / len(found) for name in found[0]}
-
-
-def _shift_of(
-    model: nn.Module,
-    batch: Any,
-    own: Mapping[str, Tensor],
-    gradient: Mapping[str, Tensor],
-    before: Sequence[str],
-    rate: float,
-) -> dict[str, float]:
-    moved = {
-        name: value - rate * gradient[name] if name.partition(".")[0] in before else value
-        for name, value in own.items()
-    }
-    _, changed = gradient_at(model, moved, batch)
-    layer = next(n.partition(".")[0] for n in own if n.partition(".")[0] not in before)
-    old, new = (_of_layer(each, layer) for each in (gradient, changed))
-    apart, lengths = distance(old, new), norm(old) * norm(new)
-    product_ = math.fsum((old[name] * new[name]).sum().item() for name in old)
-    return {
-        "distance": apart,
-        "relative": apart / max(norm(old), 1e-30),
-        "cosine": product_ / max(lengths, 1e-30),
-    }
-
-
-def _of_layer(gradient: Mapping[str, Tensor], layer: str) -> dict[str, Tensor]:
-    return {name: value for name, value in gradient.items() if name.startswith(f"{layer}.")}
+    lines = paths[:, :, unit].T.tolist()
+    return [[value if math.isfinite(value) else None for value in line] for line in lines]
 
 
 def _mean_of(values: Any) -> float | None:
@@ -223,10 +171,13 @@ def _mean_of(values: Any) -> float | None:
     return math.fsum(finite) / len(finite) if finite else None
 
 
-def judge(settings: CovariateShift, found: Sequence[Mapping[str, Any]]) -> Evidence:
+def judge(settings: CovariateShift, found: Found) -> Evidence:
     """Return the verdict: inputs and gradients move less, and noise takes the gain away."""
     moves = {name: _drifts(found, name) for name in settings.activations}
-    turns = {name: _ratio(found, name, "gradient_shift") for name in settings.activations}
+    turns = {
+        name: ratio_of(of(found, activation=name), "gradient_shift", by="kind")
+        for name in settings.activations
+    }
     noise = {name: _noise(settings, found, name) for name in settings.activations}
     verdict = judgement(
         {
@@ -281,30 +232,20 @@ def _cause(moved: PairedRatio, faster: PairedRatio) -> bool | None:
     return None if gained is None else not gained
 
 
-def _drifts(found: Sequence[Mapping[str, Any]], activation: str) -> PairedRatio:
-    return _ratio(found, activation, "drift")
+def _drifts(found: Found, activation: str) -> PairedRatio:
+    return ratio_of(of(found, activation=activation), "drift", by="kind")
 
 
 def _noise(
-    settings: CovariateShift, found: Sequence[Mapping[str, Any]], activation: str
+    settings: CovariateShift, found: Found, activation: str
 ) -> tuple[PairedRatio, PairedRatio]:
     """Return noisy ÷ plain of how far the inputs move, and plain ÷ noisy of the steps taken."""
-    moved = _ratio(found, activation, "drift", over="noisy batch norm", under="plain")
-    steps = [{**each, "steps": _steps_to(settings, each["accuracy"])} for each in found]
-    return moved, _ratio(steps, activation, "steps", under="noisy batch norm")
-
-
-def _ratio(
-    found: Sequence[Mapping[str, Any]],
-    activation: str,
-    what: str,
-    *,
-    over: Kind = "plain",
-    under: Kind = "batch norm",
-) -> PairedRatio:
-    values = {(r["kind"], r["seed"]): r[what] for r in found if r["activation"] == activation}
-    seeds = sorted({seed for _, seed in values})
-    return paired_ratio((values[over, seed], values[under, seed]) for seed in seeds)
+    noisy, own = "noisy batch norm", of(found, activation=activation)
+    steps = [{**each, "steps": _steps_to(settings, each["accuracy"])} for each in own]
+    return (
+        ratio_of(own, "drift", by="kind", over=noisy, under="plain"),
+        ratio_of(steps, "steps", by="kind", under=noisy),
+    )
 
 
 def _steps_to(settings: CovariateShift, accuracies: Sequence[float | None]) -> int:
@@ -330,8 +271,8 @@ def _steps(settings: CovariateShift) -> list[int]:
     return list(range(0, settings.steps + 1, settings.every))
 
 
-def _percentile_chart(settings: CovariateShift, found: Sequence[Mapping[str, Any]]) -> Lines:
-    shown = [r for r in found if r["activation"] == settings.activations[0] and r["seed"] == 0]
+def _percentile_chart(settings: CovariateShift, found: Found) -> Lines:
+    shown = of(found, activation=settings.activations[0], seed=0)
     names = [f"{share:.0%}" for share in PERCENTILES]
     lines = tuple(
         band(name, _steps(settings), [values], side=_side(r["kind"]), panel=r["kind"])
@@ -351,23 +292,15 @@ def _percentile_chart(settings: CovariateShift, found: Sequence[Mapping[str, Any
     )
 
 
-def _dots(
-    settings: CovariateShift, found: Sequence[Mapping[str, Any]], what: str
-) -> tuple[Dot, ...]:
-    dots = []
-    for activation, kind in product(settings.activations, KINDS):
-        values = sorted(
-            r[what]
-            for r in found
-            if (r["activation"], r["kind"]) == (activation, kind) and r[what] is not None
-        )
-        if values:
-            middle = values[len(values) // 2]
-            dots.append(Dot(activation, kind, middle, values[0], values[-1], _side(kind)))
-    return tuple(dots)
+def _dots(settings: CovariateShift, found: Found, what: str) -> tuple[Dot, ...]:
+    dots = (
+        ranged(name, kind, [r[what] for r in of(found, activation=name, kind=kind)], _side(kind))
+        for name, kind in product(settings.activations, KINDS)
+    )
+    return tuple(dot for dot in dots if dot.value is not None)
 
 
-def _drift_chart(settings: CovariateShift, found: Sequence[Mapping[str, Any]]) -> Dots:
+def _drift_chart(settings: CovariateShift, found: Found) -> Dots:
     return Dots(
         title="How far the inputs of the last hidden layer move, all units: median and range",
         x=Axis(f"mean move of the three percentiles in {settings.every} steps", logarithmic=True),
@@ -375,7 +308,7 @@ def _drift_chart(settings: CovariateShift, found: Sequence[Mapping[str, Any]]) -
     )
 
 
-def _gradient_chart(settings: CovariateShift, found: Sequence[Mapping[str, Any]]) -> Dots:
+def _gradient_chart(settings: CovariateShift, found: Found) -> Dots:
     return Dots(
         title="How far a layer's gradient moves when the layers before it take their step",
         x=Axis("distance of the gradients before and after ÷ norm before; median and range"),
@@ -383,13 +316,12 @@ def _gradient_chart(settings: CovariateShift, found: Sequence[Mapping[str, Any]]
     )
 
 
-def _accuracy_chart(settings: CovariateShift, found: Sequence[Mapping[str, Any]]) -> Lines:
+def _accuracy_chart(settings: CovariateShift, found: Found) -> Lines:
     lines = []
     for activation, kind in product(settings.activations, KINDS):
         runs = [
             [None if a is None else 100 * a for a in r["accuracy"]]
-            for r in found
-            if (r["activation"], r["kind"]) == (activation, kind)
+            for r in of(found, activation=activation, kind=kind)
         ]
         lines.append(band(kind, _steps(settings), runs, side=_side(kind), panel=activation))
     return Lines(
@@ -403,7 +335,7 @@ def _accuracy_chart(settings: CovariateShift, found: Sequence[Mapping[str, Any]]
     )
 
 
-def _noise_is_harmless(settings: CovariateShift, found: Sequence[Mapping[str, Any]]) -> bool:
+def _noise_is_harmless(settings: CovariateShift, found: Found) -> bool:
     return all(_cause(*_noise(settings, found, name)) is False for name in settings.activations)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bnkit.lab.claiming.bands import band
 from bnkit.lab.claiming.claim import Claim, ClaimSettings, Each, Source
 from bnkit.lab.claiming.evidence import Evidence
-from bnkit.lab.claiming.figures import Axis, Dot, Dots, Lines, Rule
+from bnkit.lab.claiming.figures import Axis, Dots, Lines, Rule
 from bnkit.lab.claiming.in_turn import in_turn
 from bnkit.lab.claiming.judging import beyond, judgement
 from bnkit.lab.claiming.material import subject
@@ -120,8 +120,11 @@ def judge(settings: Jacobians, found: Found) -> Evidence:
     shares = {name: _with_batch_norm(found, name) for name in settings.activations}
     verdict = judgement(
         {
-            **{f"closer to 1, {n}": _closer(settings, gain) for n, gain in gains.items()},
-            **{f"most of them close to 1, {n}": _mostly(s) for n, s in shares.items()},
+            **{
+                f"values brought closer to 1 ({n})": _closer(settings, gain)
+                for n, gain in gains.items()
+            },
+            **{f"most values close to 1 ({n})": _mostly(s) for n, s in shares.items()},
         }
     )
     return Evidence(
@@ -170,10 +173,9 @@ def _mostly(shares: Sequence[float]) -> bool | None:
 
 
 def _points(gain: PairedDifference) -> str:
-    if gain.difference is None:
+    if gain.difference is None or gain.low is None or gain.high is None:
         return "unknown"
-    interval = "" if gain.low is None else f" ({100 * gain.low:+.0f} to {100 * gain.high:+.0f})"
-    return f"{100 * gain.difference:+.0f}{interval}"
+    return f"{100 * gain.difference:+.0f} ({100 * gain.low:+.0f} to {100 * gain.high:+.0f})"
 
 
 def _medians(shares: Mapping[str, Sequence[float]]) -> str:

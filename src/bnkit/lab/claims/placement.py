@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from statistics import median
 from typing import Any, Literal
 
 from bnkit.lab.claiming.bands import band
@@ -36,8 +35,8 @@ class Placements(ClaimSettings):
     """The networks, each with its activation and its training steps, and the learning rates."""
 
     networks: tuple[Trainee, ...] = (
-        ("mlp", "relu", 240),
-        ("mlp", "sigmoid", 240),
+        ("mlp", "relu", 168),
+        ("mlp", "sigmoid", 168),
         ("vgg", "relu", 120),
         ("resnet", "relu", 120),
     )
@@ -198,7 +197,7 @@ def _ratios(contests: Mapping[str, Contest]) -> Dots:
 
 def _curves(settings: Placements, contests: Mapping[str, Contest]) -> Lines:
     lines = [
-        band(label, runs[0]["steps"], [r["accuracies"] for r in runs], panel=name, scale=100)
+        band(label, _steps(runs), [r["accuracies"] for r in runs], panel=name, scale=100)
         for name, contest in contests.items()
         for label, runs in {"before": contest.before, "after": contest.after}.items()
     ]
@@ -209,6 +208,11 @@ def _curves(settings: Placements, contests: Mapping[str, Contest]) -> Lines:
         lines=tuple(lines),
         rule=Rule(100 * settings.target, "target"),
     )
+
+
+def _steps(runs: Sequence[Run]) -> Sequence[int]:
+    """Return the steps of the longest run: one that diverged ended early."""
+    return max((run["steps"] for run in runs), key=len)
 
 
 CLAIM = Claim(
@@ -244,12 +248,11 @@ CLAIM = Claim(
         "mnist": Placements(
             data="mnist",
             networks=(
-                ("mlp", "relu", 1200),
-                ("mlp", "sigmoid", 1200),
-                ("dlology", "relu", 240),
-                ("resnet", "relu", 240),
+                ("mlp", "relu", 400),
+                ("mlp", "sigmoid", 400),
+                ("dlology", "relu", 120),
             ),
-            evaluations=12,
+            evaluations=8,
             seeds=3,
         ),
     },

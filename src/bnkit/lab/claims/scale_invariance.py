@@ -185,9 +185,9 @@ def judge(settings: ScaleInvariance, scaled: Found, trained: Found) -> Evidence:
         measured=(
             f"Without eps the three identities hold to {exact:.0e}; with eps {settings.eps:g} the "
             f"worst error is {_listed(settings.scales, used)}. How much the hidden weights grow, "
-            f"plain ÷ batch norm: {_growths(growth)}. The share of a unit's gradient along its weights is "
-            f"{_mean_along(trained, 'plain')} plain, {_mean_along(trained, 'batch norm')} with "
-            f"batch norm."
+            f"plain ÷ batch norm: {_growths(growth)}. The share of a unit's gradient "
+            f"along its weights is {_mean_along(trained, 'plain')} plain, "
+            f"{_mean_along(trained, 'batch norm')} with batch norm."
         ),
         where=_where(settings, found.where, used),
         figures=(

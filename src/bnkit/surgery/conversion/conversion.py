@@ -195,7 +195,7 @@ def _plan_by_name(
     chosen, rest = choose(model, target, timeout, where)
     calibrating = any(not is_equivalent(layer, target) for _, layer in chosen)
     example = given.first_of_many(target.kind.name) if calibrating else given.example()
-    uses, functions = ({}, ()) if example is None else uses_of(model, example)
+    uses, functions, before = ({}, (), None) if example is None else uses_of(model, example)
     able, unable = part(chosen, target, uses)
     target = with_group(target, timeout) if able else target
     edits = [_edit(path, layer, target, uses.get(path)) for path, layer in able]
@@ -207,7 +207,7 @@ def _plan_by_name(
         return moved(model, plan, given.batches(), tolerance=tolerance)
     if example is None or not edits:
         return plan
-    return proven(model, plan, example, tolerance=tolerance)
+    return proven(model, plan, example, before, tolerance=tolerance)
 
 
 def _plan_by_callable(

@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from bnkit.surgery.conversion.calibration import Calls, Movement, calibrate, load, movement
+from bnkit.surgery.distance import Outcome
 from bnkit.surgery.plan import Edit, Plan
-from bnkit.surgery.promise import SurgeryError, prove_same_function
+from bnkit.surgery.promise import SurgeryError, prove_change
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,18 @@ def named(edits: Iterable[Edit], trial: nn.Module) -> tuple[Edit, ...]:
 
 
 def proven(
-    model: nn.Module, plan: Conversion, example: Any, *, tolerance: float | None
+    model: nn.Module,
+    plan: Conversion,
+    example: Any,
+    before: Outcome | None,
+    *,
+    tolerance: float | None,
 ) -> Conversion:
-    """Return the plan with its proof on `example`; SurgeryError if the changed model differs."""
-    changed = plan.apply(model)
-    proof = prove_same_function(model, changed, example, change=plan.apply, tolerance=tolerance)
+    """Return the plan with its proof on `example`, on which `model` gave what is `before`.
+
+    Raises SurgeryError if the changed model differs.
+    """
+    proof = prove_change(model, plan.change, example, before=before, tolerance=tolerance)
     return replace(plan, proof=proof)
 
 

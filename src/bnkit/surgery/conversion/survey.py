@@ -24,6 +24,7 @@ from bnkit.surgery.conversion.kinds import (
 )
 from bnkit.surgery.conversion.recasting import own_names
 from bnkit.surgery.conversion.state import state_of
+from bnkit.surgery.distance import Outcome, witnessing
 from bnkit.surgery.folding.sites import (
     _computes_its_affine,
     _objection_to_foreign_state,
@@ -69,8 +70,10 @@ def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield path, module
 
 
-def uses_of(model: nn.Module, example: Any) -> tuple[Mapping[str, Use], tuple[LeftAlone, ...]]:
-    """Return how each layer is used in one run on `example`, and functional batch norms.
+def uses_of(
+    model: nn.Module, example: Any
+) -> tuple[Mapping[str, Use], tuple[LeftAlone, ...], Outcome]:
+    """Return how each layer is used in one run on `example`, functional batch norms, and what came.
 
     Raises ExampleError, with the layer, if the model fails on it.
     """
@@ -86,9 +89,9 @@ def uses_of(model: nn.Module, example: Any) -> tuple[Mapping[str, Use], tuple[Le
         use.keywords |= kwargs.keys() - {"input", "residual"}
 
     subject = duplicate(model)
-    with watching(subject, before=note):
+    with watching(subject, before=note), witnessing(subject) as witness:
         flow = observe(subject, example)
-    return uses, tuple(functional_batch_norms(flow))
+    return uses, tuple(functional_batch_norms(flow)), witness.outcome(flow.dtypes)
 
 
 def objection(layer: Any, target: Target, use: Use | None) -> str | None:

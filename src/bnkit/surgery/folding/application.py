@@ -29,11 +29,19 @@ def fold_into(
     input, is channel `features[i]` of the batch norm (−1: none).
     """
     batch_norm, layer = model.get_submodule(path), model.get_submodule(target)
-    weight, bias = folded(batch_norm, layer, side=side, features=features)
+    values = folded(batch_norm, layer, side=side, features=features)
+    put_into(model, path, target=target, values=values, residual=residual)
+
+
+def put_into(
+    model: nn.Module, path: str, *, target: str, values: tuple[Tensor, Tensor], residual: bool
+) -> None:
+    """Take the batch norm at `path` out of `model`, in place, by these weight and bias."""
+    layer = model.get_submodule(target)
     fold_away(model, path, target=target, residual=residual)
     with torch.no_grad():
-        layer.weight.copy_(weight)  # type: ignore[operator]
-        layer.bias.copy_(bias)  # type: ignore[operator]
+        for parameter, value in zip((layer.weight, layer.bias), values, strict=True):
+            parameter.copy_(value)  # type: ignore[operator]
 
 
 def folded(

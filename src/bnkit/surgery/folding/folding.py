@@ -5,11 +5,12 @@ from typing import Any
 
 from torch import nn
 
+from bnkit.surgery.distance import Outcome
 from bnkit.surgery.folding.matching import Match
 from bnkit.surgery.folding.sites import Site
 from bnkit.surgery.folding.survey import Where, change, survey
 from bnkit.surgery.plan import Edit, LeftAlone, Plan
-from bnkit.surgery.promise import SurgeryError, prove_same_function
+from bnkit.surgery.promise import SurgeryError, prove_change
 
 _SHOWN = 8  # layers in a message
 
@@ -68,18 +69,19 @@ makes leaves the model
     edits = tuple(fold_edit(match) for match in found.matches)
     stuck = [LeftAlone(site.path, site.kind, why) for site, why in found.stuck]
     left_alone = in_order_of(model, [*stuck, *found.left_alone])
-    return proven(model, Plan(edits, left_alone), example, tolerance=tolerance)
+    return proven(model, Plan(edits, left_alone), example, found.outcome, tolerance=tolerance)
 
 
-def proven(model: nn.Module, plan: Plan, example: Any, *, tolerance: float | None) -> Plan:
-    """Return `plan` with its proof on `example`; SurgeryError if the changed model differs.
+def proven(
+    model: nn.Module, plan: Plan, example: Any, before: Outcome, *, tolerance: float | None
+) -> Plan:
+    """Return `plan` with its proof on `example`, on which `model` gave what is `before`.
 
-    A plan without edits needs none.
+    A plan without edits needs none. Raises SurgeryError if the changed model differs.
     """
     if not plan.edits:
         return plan
-    changed = plan.apply(model)
-    proof = prove_same_function(model, changed, example, change=plan.apply, tolerance=tolerance)
+    proof = prove_change(model, plan.change, example, before=before, tolerance=tolerance)
     return replace(plan, proof=proof)
 
 

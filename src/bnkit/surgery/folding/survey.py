@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from bnkit.dataflow import Dataflow, Value, duplicate, observe
-from bnkit.surgery.folding.application import fold_into, folded
+from bnkit.surgery.distance import Outcome, witnessing
+from bnkit.surgery.folding.application import fold_into, folded, put_into
 from bnkit.surgery.folding.matching import Match, Matcher
 from bnkit.surgery.folding.sites import (
     Site,
@@ -27,9 +28,11 @@ class Survey:
     """What was found: `matches` in the order in which they are to be folded, and the rest.
 
     `stuck` are batch norms that no layer takes in, though what they do in eval mode is known, and
-    why; `left_alone` are those of which it is unknown, those not chosen, and functions.
+    why; `left_alone` are those of which it is unknown, those not chosen, and functions. `outcome`
+    is what the model gave.
     """
 
+    outcome: Outcome
     matches: list[Match] = field(default_factory=list)
     stuck: list[tuple[Site, str]] = field(default_factory=list)
     left_alone: list[LeftAlone] = field(default_factory=list)
@@ -38,8 +41,9 @@ class Survey:
 def survey(model: nn.Module, example: Any, *, where: Where | None = None) -> Survey:
     """Return what can be folded into what, by one run of a copy of `model` on `example`."""
     subject = duplicate(model)
-    flow = observe(subject, example)
-    found = Survey(left_alone=list(functional_batch_norms(flow)))
+    with witnessing(subject) as witness:
+        flow = observe(subject, example)
+    found = Survey(witness.outcome(flow.dtypes), left_alone=list(functional_batch_norms(flow)))
     known = []
     for site in find_sites(subject, flow):
         objection = objection_to_batch_norm(site, flow)
@@ -100,13 +104,24 @@ def _fold(subject: nn.Module, matcher: Matcher, match: Match | str, found: Surve
     assert layer is not None
     site = match.site
     values = folded(site.module, layer, side=match.side, features=match.features)
-    if not all(bool(tensor.isfinite().all()) for tensor in values):
+    if not all(map(_is_finite, values)):
         return f"the weight or bias of {match.layer} would not be finite in {values[0].dtype}"
-    change(match)(subject)
+    put_into(
+        subject,
+        site.path,
+        target=match.layer.name,
+        values=values,
+        residual=site.adds_residual,
+    )
     if site.activation is None and not site.adds_residual:
         matcher.gone.add(site.path)
     found.matches.append(match)
     return None
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Return whether all are finite, without a tensor of as many answers."""
+    return not values.numel() or all(end.isfinite().item() for end in values.aminmax())
 
 
 def change(match: Match) -> Callable[[nn.Module], None]:

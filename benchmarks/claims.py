@@ -1,0 +1,106 @@
+"""Measure every claim about batch norm on MNIST, and make the page of the docs from it.
+
+    python benchmarks/claims.py --data-dir FOLDER [claim ...]
+
+Results are kept in bnkit-claims and gone on from. The figures go to docs/claims.json, the charts
+to docs/claims/, and the tables of docs/claims.md are made from them.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from bnkit.lab.claiming.checked import Checked, CheckedClaim
+from bnkit.lab.claiming.checking import check_claims
+from bnkit.lab.claiming.claim import claim_named
+from bnkit.lab.claims.table import CLAIMS
+from bnkit.report.claims import write_claims
+from bnkit.report.claims.figures import drawn
+from bnkit.report.writing import export, put, strict_json
+
+DOCS = Path(__file__).parents[1] / "docs"
+FIGURES = DOCS / "claims.json"
+PAGE = DOCS / "claims.md"
+BEGIN, END = "<!-- claims -->\n", "<!-- end of claims -->"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("claims", nargs="*", metavar="claim", help="all of them if none is named")
+    parser.add_argument("--data-dir", help="folder of the MNIST files, else downloaded")
+    parser.add_argument("--data", default="mnist", help="mnist, fashion-mnist or digits")
+    parser.add_argument("--jobs", type=int, help="processes, one a core by default")
+    parser.add_argument("--out", type=Path, default=Path("bnkit-claims"))
+    options = parser.parse_args()
+    chosen = [claim_named(CLAIMS, name) for name in options.claims] or list(CLAIMS)
+    checked = check_claims(
+        chosen, options.data, out=options.out, folder=options.data_dir, jobs=options.jobs
+    )
+    print(checked)
+    write_claims(checked, options.out)
+    keep(merged(checked))
+
+
+def merged(checked: Checked) -> Checked:
+    """Return the claims that were kept before, with those that were measured now in their place."""
+    before = Checked.from_json(json.loads(FIGURES.read_text())) if FIGURES.exists() else Checked({})
+    found = {claim.name: claim for claim in before.claims}
+    found |= {claim.name: claim for claim in checked.claims if claim.evidence is not None}
+    order = [claim.name for claim in CLAIMS if claim.name in found]
+    return Checked(checked.environment, tuple(found[name] for name in order))
+
+
+def keep(checked: Checked) -> None:
+    """Write figures, charts and page into the docs."""
+    put(FIGURES, (strict_json(checked.to_json()) + "\n").encode())
+    for claim in checked.claims:
+        for name, chart in charts(claim).items():
+            put(DOCS / "claims" / f"{name}.png", chart)
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(before + BEGIN + page(checked) + END + rest.partition(END)[2])
+
+
+def charts(claim: CheckedClaim) -> dict[str, bytes]:
+    """Return the charts of a claim as PNG."""
+    figures = claim.evidence.figures if claim.evidence else ()
+    names = [f"{claim.name}-{number}" for number in range(1, len(figures) + 1)]
+    return {
+        name: export(drawn(figure, name).on_sheet)[".png"]
+        for name, figure in zip(names, figures, strict=True)
+    }
+
+
+def page(checked: Checked) -> str:
+    """Return the Markdown of all claims: a table, then a section for each with its charts."""
+    lines = ["| claim | verdict | seeds |", "|---|---|---|"]
+    for claim in checked.claims:
+        seeds = claim.settings["seeds"]
+        lines.append(f"| [{claim.statement}](#{claim.name}) | {claim.verdict} | {seeds} |")
+    return "\n".join([*lines, "", *map(section, checked.claims)]) + "\n"
+
+
+def section(claim: CheckedClaim) -> str:
+    """Return the Markdown of one claim."""
+    figures = claim.evidence.figures if claim.evidence else ()
+    sources = "; ".join(f"{source.who}: {source.says}" for source in claim.sources)
+    return (
+        "\n\n".join(
+            [
+                f'<a id="{claim.name}"></a>\n## {claim.statement}',
+                f"**{claim.verdict.capitalize()}.** {claim.finding}",
+                *(
+                    f"![{figure.title}](claims/{claim.name}-{number}.png)"
+                    for number, figure in enumerate(figures, start=1)
+                ),
+                f"*Measured:* {claim.measurement}",
+                f"*The verdict:* {claim.criteria}",
+                f"*Who says it:* {sources}.",
+                f"*Again:* `{claim.command}`",
+            ]
+        )
+        + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""`load` and `read`: what a checkpoint holds, put into a model that was freshly built."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from bnkit.checkpoints.formats import format_of
+from bnkit.checkpoints.messages import SHOWN, listed
+from bnkit.checkpoints.plans import Document, parsed
+from bnkit.surgery.structure import replay
+
+
+def load(model: nn.Module, path: str | Path) -> nn.Module:
+    """Return a copy of `model` with the changes and the values of the checkpoint at `path`.
+
+    `model` is freshly built, as it was before the changes of the file's plan, and stays as it is.
+    Dtype, device and modes are the fresh model's. No code of the file is run: torch's files are
+    read with weights_only=True.
+
+    Raises FileNotFoundError where there is no file, and ValueError for one that is damaged, that
+    holds pickled objects or no plan, or that does not fit the model.
+
+    >>> import tempfile
+    >>> import torch
+    >>> from bnkit.checkpoints.saving import save
+    >>> from bnkit.surgery import plan_addition
+    >>> def build():
+    ...     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    >>> plan = plan_addition(build(), torch.zeros(2, 8))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     twin = load(build(), save(plan.apply(build()), f"{folder}/twin.pt", plan=plan))
+    >>> twin[0].batchnorm.num_features
+    16
+    """
+    checkpoint = read(path)
+    if checkpoint.plans is None:
+        raise ValueError(
+            f"{path} has no plan of bnkit: pass what it holds to the model's load_state_dict, or "
+            f"write it by bnkit's save or by --out of its commands"
+        )
+    return checkpoint.restore(model)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds: values by their names, and the plans, None in a file of somebody else."""
+
+    path: Path
+    state: Mapping[str, Any]
+    plans: tuple[Document, ...] | None
+
+    def restore(self, model: nn.Module) -> nn.Module:
+        """Return a copy of `model` with the changes of the plans, if there are any, and the values.
+
+        Raises ValueError if they do not fit.
+        """
+        edits = [edit for plan in self.plans or () for edit in plan["edits"]]
+        try:
+            restored = replay(model, [edit["structure"] for edit in edits])
+        except ValueError as error:
+            raise ValueError(f"the plan of {self.path} does not fit the model: {error}") from error
+        try:
+            restored.load_state_dict(self.state, strict=True)
+        except RuntimeError as error:
+            what = "; ".join(_differences(self.state, restored.state_dict())) or str(error)
+            changed = " as the plan changes it" if edits else ""
+            raise ValueError(
+                f"{self.path} does not fit the model ({type(model).__name__}){changed}: {what}"
+            ) from error
+        return restored
+
+
+def read(path: str | Path) -> Checkpoint:
+    """Return what the checkpoint at `path` holds, on the CPU; raises what `load` raises.
+
+    >>> read("nowhere.pt")
+    Traceback (most recent call last):
+    FileNotFoundError: there is no checkpoint nowhere.pt
+    """
+    path = Path(path)
+    reader = format_of(path).read
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    state, document = reader(path)
+    return Checkpoint(path, state, None if document is None else parsed(path, document))
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    missing = [name for name in wanted if name not in found]
+    unknown = [name for name in found if name not in wanted]
+    if missing:
+        yield f"it lacks {listed(missing)}"
+    if unknown:
+        yield f"it has {listed(unknown)}, which the model lacks"
+    shapes = {
+        name: f"'{name}' is {tuple(found[name].shape)} in the file, {tuple(value.shape)} in the "
+        f"model"
+        for name, value in wanted.items()
+        if isinstance(value, Tensor) and isinstance(found.get(name), Tensor)
+        if value.shape != found[name].shape
+    }
+    yield from list(shapes.values())[:SHOWN]
+    if len(shapes) > SHOWN:
+        yield f"and {len(shapes) - SHOWN} more shapes differ"

@@ -1,0 +1,81 @@
+"""Plans as a checkpoint holds them: a list of them as JSON, in the order of their changes."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bnkit.surgery.plan import Plan
+from bnkit.surgery.structure import OPERATIONS
+
+PLAN = "bnkit_plan"  # its name in the file
+
+Document = Mapping[str, Any]  # a plan as `Plan.to_json` writes it
+
+
+def written(plan: Plan | Document | Sequence[Plan | Document] | None) -> str:
+    """Return the text for the file of one plan, of several, or of none.
+
+    Raises ValueError, with the layer, for a change that `load` could not make again.
+
+    >>> written(None), written(Plan((), ()))
+    ('[]', '[{"edits": [], "left_alone": []}]')
+    """
+    return json.dumps([_document(each) for each in _plans(plan)])
+
+
+def parsed(path: Path, text: str) -> tuple[Document, ...]:
+    """Return the plans of the text in the file at `path`; ValueError where it is damaged.
+
+    >>> parsed(Path("a.pt"), "[]")
+    ()
+    """
+    try:
+        plans = tuple(json.loads(text))
+        for plan in plans:
+            [dict(edit["structure"]) for edit in plan["edits"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"the plan in {path} is damaged ({type(error).__name__}: {error}): write the file again"
+        ) from error
+    return plans
+
+
+def _plans(
+    plan: Plan | Document | Sequence[Plan | Document] | None,
+) -> Iterable[Plan | Document]:
+    if plan is None:
+        return ()
+    return (plan,) if isinstance(plan, Plan | Mapping) else plan
+
+
+def _document(plan: Plan | Document) -> Document:
+    document = plan.to_json() if isinstance(plan, Plan) else plan
+    for edit in document["edits"]:
+        _refuse_what_cannot_be_made_again(edit)
+    return document
+
+
+def _refuse_what_cannot_be_made_again(edit: Mapping[str, Any]) -> None:
+    structure = edit["structure"]
+    if structure.get("operation") not in OPERATIONS:
+        raise ValueError(
+            f"`plan` does not say by which operation layer '{edit['layer']}' was changed "
+            f"({edit['change']}), so the file could not be loaded: save the state_dict and "
+            f"make the change again in code"
+        )
+    for name in _callables(structure):
+        raise ValueError(
+            f"`plan` changes layer '{edit['layer']}' by {name!r}, a function, which no file holds, "
+            f"so the file could not be loaded: save the state_dict, and make the change again in "
+            f"code before you load it"
+        )
+
+
+def _callables(structure: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of the functions by which the change was made: plain data only name them."""
+    if structure["operation"] == "convert_layer_by_callable":
+        yield structure["name"]
+    for option in structure.get("options", {}).values():
+        if isinstance(option, Mapping) and "callable" in option:
+            yield option["callable"]

@@ -1,0 +1,72 @@
+"""The verdict on complexity follows from how the gain grows with depth and width."""
+
+import pytest
+
+from bnkit.lab.claims.complexity import CLAIM, Complexity, judge
+from bnkit.lab.records import SIDES
+from invented import invented_run
+
+SETTINGS = Complexity(depths=(1, 2, 4), width=10, widths=(5, 10, 20), depth=2)
+GROWING = {(1, 10): 1, (2, 5): 1, (2, 10): 2, (2, 20): 4, (4, 10): 4}
+CONSTANT = dict.fromkeys(GROWING, 3)
+
+
+def trained(gains, seeds=3):
+    """Return runs in which batch norm takes 10 steps and plain `gain` times as many."""
+    reached = {side: (lambda gain, s=side: 10 * gain if s == "plain" else 10) for side in SIDES}
+    return [
+        {"depth": depth, "width": width, "side": side, "seed": seed, "runs": {"0.1": run}}
+        for (depth, width), gain in gains.items()
+        for side in SIDES
+        for seed in range(seeds)
+        for run in [invented_run(reached=gain and reached[side](gain), length=200)]
+    ]
+
+
+def test_the_toy_run_measures_every_network():
+    evidence = CLAIM.run(CLAIM.settings("toy"))
+    assert {(row["depth"], row["width"]) for row in evidence.details} == {(1, 16), (2, 8), (2, 16)}
+    assert [figure.x.label for figure in evidence.figures] == [
+        "hidden layers",
+        "units in each hidden layer",
+    ]
+    assert all(row["gain"] > 0 for row in evidence.details)
+
+
+def test_a_gain_that_grows_from_nothing_holds():
+    evidence = judge(SETTINGS, trained(GROWING))
+    assert evidence.verdict == "holds"
+    assert "depth multiplies the gain in steps to 90% by 2.00" in evidence.measured
+    assert evidence.figures[0].lines[0].y == (1, 2, 4)
+
+
+def test_a_gain_that_is_there_at_every_size_does_not_hold():
+    evidence = judge(SETTINGS, trained(CONSTANT))
+    assert evidence.verdict == "does not hold"
+    assert "by 1.00 (1.00 to 1.00), each doubling of the width by 1.00" in evidence.measured
+
+
+def test_a_gain_that_grows_with_depth_only_holds_in_part():
+    deeper = {shape: shape[0] for shape in GROWING}
+    evidence = judge(SETTINGS, trained(deeper))
+    assert evidence.verdict == "holds in part"
+    assert "does not hold for a gain that grows with width" in evidence.where
+
+
+def test_a_simplest_network_that_gains_is_said_plainly():
+    evidence = judge(SETTINGS, trained({shape: 2 * gain for shape, gain in GROWING.items()}))
+    assert "does not hold for no gain in the simplest network" in evidence.where
+
+
+@pytest.mark.parametrize(("gains", "seeds"), [(GROWING, 2), (dict.fromkeys(GROWING), 3)])
+def test_too_few_seeds_and_runs_that_never_arrive_show_nothing(gains, seeds):
+    assert judge(SETTINGS, trained(gains, seeds)).verdict == "not shown"
+
+
+def test_a_plain_network_that_never_arrives_makes_the_gain_a_bound():
+    results = trained(GROWING)
+    for result in results:
+        if result["side"] == "plain" and result["depth"] == 4:
+            result["runs"]["0.1"] = invented_run(length=200)
+    measured = judge(SETTINGS, results).measured
+    assert "with 4 hidden layers at least 20.00" in measured

@@ -1,0 +1,97 @@
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+
+from bnkit.lab.claiming.material import subject
+from bnkit.lab.claims.jacobians import CLAIM, WHENS, Jacobians, judge, run, singular_values, summary
+from bnkit.lab.data import load
+from bnkit.lab.records import SIDES
+from bnkit.observation import normalising_by_batch_statistics
+
+TOY = CLAIM.sizes["toy"]
+INVENTED = Jacobians(activations=("relu",), learning_rates=(0.1,), inits=("glorot",))
+
+
+def found(start, end, seeds=4):
+    """Shares close to 1 of (plain, batch norm) at the start and at the end, a little apart."""
+    return [
+        {
+            "side": side,
+            "activation": "relu",
+            "init": "glorot",
+            "seed": seed,
+            **{
+                when: {"close": share[place] + 0.001 * seed * place, "quantiles": [0.0, 1.0]}
+                for when, share in zip(WHENS, (start, end), strict=True)
+            },
+        }
+        for (place, side), seed in product(enumerate(SIDES), range(seeds))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "verdict", "where"),
+    [
+        ((0.1, 0.8), (0.2, 0.9), "holds", ""),
+        ((0.9, 0.3), (0.9, 0.4), "does not hold", ""),
+        (
+            (0.1, 0.3),
+            (0.2, 0.4),
+            "holds in part",
+            "does not hold for most values close to 1 (relu)",
+        ),
+        (
+            (0.1, 0.8),
+            (0.9, 0.6),
+            "holds in part",
+            "does not hold for values brought closer to 1 (relu from glorot after",
+        ),
+    ],
+)
+def test_the_verdict_follows_from_the_evidence(start, end, verdict, where):
+    evidence = judge(INVENTED, found(start, end))
+    assert evidence.verdict == verdict
+    assert where in evidence.where
+
+
+def test_two_seeds_show_nothing():
+    assert judge(INVENTED, found((0.1, 0.8), (0.2, 0.9), seeds=2)).verdict == "not shown"
+
+
+def test_a_toy_run_measures_both_sides_at_both_moments():
+    evidence = run(TOY)
+    assert [figure.kind for figure in evidence.figures] == ["lines", "dots"]
+    assert len(evidence.details) == 2 * TOY.seeds
+    plain = [row["close at the start"] for row in evidence.details if row["side"] == "plain"]
+    assert max(plain) < 0.1  # a sigmoid's slope is at most 1/4, so Glorot's layers shrink all
+
+
+def test_plain_jacobians_are_weights_times_slopes():
+    drawn = subject(TOY, hidden=[5, 5], activations=["sigmoid"], init="glorot")
+    model = drawn.network("plain", "sigmoid", 0)
+    z = model[1](model[0](load("digits").held_out.inputs[: TOY.examples]))
+    slopes = torch.sigmoid(z) * (1 - torch.sigmoid(z))  # (examples, 5)
+    expected = torch.linalg.svdvals(model[3].weight * slopes[:, None, :])
+    found = singular_values(TOY, model, drawn.loaders(0))
+    torch.testing.assert_close(found[0], expected)
+
+
+def test_with_batch_norm_they_are_divided_by_the_standard_deviation_of_the_unit():
+    drawn = subject(TOY, hidden=[5, 5], activations=["sigmoid"], init="glorot")
+    model = drawn.network("batch norm", "sigmoid", 0)
+    train = load("digits").train.inputs
+    with normalising_by_batch_statistics(model), torch.no_grad():
+        hidden = torch.sigmoid(model[1](model[0](train)))
+        mean_and_deviation = hidden.mean(0), (hidden @ model[3].weight.T).std(0)
+    found = singular_values(replace(TOY, examples=100), model, drawn.loaders(0))
+    slopes = mean_and_deviation[0] * (1 - mean_and_deviation[0])  # of a typical example
+    typical = torch.linalg.svdvals(model[3].weight * slopes / mean_and_deviation[1][:, None])
+    # The typical example stands for all, and all images for 20 mini-batches: so only roughly.
+    torch.testing.assert_close(found[0].mean(0), typical, rtol=0.2, atol=0.02)
+
+
+def test_a_share_counts_both_ends():
+    values = torch.tensor([0.0, 0.49, 0.5, 1.0, 2.0, 2.1])
+    assert summary(values, within=2)["close"] == pytest.approx(3 / 6)
