@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from bnkit.lab.claiming.checked import Checked
+from bnkit.lab.experiments.reproduction import Reproduction
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- run -->\n)?```(python|text|console)\n(.*?)```", re.DOTALL)
@@ -80,5 +83,12 @@ def test_the_table_of_fine_tuning_is_made_from_the_kept_figures():
 
 def test_the_table_of_published_experiments_is_made_from_the_kept_figures():
     published = runpy.run_path(str(ROOT / "benchmarks" / "published.py"))
-    figures = json.loads((ROOT / "docs" / "published.json").read_text())
-    assert published["table"](figures) in (ROOT / "docs" / "published.md").read_text()
+    kept = Reproduction.from_json(json.loads((ROOT / "docs" / "published.json").read_text()))
+    table = "\n".join(published["lines"](kept.figures))
+    assert table in (ROOT / "docs" / "published.md").read_text()
+
+
+def test_the_sections_on_the_claims_are_made_from_the_kept_figures():
+    claims = runpy.run_path(str(ROOT / "benchmarks" / "claims.py"))
+    kept = Checked.from_json(json.loads((ROOT / "docs" / "claims.json").read_text()))
+    assert claims["page"](kept) in (ROOT / "docs" / "claims.md").read_text()

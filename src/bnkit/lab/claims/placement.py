@@ -42,7 +42,7 @@ class Placements(ClaimSettings):
     )
     learning_rates: tuple[float, ...] = (0.1, 0.3)
     batch_size: int = 32
-    evaluations: int = 24
+    evaluations: int = 40
     target: float = 0.9
     seeds: int = 4
 
@@ -242,6 +242,7 @@ CLAIM = Claim(
             seeds=3,
             networks=(("mlp", "relu", 48), ("mlp", "sigmoid", 48)),
             learning_rates=(0.3,),
+            evaluations=12,
             target=0.5,
         ),
         "digits": Placements(),
