@@ -29,7 +29,7 @@ check: $(SETUP)  ## lint, types, docs
 	$(BIN)/mkdocs build --strict --quiet --site-dir .venv/site
 
 fuzz: $(SETUP)  ## 10,000 random networks through the surgery, a quarter of an hour
-	BNKIT_FUZZ=2000 $(BIN)/pytest --numprocesses $(WORKERS) --quiet tests/surgery -k "random_networks and not addition"
+	BNKIT_FUZZ=2500 $(BIN)/pytest --numprocesses $(WORKERS) --quiet -rP tests/surgery -k "random_networks and not addition"
 
 bench: $(SETUP)  ## measure, print and keep the figures
 	$(BIN)/python benchmarks/harness.py
@@ -38,6 +38,7 @@ bench: $(SETUP)  ## measure, print and keep the figures
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/folding.py
 	$(BIN)/python benchmarks/recalibration.py
+	$(BIN)/python benchmarks/monitoring.py
 
 docs: $(SETUP)  ## serve the documentation
 	$(BIN)/mkdocs serve
