@@ -3,6 +3,7 @@ import json
 import shlex
 
 import pytest
+import torch
 from torch import nn
 from typer.testing import CliRunner
 
@@ -121,3 +122,26 @@ def test_wrong_use_is_answered_in_one_sentence(text, message):
     code, stdout, stderr = run(text)
     assert (code, stdout) == (2, "")
     assert message in stderr
+
+
+@pytest.mark.parametrize(("training", "code"), [(True, 1), (False, 0)])
+def test_an_exported_program_is_read_from_its_file(training, code):
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)).train(training)
+    torch.export.save(torch.export.export(model, (torch.ones(8, 4),)), "net.pt2")
+    found = run("net.pt2 --json")
+    assert found[0] == code
+    (finding,) = json.loads(found[1])["findings"]
+    assert finding["rule"] == "exported-batch-norm"
+    assert finding["severity"] == ("error" if training else "info")
+
+
+def test_an_exported_program_is_not_run():
+    code, _, stderr = run("net.onnx --example 8,4 --fix out.safetensors")
+    assert code == 2
+    assert "an exported program is read and not run: leave out --example, --fix" in stderr
+
+
+def test_an_exported_program_that_is_not_there_is_wrong_use():
+    code, _, stderr = run("nowhere.onnx")
+    assert code == 2
+    assert "nowhere.onnx" in stderr

@@ -8,19 +8,26 @@ import typer
 
 from bnkit.checkpoints import Checkpoint as File
 from bnkit.checkpoints import save
-from bnkit.cli.arguments import Checkpoint, Data, Example, Model, random_example, texts
+from bnkit.cli.arguments import Checkpoint, Data, Example, random_example, texts
 from bnkit.cli.operation import Operation
 from bnkit.cli.output import chatter_on_stderr, explained, messages, print_result, say
-from bnkit.diagnosis import Diagnosis, diagnose
+from bnkit.diagnosis import Diagnosis, diagnose, diagnose_export
 from bnkit.diagnosis.finding import SEVERITIES, Severity
 from bnkit.lab.names import one_of
 from bnkit.report.diagnosis import checked, write_diagnosis
 
+EXPORTED = (".onnx", ".pt2")
 _BARS: dict[str, Severity] = {severity: severity for severity in SEVERITIES}
 
 
 def doctor(
-    model: Model,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="a function that returns the network, as package.module:build, or an exported "
+            "program, as net.onnx or net.pt2"
+        ),
+    ],
     example: Example = None,
     data: Data = None,
     checkpoint: Checkpoint = None,
@@ -57,15 +64,22 @@ def doctor(
     - `bnkit doctor package.module:build --example 8,3,224,224`
     - `bnkit doctor package.module:build --data package.module:loaders --checkpoint trained.pt`
     - `bnkit doctor package.module:build --data package.module:loaders --html sick.html`
+    - `bnkit doctor exported.onnx`
 
     `bnkit explain RULE` says more of a finding.
 
     Exit codes: 0 healthy, 1 findings of --fail-on or worse, 2 wrong use.
     """
-    with Operation.begin("looking at the batch norms", model, checkpoint, fix) as operation:
+    with explained():
         bar = one_of(_BARS, fail_on, "fail-on")
         if as_json and as_sarif:
             raise ValueError("--json and --sarif both ask for stdout: leave one out")
+        if Path(model).suffix in EXPORTED:
+            _refuse_for_exported(example, data, checkpoint, fix, html)
+            exported = _of_exported(Path(model))
+            _print(exported, as_json=as_json, as_sarif=as_sarif)
+            raise typer.Exit(1 if exported.at_least(bar) else 0)
+    with Operation.begin("looking at the batch norms", model, checkpoint, fix) as operation:
         if html is not None:
             checked(html)
         found = diagnose(
@@ -91,6 +105,25 @@ def doctor(
             say(f"Checkpoint: {save(mended, fix, plan=plans)}")
     if found.at_least(bar):
         raise typer.Exit(1)
+
+
+def _of_exported(path: Path) -> Diagnosis:
+    """Return the diagnosis of a program in a file, of which only what it still holds is known."""
+    if path.suffix == ".pt2":
+        import torch  # noqa: PLC0415  --help needs none of it
+
+        found = diagnose_export(torch.export.load(path))
+    else:
+        found = diagnose_export(path)
+    held = {layer for finding in found for layer in finding.layers}
+    return Diagnosis(path.name, len(held), found)
+
+
+def _refuse_for_exported(*options: object) -> None:
+    names = ("--example", "--data", "--checkpoint", "--fix", "--html")
+    given = [name for name, value in zip(names, options, strict=True) if value is not None]
+    if given:
+        raise ValueError(f"an exported program is read and not run: leave out {', '.join(given)}")
 
 
 def _print(found: Diagnosis, *, as_json: bool, as_sarif: bool) -> None:

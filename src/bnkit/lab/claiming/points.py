@@ -1,0 +1,52 @@
+"""`points`: a paired difference of accuracies in words; `finished`: one training to its end."""
+
+from torch import nn
+
+from bnkit.lab.loaders import Loaders
+from bnkit.lab.statistics import PairedDifference
+from bnkit.lab.training import Batches, Training, accuracy, train
+from bnkit.observation import evaluating
+
+
+def points(difference: PairedDifference) -> str:
+    """Return the mean difference in percentage points, with its interval where there is one.
+
+    >>> from bnkit.lab.statistics import paired_difference
+    >>> points(paired_difference([(0.5, 0.75), (0.5, 0.75), (0.25, 0.5)]))
+    '+25.00 (+25.00 to +25.00) points'
+    >>> points(paired_difference([(0.5, 0.75)]))
+    '+25.00 points'
+    """
+    if difference.difference is None:
+        return "an unknown number of points"
+    interval = (
+        f" ({100 * difference.low:+.2f} to {100 * difference.high:+.2f})"
+        if difference.low is not None and difference.high is not None
+        else ""
+    )
+    return f"{100 * difference.difference:+.2f}{interval} points"
+
+
+def finished(model: nn.Module, loaders: Loaders, *, learning_rate: float, steps: int) -> bool:
+    """Train `model` in place by plain SGD and return whether it got to its end.
+
+    >>> from bnkit.lab.claiming.claim import ClaimSettings
+    >>> from bnkit.lab.claiming.material import subject
+    >>> drawn = subject(ClaimSettings(), hidden=[8])
+    >>> model = drawn.network("plain", "relu", seed=0)
+    >>> finished(model, drawn.loaders(0), learning_rate=0.1, steps=10)
+    True
+    """
+    training = Training(learning_rate=learning_rate, steps=steps, evaluate_every=steps)
+    return train(model, loaders.train, loaders.held_out, training).outcome == "finished"
+
+
+def evaluated(model: nn.Module, batches: Batches) -> float:
+    """Return the accuracy of `model` in eval mode.
+
+    >>> import torch
+    >>> evaluated(nn.Identity(), [(torch.eye(2), torch.tensor([0, 0]))])
+    0.5
+    """
+    with evaluating(model):
+        return accuracy(model, batches)
