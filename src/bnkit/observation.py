@@ -271,24 +271,29 @@ class _Lasting:
 
     def __call__(self, *of_call: Any) -> None:
         if _in_compiled_region():
-            raise RuntimeError(
-                "the model was compiled around a hook that looks at it, which no compiled graph "
-                "calls: give what torch.compile(model) returns, rather than `model`, to whatever "
-                "looks on, and do not call model.compile()"
-            )
+            _refuse_to_be_compiled()
         self._hook(*of_call)
 
     def __reduce__(self) -> tuple[type[_Nothing], tuple[()]]:
         return _Nothing, ()
 
 
+_is_compiling = torch.compiler.is_compiling
+_compiler = torch._C._dynamo.eval_frame.get_eval_frame_callback  # noqa: SLF001  no public name
+_NO_COMPILER = (None, False)
+_backward = torch._C._current_graph_task_id  # noqa: SLF001  no public name
+
+
 def _in_compiled_region() -> bool:
-    if torch.compiler.is_compiling():
-        return True
-    if "torch._dynamo" not in sys.modules:
-        return False
-    callback = torch._C._dynamo.eval_frame.get_eval_frame_callback()  # noqa: SLF001  no public name
-    return callback not in (None, False)
+    return _is_compiling() or _compiler() not in _NO_COMPILER
+
+
+def _refuse_to_be_compiled() -> None:
+    raise RuntimeError(
+        "the model was compiled around a hook that looks at it, which no compiled graph calls: "
+        "give what torch.compile(model) returns, rather than `model`, to whatever looks on, and do "
+        "not call model.compile()"
+    )
 
 
 @contextmanager
@@ -306,14 +311,18 @@ def seeing_gradients(
     """
 
     def seer(name: str) -> Callable[[Tensor], None]:
-        return lambda gradient: (see(name, gradient), None)[1]
+        def hook(gradient: Tensor) -> None:
+            see(name, gradient)
 
-    with ExitStack() as hooks:
-        for name, tensor in tensors.items():
-            if tensor.requires_grad:
-                handle = tensor.register_hook(seer(name))  # type: ignore[no-untyped-call]
-                hooks.callback(handle.remove)
+        return hook
+
+    awaited = [(name, tensor) for name, tensor in tensors.items() if tensor.requires_grad]
+    handles = [tensor.register_hook(seer(name)) for name, tensor in awaited]  # type: ignore[no-untyped-call]
+    try:
         yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -329,3 +338,32 @@ def running_eagerly() -> Iterator[None]:
         return
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+@contextmanager
+def counting_training_steps(model: nn.Module, begin: Callable[[], object]) -> Iterator[None]:
+    """Call `begin()` before each forward of `model` in training mode, as cheaply as a hook can.
+
+    A forward that runs again in a backward, as activation checkpointing does it, is no new one. It
+    may last, and refuses to be compiled, as `watching_layers`.
+
+    >>> model = nn.ReLU()
+    >>> with counting_training_steps(model, lambda: print("begins")):
+    ...     _ = model(torch.ones(1)), model.eval()(torch.ones(1))
+    begins
+    """
+    handle = model.register_forward_pre_hook(_Beginning(begin))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class _Beginning(_Lasting):
+    """Runs in every step of a training, with little else in the caches: each call counts."""
+
+    def __call__(self, module: nn.Module, _args: object) -> None:
+        if _is_compiling() or _compiler() not in _NO_COMPILER:
+            _refuse_to_be_compiled()
+        if module.training and _backward() == -1:
+            self._hook()

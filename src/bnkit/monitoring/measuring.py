@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,83 +23,114 @@ from bnkit.monitoring.record import PERCENTS
 # channels most of it averages out.
 _SAMPLE = 1024
 
+# So few values in a call that calls of functions take longer than what they do with the values.
+_FEW = 2**14
+
 Running = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """What a batch norm is given: a sample (values, C), moments, those of its rows' means.
+    """What batch norms are given: a sample (values, C), moments, those of its rows' means.
 
-    `running` are copies of its running mean and variance from before, (C,), None where these are
-    not comparable with the moments.
+    Several layers may lie side by side in C.
     """
 
     sample: Tensor
     moments: Moments
     of_rows: Moments
-    running: Running | None
 
 
 @dataclass(frozen=True, eq=False)
 class Channels:
-    """What is known of each channel of a layer after a call; (C,) but for `percentiles`, (2, C, 3).
+    """What is known after a call of each of the C channels of each of L layers.
 
-    `squared_error` is that of the mean, None for a single row; `largest` is that of the output.
+    `table` (13, L, C) has the 15th, 50th and 85th percentile of the input, then of the output; mean
+    and variance of the input, the largest output, the squared error of the mean (NaN for a single
+    row); running mean and variance from before and γ (NaN where there are none).
     """
 
-    percentiles: Tensor
-    mean: Tensor
-    variance: Tensor
-    largest: Tensor
-    squared_error: Tensor | None
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    weight: Tensor | None
+    paths: tuple[str, ...]
+    table: Tensor
 
-    def arrays(self) -> dict[str, np.ndarray[Any, np.dtype[np.float64]] | None]:
-        """Return all of them in float64 by their names; on a GPU this waits for it."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {n: None if t is None else t.cpu().double().numpy() for n, t in tensors.items()}
+    def arrays(self) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+        """Return all of it by names, in float64, (L, C); on a GPU this waits for it.
+
+        `percentiles` are (L, 2, C, 3).
+        """
+        table = self.table.cpu().double().numpy()
+        percentiles = table[:6].reshape(2, 3, *table.shape[1:]).transpose(2, 0, 3, 1)
+        return {"percentiles": percentiles, **dict(zip(_ROWS, table[6:], strict=True))}
+
+    @property
+    def variances(self) -> dict[str, Tensor]:
+        """The variances of what the layers were given, (C,) each, by path."""
+        return dict(zip(self.paths, self.table[6 + _ROWS.index("variance")], strict=True))
 
 
-def look_at_input(layer: nn.Module, values: Tensor) -> Given:
-    """Return what `layer` is given by `values` (N, C, ...), before it takes them in.
+_ROWS = (
+    "mean",
+    "variance",
+    "largest",
+    "squared_error",
+    "running_mean",
+    "running_var",
+    "weight",
+)
 
-    >>> look_at_input(nn.BatchNorm1d(1), torch.tensor([[3.0], [5.0]])).moments.mean.item()
+
+def are_few(values: Tensor) -> bool:
+    """Return whether a call has so few values that it is looked at together with others."""
+    return values.numel() <= _FEW
+
+
+def look_at_state(layer: Any, values: Tensor) -> Tensor:
+    """Return a copy of running mean, running variance and γ, (3, C), for the input `values`.
+
+    NaN stands for what there is not, and for what is not comparable with the input's moments.
+
+    >>> look_at_state(nn.BatchNorm1d(1, affine=False), torch.ones(2, 1)).flatten()
+    tensor([0., 1., nan])
+    """
+    shape = values.shape[1:2]
+    running = None if isinstance(layer, MaskedBatchNorm) else running_statistics(layer)
+    weight = getattr(layer, "weight", None)
+    if running is None or running[0].shape != shape:  # one for each step of a recurrent layer
+        running = 2 * (values.new_full(shape, math.nan, dtype=torch.float32),)
+    if not isinstance(weight, Tensor):
+        weight = torch.full_like(running[0], math.nan)
+    return torch.stack([*running, weight.detach()])
+
+
+def look_at_input(values: Tensor) -> Given:
+    """Return what layers are given by `values` (N, C, ...), before they take them in.
+
+    >>> look_at_input(torch.tensor([[3.0], [5.0]])).moments.mean.item()
     4.0
     """
     values = values.detach()
     moments = Moments.of(values)
     rows = Moments.of(_means_of_rows(values)) if values.dim() > 2 else moments
-    running = None if isinstance(layer, MaskedBatchNorm) else running_statistics(layer)
-    if running is not None:
-        fits = running[0].shape == moments.mean.shape  # else one for each step of a recurrent layer
-        running = (running[0].clone(), running[1].clone()) if fits else None
-    return Given(_sample(values), moments, rows, running)
+    return Given(_sample(values), moments, rows)
 
 
-def look_at_output(layer: nn.Module, given: Given, output: Tensor, *, fused: bool) -> Channels:
-    """Return what is known of each channel, given the `output` (N, C, ...) of the layer.
+def look_at_output(given: Given, output: Tensor, *, fused_in: nn.Module | None = None) -> Tensor:
+    """Return the first 10 rows of the table of `Channels`, (10, C), for the `output` (N, C, ...).
 
-    Where the layer is `fused` with what follows it, `output` is behind the nonlinearity; the
+    Where the layer is `fused_in` with what follows it, `output` is behind the nonlinearity; the
     percentiles of what goes into that are then those of γx̂ + β, computed for the sample.
     """
-    output, weight = output.detach(), getattr(layer, "weight", None)
-    after = _normalised(layer, given) if fused else _sample(output)
-    values = _sorted(torch.stack([given.sample, after]).transpose(1, 2))  # (2, C, values)
-    ranks = [round(percent / 100 * (values.shape[-1] - 1)) for percent in PERCENTS]
-    rows = given.of_rows
-    running_mean, running_var = given.running or (None, None)
-    return Channels(
-        torch.stack([values[..., rank] for rank in ranks], -1),
-        given.moments.mean,
-        given.moments.variance,
-        output.amax([axis for axis in range(output.dim()) if axis != 1]),
-        rows.unbiased_variance / rows.count if rows.count > 1 else None,
-        running_mean,
-        running_var,
-        weight.detach().clone() if isinstance(weight, Tensor) else None,
-    )
+    output, moments, rows = output.detach(), given.moments, given.of_rows
+    after = _sample(output) if fused_in is None else _normalised(fused_in, given)
+    error = rows.unbiased_variance / rows.count if rows.count > 1 else moments.mean * math.nan
+    parts = [
+        _percentiles(torch.stack([given.sample, after])).flatten(0, 1),
+        moments.mean,
+        moments.variance,
+        output.amax([0, *range(2, output.dim())]),
+        error,
+    ]
+    return torch.vstack([part.to(moments.mean.dtype) for part in parts])
 
 
 def is_fused(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -150,7 +181,12 @@ def _sample(values: Tensor) -> Tensor:
     return planes[places // length, :, places % length].float()
 
 
-def _sorted(values: Tensor) -> Tensor:
+def _percentiles(values: Tensor) -> Tensor:
+    """Return the percentiles of `values` (2, values, C), which are lost, as (2, 3, C)."""
+    ranks = [round(percent / 100 * (values.shape[1] - 1)) for percent in PERCENTS]
     if values.is_cpu:  # numpy sorts with vector instructions, in a tenth of torch's time
-        return torch.from_numpy(np.sort(values.contiguous().numpy()))
-    return values.sort().values
+        ordered = values.numpy()
+        ordered.sort(axis=1)
+        return torch.from_numpy(ordered[:, ranks])
+    in_order = values.sort(1).values
+    return torch.stack([in_order[:, rank] for rank in ranks], 1)

@@ -6,10 +6,9 @@ from typing import Any, Self
 
 from torch import nn
 
-from bnkit.functional import is_recomputing
 from bnkit.monitoring.lightning import lightning_callback
 from bnkit.monitoring.recorder import Recorder, Writer
-from bnkit.observation import watching_layers
+from bnkit.observation import counting_training_steps, watching_layers
 
 
 class Monitor(Recorder):
@@ -45,7 +44,8 @@ class Monitor(Recorder):
     def __init__(self, model: nn.Module, *, every: int = 100, writer: Writer | None = None) -> None:
         super().__init__(model, every=every, writer=writer)
         self._hooks, self._of_step = ExitStack(), ExitStack()
-        self._hooks.enter_context(watching_layers({"": model}, before=self._begin))
+        self._model = model
+        self._hooks.enter_context(counting_training_steps(model, self.begin_step))
 
     @staticmethod
     def lightning_callback(*, every: int = 100, writer: Writer | None = None) -> Any:
@@ -75,13 +75,11 @@ class Monitor(Recorder):
     ) -> None:
         self.close()
 
-    def _begin(self, _path: str, model: nn.Module, *_of_call: Any) -> None:
-        if not model.training or is_recomputing():
-            return
-        self.begin_step()
-        if self.is_looking:  # else nothing has to be seen of how the forward ends
-            self._of_step.close()  # of a forward that called itself
-            self._of_step.enter_context(watching_layers({"": model}, after=self._end))
+    def record(self, number: int) -> None:
+        """Look at the step `number`, which begins, until its forward has ended."""
+        super().record(number)
+        self._of_step.close()  # of a forward that called itself
+        self._of_step.enter_context(watching_layers({"": self._model}, after=self._end))
 
     def _end(self, *_of_call: Any) -> None:
         self._of_step.close()

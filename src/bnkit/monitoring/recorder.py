@@ -39,13 +39,18 @@ class Recorder:
 
     def begin_step(self) -> None:
         """Count a training step, and look at it if its turn has come."""
-        number, self.steps = self.steps, self.steps + 1
+        number = self.steps
+        self.steps = number + 1
         due = number % self.every == 0
         if self._step is not None and (due or self._step.is_complete):
             self._settle()
         if due:
-            _refuse_transformations()
-            self._step = Step(number, self._layers, self._percentiles)
+            self.record(number)
+
+    def record(self, number: int) -> None:
+        """Look at the step `number`, which begins."""
+        _refuse_transformations()
+        self._step = Step(number, self._layers, self._percentiles)
 
     @property
     def is_looking(self) -> bool:

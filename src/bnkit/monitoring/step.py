@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.dataflow.tensors import tensors_in
-from bnkit.monitoring.measuring import Channels, Given, is_fused, look_at_input, look_at_output
-from bnkit.monitoring.record import Percentiles, Record
-from bnkit.monitoring.summary import Array, drift, lag, never_positive, switched_off, typical
+from bnkit.monitoring.calls import Calls
+from bnkit.monitoring.measuring import is_fused
+from bnkit.monitoring.record import Record
+from bnkit.monitoring.summary import Array, descriptions
 from bnkit.observation import running_eagerly, seeing_gradients, watching_layers
 
 _GRADIENTS = ("weight", "bias", "output")
@@ -32,8 +33,7 @@ class Step:
         self.percentiles: dict[str, Array] = {}
         self._layers = layers
         self._before = percentiles
-        self._given: dict[str, Given] = {}
-        self._channels: dict[str, Channels] = {}
+        self._calls = Calls()
         self._gradients: dict[str, dict[str, Tensor]] = {}
         self._expects_gradients = False
         self._forward, self._backward = ExitStack(), ExitStack()
@@ -50,7 +50,7 @@ class Step:
     @property
     def variances(self) -> dict[str, Tensor]:
         """The variances of what the layers were given, (C,) each, by path."""
-        return {path: channels.variance for path, channels in self._channels.items()}
+        return {p: v for channels in self._calls.seen() for p, v in channels.variances.items()}
 
     def end_forward(self) -> None:
         """Look at no more calls of layers."""
@@ -66,24 +66,29 @@ class Step:
 
         On a GPU this waits for it.
         """
-        return tuple(self._record(path) for path in self._channels)
+        described: dict[str, dict[str, Any]] = {}
+        for channels in self._calls.seen():
+            layers = [self._layers[path] for path in channels.paths]
+            arrays = channels.arrays()
+            now = dict(zip(channels.paths, arrays["percentiles"], strict=True))
+            before = [self._before.get(path) for path in channels.paths]
+            described |= zip(channels.paths, descriptions(layers, arrays, before), strict=True)
+            self.percentiles |= now
+        return tuple(self._record(path, described[path]) for path in self._calls.order)
 
     def _see_input(
         self, path: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         values = _batch_in(args[0] if args else kwargs)
-        if values is not None and not {path} & (self._given.keys() | self._channels.keys()):
-            self._given[path] = look_at_input(layer, values)
+        if values is not None:
+            self._calls.begin(path, layer, values, fused=is_fused(layer, args, kwargs))
 
     def _see_output(
-        self, path: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+        self, path: str, layer: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any
     ) -> None:
         output = _batch_in(out)
-        if path in self._channels or path not in self._given or output is None:
-            return  # an output of None is that of a layer that failed
-        given, fused = self._given.pop(path), is_fused(layer, args, kwargs)
-        self._channels[path] = look_at_output(layer, given, output, fused=fused)
-        self._await_gradients(path, layer, output)
+        if output is not None and self._calls.end(path, output):  # None is that of a failure
+            self._await_gradients(path, layer, output)
 
     def _await_gradients(self, path: str, layer: Any, output: Tensor) -> None:
         tensors = {name: getattr(layer, name, None) for name in _GRADIENTS[:2]} | {"output": output}
@@ -98,34 +103,10 @@ class Step:
         norm = torch.linalg.vector_norm(gradient.detach(), dtype=dtype)
         self._gradients.setdefault(path, {}).setdefault(name, norm)
 
-    def _record(self, path: str) -> Record:
-        layer, channels = self._layers[path], self._channels[path].arrays()
-        percentiles = channels["percentiles"]
-        assert percentiles is not None
-        assert channels["largest"] is not None
-        self.percentiles[path] = percentiles
-        eps, momentum = (getattr(layer, name, None) or 0.0 for name in ("eps", "momentum"))
-        input_percentiles, output_percentiles = typical(percentiles).tolist()
-        input_drift, output_drift = drift(percentiles, self._before.get(path)).tolist()
-        off, by_chance = lag(channels, eps, momentum)
+    def _record(self, path: str, described: dict[str, Any]) -> Record:
         gradients = self._gradients.get(path, {})
-        return Record(
-            step=self.number,
-            layer=path,
-            input=_three(input_percentiles),
-            output=_three(output_percentiles),
-            input_drift=input_drift,
-            output_drift=output_drift,
-            lag=off,
-            lag_by_chance=by_chance,
-            never_positive=never_positive(channels["largest"]),
-            switched_off=switched_off(channels["weight"]),
-            **{f"{name}_gradient": float(gradients.get(name, math.nan)) for name in _GRADIENTS},
-        )
-
-
-def _three(values: list[float]) -> Percentiles:
-    return values[0], values[1], values[2]
+        norms = {f"{name}_gradient": float(gradients.get(name, math.nan)) for name in _GRADIENTS}
+        return Record(step=self.number, layer=path, **described, **norms)
 
 
 def _batch_in(values: Any) -> Tensor | None:

@@ -1,24 +1,10 @@
-from dataclasses import dataclass
-
 import pytest
 
 from bnkit.lab.claiming.checking import Interrupted, check_claims
-from bnkit.lab.claiming.claim import Claim, ClaimSettings, claim_named
+from bnkit.lab.claiming.claim import Claim, claim_named
 from bnkit.lab.claiming.evidence import Evidence
 from bnkit.lab.claiming.in_turn import in_turn
-
-
-@dataclass(frozen=True, kw_only=True)
-class Doubling(ClaimSettings):
-    factor: float = 2.0
-
-
-def double(settings, case):
-    return settings.factor * case
-
-
-def broken(settings, case):
-    raise ZeroDivisionError(f"nothing to divide {case} by in {settings.data}")
+from doubling import Doubling, broken, double
 
 
 def claim(name, measure):

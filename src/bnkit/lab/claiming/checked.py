@@ -54,7 +54,7 @@ class Checked:
 
     def __str__(self) -> str:
         headers = ("claim", "who says it", "measured", "verdict")
-        return text_table(headers, map(_row, self.claims))
+        return text_table(headers, map(_row, self.claims), width=120)
 
     @property
     def failed(self) -> tuple[CheckedClaim, ...]:
@@ -86,7 +86,8 @@ def _claim(fields: Mapping[str, Any]) -> CheckedClaim:
 
 def _row(claim: CheckedClaim) -> tuple[str, str, str, str]:
     says = "; ".join(source.who for source in claim.sources)
-    return f"{claim.name}: {claim.statement}", says, claim.finding, claim.verdict
+    found = claim.reason if claim.evidence is None else claim.evidence.measured
+    return claim.name, says, found, claim.verdict
 
 
 def _sentence(part: str) -> str:

@@ -1,7 +1,8 @@
-"""`points`: a paired difference of accuracies in words; `finished`: one training to its end."""
+"""Accuracies in percentage points: measured after one training, and their paired differences."""
 
 from torch import nn
 
+from bnkit.lab.claiming.figures import Dot
 from bnkit.lab.loaders import Loaders
 from bnkit.lab.statistics import PairedDifference
 from bnkit.lab.training import Batches, Training, accuracy, train
@@ -25,6 +26,21 @@ def points(difference: PairedDifference) -> str:
         else ""
     )
     return f"{100 * difference.difference:+.2f}{interval} points"
+
+
+def in_points(row: str, difference: PairedDifference, name: str = "") -> Dot:
+    """Return the mean difference in percentage points with its interval, to be drawn.
+
+    >>> from bnkit.lab.statistics import paired_difference
+    >>> dot = in_points("tanh", paired_difference([(0.5, 0.75), (0.5, 0.75), (0.25, 0.5)]))
+    >>> dot.value, dot.low, dot.high
+    (25.0, 25.0, 25.0)
+    """
+    value, low, high = (
+        None if share is None else 100 * share
+        for share in (difference.difference, difference.low, difference.high)
+    )
+    return Dot(row, name or row, value, low, high)
 
 
 def finished(model: nn.Module, loaders: Loaders, *, learning_rate: float, steps: int) -> bool:

@@ -262,7 +262,8 @@ def _smaller(ratio: PairedRatio) -> bool | None:
 def _large(ratio: PairedRatio) -> str:
     if ratio.ratio is None or ratio.low is None or ratio.high is None:
         return str(ratio)
-    return f"{ratio.ratio:,.0f} ({ratio.low:,.0f} to {ratio.high:,.0f})"
+    mean, low, high = (f"{float(f'{v:.2g}'):,.0f}" for v in (ratio.ratio, ratio.low, ratio.high))
+    return f"{mean} ({low} to {high})"
 
 
 def _means(walked: Found, name: str) -> list[Mapping[str, Any]]:

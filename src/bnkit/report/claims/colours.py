@@ -6,39 +6,40 @@ from typing import Any
 import altair as alt
 
 from bnkit.lab.claiming.figures import Dot, Line
-from bnkit.lab.records import SIDES
+from bnkit.lab.records import SIDES, Side
 from bnkit.report.panels import STROKE
 
 KEY = alt.Color("key:N")  # of the layers whose rows have a colour
+Keys = dict[tuple[str, Side | None], str]
 OTHER = "other"  # names of colours that belong to no side: "other 1", "other 2", …
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [1, 3], [12, 3])
 
 
-def keys(drawn: Iterable[Line | Dot]) -> dict[str, str]:
-    """Return the key of the colour for each name: that of its side, or one of its own."""
-    found: dict[str, str] = {}
+def keys(drawn: Iterable[Line | Dot]) -> Keys:
+    """Return the key of the colour for each name on each side: the side, or one of its own."""
+    found: Keys = {}
     for each in drawn:
-        if each.name not in found:
+        if (each.name, each.side) not in found:
             others = sum(key.startswith(OTHER) for key in found.values())
-            found[each.name] = each.side or f"{OTHER} {others + 1}"
+            found[each.name, each.side] = each.side or f"{OTHER} {others + 1}"
     return found
 
 
-def colours(names: dict[str, str]) -> alt.Color:
+def colours(named: Keys) -> alt.Color:
     """Return the colours of these keys, the sides first as in all charts, for all layers of one."""
-    others = [key for key in names.values() if key.startswith(OTHER)]
+    others = [key for key in named.values() if key.startswith(OTHER)]
     return alt.Color(scale=alt.Scale(domain=[*SIDES, *others]), legend=None)
 
 
-def stroke(names: dict[str, str], name: str) -> dict[str, Any]:
+def stroke(named: Keys, line: Line) -> dict[str, Any]:
     """Return width and dashes of a line, which tell it apart without colour.
 
     Of several lines of one side, each after the first has dashes of its own.
     """
-    key = names[name]
-    alike = [each for each, k in names.items() if k == key]
-    if key in STROKE and alike[0] == name:
+    key = named[line.name, line.side]
+    alike = [name for (name, _), each in named.items() if each == key]
+    if key in STROKE and alike[0] == line.name:
         return STROKE[key]
-    others = [each for each, k in names.items() if k not in STROKE]
-    number = alike.index(name) + 1 if key in STROKE else others.index(name)
+    others = [name for (name, _), each in named.items() if each not in STROKE]
+    number = alike.index(line.name) + 1 if key in STROKE else others.index(line.name)
     return {"strokeWidth": 2, "strokeDash": DASHES[number % len(DASHES)]}

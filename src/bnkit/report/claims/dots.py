@@ -1,17 +1,19 @@
 """Values with their intervals, a row for each thing that was measured."""
 
 from collections.abc import Iterable
+from textwrap import wrap
 from typing import Any
 
 import altair as alt
 
 from bnkit.lab.claiming.figures import Dot, Dots, Rule
 from bnkit.report.claims.axes import frame_of, scale_of, ticks_of
-from bnkit.report.claims.colours import KEY, colours, keys
+from bnkit.report.claims.colours import KEY, Keys, colours, keys
 from bnkit.report.figure import Panel
 from bnkit.report.frames import Frame
 
 SHAPES = ("circle", "diamond", "square", "triangle-up", "triangle-down", "cross")
+LABEL = "split(datum.label, '\\n')"  # in lines
 ROOM = 15  # pixels for a dot with its name
 BETWEEN = 14  # pixels more for a row
 
@@ -22,25 +24,25 @@ def panels_of_dots(figure: Dots, name: str) -> tuple[Panel, ...]:
     values = (v for dot in figure.dots for v in (dot.value, dot.low, dot.high))
     frame = frame_of(figure.x, [*values, *ruled])
     named = keys(figure.dots)
-    rows = list(dict.fromkeys(dot.row for dot in figure.dots))
+    rows = list(dict.fromkeys(_wrapped(dot.row) for dot in figure.dots))
     height = ROOM * max(len(figure.dots), 2) + BETWEEN * len(rows)
     layers: list[Any] = [
         _intervals(figure, named, frame, rows),
         *([] if figure.rule is None else _rule(figure.rule)),
-        *(_points(figure, named, each) for each in named),
+        *(_points(figure, named, name, key) for (name, _), key in named.items()),
         _names(figure, named, frame),
     ]
     drawing: Any = alt.layer(*layers).encode(color=colours(named)).properties(height=height)
     return (Panel(name=f"{name}-0", words=_in_words(figure), drawing=drawing),)
 
 
-def _rows(figure: Dots, named: dict[str, str]) -> Iterable[dict[str, Any]]:
+def _rows(figure: Dots, named: Keys) -> Iterable[dict[str, Any]]:
     for dot in figure.dots:
         if dot.value is not None:
             yield {
-                "row": dot.row,
+                "row": _wrapped(dot.row),
                 "name": dot.name,
-                "key": named[dot.name],
+                "key": named[dot.name, dot.side],
                 "value": dot.value,
                 "low": dot.value if dot.low is None else dot.low,
                 "high": dot.value if dot.high is None else dot.high,
@@ -48,21 +50,31 @@ def _rows(figure: Dots, named: dict[str, str]) -> Iterable[dict[str, Any]]:
             }
 
 
+def _wrapped(row: str) -> str:
+    """Return the name of a row in lines that leave room for its dots on a phone."""
+    return "\n".join(wrap(row, 20)) or " "
+
+
+def _order(named: Keys) -> list[str]:
+    """Return the names, each once: the order of the dots in a row."""
+    return list(dict.fromkeys(name for name, _ in named))
+
+
 def _reading(dot: Dot) -> str:
     interval = "" if dot.low is None or dot.high is None else f" ({dot.low:.3g} to {dot.high:.3g})"
     return f"{dot.value:.3g}{interval}"
 
 
-def _data(figure: Dots, named: dict[str, str]) -> alt.InlineData:
+def _data(figure: Dots, named: Keys) -> alt.InlineData:
     return alt.InlineData(values=list(_rows(figure, named)))
 
 
-def _intervals(figure: Dots, named: dict[str, str], frame: Frame, rows: list[str]) -> alt.Chart:
+def _intervals(figure: Dots, named: Keys, frame: Frame, rows: list[str]) -> alt.Chart:
     """The intervals; they bring the axes, which the layers after them share."""
     axis = ticks_of(frame, title=frame.label, grid=True)
     upright = alt.Y(
         "row:N",
-        axis=alt.Axis(title=None, grid=True, tickBand="extent", labelLimit=150),
+        axis=alt.Axis(title=None, grid=True, tickBand="extent", labelLimit=150, labelExpr=LABEL),
         scale=alt.Scale(domain=rows),
     )
     layer: alt.Chart = (
@@ -73,23 +85,23 @@ def _intervals(figure: Dots, named: dict[str, str], frame: Frame, rows: list[str
             x2=alt.X2("high"),
             y=upright,
             color=KEY,
-            yOffset=alt.YOffset("name:N", sort=list(named)),
+            yOffset=alt.YOffset("name:N", sort=_order(named)),
         )
     )
     return layer
 
 
-def _points(figure: Dots, named: dict[str, str], name: str) -> alt.Chart:
-    shape = SHAPES[list(named).index(name) % len(SHAPES)]
+def _points(figure: Dots, named: Keys, name: str, key: str) -> alt.Chart:
+    shape = SHAPES[_order(named).index(name) % len(SHAPES)]
     layer: alt.Chart = (
         alt.Chart(_data(figure, named))
-        .transform_filter(alt.datum.name == name)
-        .mark_point(shape=shape, size=65, filled=named[name] != "plain", opacity=1, strokeWidth=2)
+        .transform_filter((alt.datum.name == name) & (alt.datum.key == key))
+        .mark_point(shape=shape, size=65, filled=key != "plain", opacity=1, strokeWidth=2)
         .encode(
             x=alt.X("value:Q"),
             y=alt.Y("row:N"),
             color=KEY,
-            yOffset=alt.YOffset("name:N", sort=list(named)),
+            yOffset=alt.YOffset("name:N", sort=_order(named)),
             tooltip=[
                 alt.Tooltip("row:N", title="what"),
                 alt.Tooltip("name:N", title="which"),
@@ -100,7 +112,7 @@ def _points(figure: Dots, named: dict[str, str], name: str) -> alt.Chart:
     return layer
 
 
-def _names(figure: Dots, named: dict[str, str], frame: Frame) -> Any:
+def _names(figure: Dots, named: Keys, frame: Frame) -> Any:
     """Each dot's name beside its interval: left of those that end in the right third."""
     rows = [{**row, "left": frame.height(row["high"]) > 2 / 3} for row in _rows(figure, named)]
     for row in rows:
@@ -114,7 +126,7 @@ def _names(figure: Dots, named: dict[str, str], frame: Frame) -> Any:
             mark.mark_text(**align, fontSize=10.5, fontWeight="bold").encode(
                 x=alt.X("place:Q"),
                 y=alt.Y("row:N"),
-                yOffset=alt.YOffset("name:N", sort=list(named)),
+                yOffset=alt.YOffset("name:N", sort=_order(named)),
                 text=alt.Text("name:N"),
                 color=KEY,
             )

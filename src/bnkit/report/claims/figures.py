@@ -17,7 +17,7 @@ def drawn(figure: records.Figure, name: str) -> Figure:
         name=name,
         title=figure.title,
         caption=caption,
-        groups=(Group("", panels),),
+        groups=tuple(Group("", panels[n : n + 2]) for n in range(0, len(panels), 2)),
         width=width,
         room=130,
     )

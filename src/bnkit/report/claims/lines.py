@@ -7,7 +7,7 @@ import altair as alt
 
 from bnkit.lab.claiming.figures import Line, Lines, Rule
 from bnkit.report.claims.axes import frame_of, scale_of, ticks_of, titled
-from bnkit.report.claims.colours import KEY, colours, keys, stroke
+from bnkit.report.claims.colours import KEY, Keys, colours, keys, stroke
 from bnkit.report.figure import Panel
 from bnkit.report.frames import Frame
 from bnkit.report.panels import HEIGHT
@@ -47,11 +47,16 @@ def _drawing(figure: Lines, title: str, across: Frame, upright: Frame) -> alt.La
     return drawing
 
 
-def _band(line: Line, named: dict[str, str], across: Frame, upright: Frame) -> alt.Chart:
+def _band(line: Line, named: Keys, across: Frame, upright: Frame) -> alt.Chart:
     """The range around a line; it brings the axes, which the layers after it share."""
     low, high = line.low or line.y, line.high or line.y
     rows = [
-        {"x": x, "low": upright.inside(a), "high": upright.inside(b), "key": named[line.name]}
+        {
+            "x": x,
+            "low": upright.inside(a),
+            "high": upright.inside(b),
+            "key": named[line.name, line.side],
+        }
         for x, a, b in zip(line.x, low, high, strict=True)
         if a is not None and b is not None
     ]
@@ -63,12 +68,12 @@ def _band(line: Line, named: dict[str, str], across: Frame, upright: Frame) -> a
     return layer
 
 
-def _curve(line: Line, named: dict[str, str], across: Frame, upright: Frame) -> alt.Chart:
+def _curve(line: Line, named: Keys, across: Frame, upright: Frame) -> alt.Chart:
     rows = [
         {
             "x": x,
             "y": None if y is None else upright.inside(y),
-            "key": named[line.name],
+            "key": named[line.name, line.side],
             "name": line.name,
             "reading": "nothing" if y is None else f"{y:.4g}",
         }
@@ -82,7 +87,7 @@ def _curve(line: Line, named: dict[str, str], across: Frame, upright: Frame) -> 
     points = {"size": 25, "filled": True} if len(rows) <= 12 else {"size": 60, "opacity": 0}
     layer: alt.Chart = (
         alt.Chart(alt.InlineData(values=rows))
-        .mark_line(**stroke(named, line.name), point=points, clip=True)
+        .mark_line(**stroke(named, line), point=points, clip=True)
         .encode(x=_across(across), y=_upright(upright, "y"), color=KEY, tooltip=readings)
     )
     return layer
@@ -105,12 +110,12 @@ def _rule(rule: Rule, across: Frame) -> Iterable[alt.Chart]:
     yield label.encode(x=alt.X("x:Q"), y=alt.Y("y:Q"), text=alt.Text("text:N"))
 
 
-def _names(lines: Sequence[Line], named: dict[str, str], upright: Frame) -> alt.Chart:
+def _names(lines: Sequence[Line], named: Keys, upright: Frame) -> alt.Chart:
     """Each line's name right of its last point, moved apart where they would overlap."""
     ends = [(line, end) for line in lines if (end := _end(line))]
     heights = upright.apart([y for _, (_, y) in ends])
     rows: list[dict[str, Any]] = [
-        {"x": x, "y": height, "key": named[line.name], "name": line.name}
+        {"x": x, "y": height, "key": named[line.name, line.side], "name": line.name}
         for (line, (x, _)), height in zip(ends, heights, strict=True)
     ]
     layer: alt.Chart = (

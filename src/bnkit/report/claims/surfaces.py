@@ -16,11 +16,9 @@ LEVELS = 9  # colours of a surface: their edges are its contours
 
 def panels_of_surfaces(figure: Surfaces, name: str) -> tuple[Panel, ...]:
     """Return a panel for each surface: filled contours in one colour, dark where it is high."""
-    finite = [v for s in figure.surfaces for row in s.values for v in row if v is not None]
-    whole = frame_of(figure.value, finite)
     scale = alt.Scale(
-        type="quantize" if not figure.value.logarithmic else "quantile",
-        domain=[whole.low, whole.high] if not figure.value.logarithmic else sorted(finite),
+        type="threshold",
+        domain=_levels(figure),
         scheme={"name": "viridis", "count": LEVELS},
     )
     return tuple(
@@ -31,6 +29,14 @@ def panels_of_surfaces(figure: Surfaces, name: str) -> tuple[Panel, ...]:
         )
         for number, surface in enumerate(figure.surfaces)
     )
+
+
+def _levels(figure: Surfaces) -> list[float]:
+    """Return the values of the contours, evenly spread, by their logarithms where the axis is."""
+    frame = frame_of(
+        figure.value, [v for s in figure.surfaces for row in s.values for v in row if v is not None]
+    )
+    return [float(f"{frame.value(n / LEVELS):.2g}") for n in range(1, LEVELS)]
 
 
 def _range(surface: Surface) -> str:
@@ -51,7 +57,7 @@ def _surface(figure: Surfaces, surface: Surface, scale: alt.Scale) -> Any:
     legend = alt.Legend(title=figure.value.label, format="~g", orient="bottom", titleLimit=400)
     chart = (
         alt.Chart(alt.InlineData(values=rows))
-        .mark_rect(clip=True)
+        .mark_rect(clip=True, strokeWidth=0.7)
         .encode(
             x=alt.X(
                 "x:Q", axis=ticks_of(across, title=across.label, grid=False), scale=scale_of(across)
@@ -60,6 +66,7 @@ def _surface(figure: Surfaces, surface: Surface, scale: alt.Scale) -> Any:
             y=alt.Y("y:Q", axis=ticks_of(upright, title=None, grid=False), scale=scale_of(upright)),
             y2=alt.Y2("y2"),
             color=alt.Color("value:Q", scale=scale, legend=legend),
+            stroke=alt.Stroke("value:Q", scale=scale, legend=None),  # no gaps between cells
             tooltip=[alt.Tooltip("value:Q", title=figure.value.label, format=".4g")],
         )
     )

@@ -1,0 +1,317 @@
+"""Claim 12: batch norm makes biases redundant, and costs no parameters, but time."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bnkit.lab.claiming.claim import Claim, ClaimSettings, Each, Source
+from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.figures import Axis, Dot, Dots, Rule
+from bnkit.lab.claiming.in_turn import in_turn
+from bnkit.lab.claiming.judging import beyond, judgement
+from bnkit.lab.claiming.material import subject
+from bnkit.lab.claiming.pairing import of, ranged, ratio_of
+from bnkit.lab.loaders import first_of
+from bnkit.lab.records import SIDES, Side
+from bnkit.lab.statistics import PairedRatio
+from bnkit.lab.training import Training, train
+from bnkit.observation import evaluating
+from bnkit.surgery import fold
+from bnkit.surgery.normalized import Normalized
+
+Results = Sequence[Mapping[str, Any]]
+ROUNDING = 1e-9  # relative, in float64: what is less is rounding
+FOLDED = "folded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost(ClaimSettings):
+    """The networks, and the bursts of training steps and of answers that are timed."""
+
+    networks: tuple[str, ...] = ("mlp", "vgg", "resnet")
+    batch_size: int = 60
+    bursts: int = 5
+    burst: int = 8
+
+
+def run(settings: Cost, each: Each = in_turn) -> Evidence:
+    """Return what biases do beside batch norm, and what it costs in parameters and seconds."""
+    seeds = range(settings.seeds)
+    moved = each(biases, settings, list(product(settings.networks, SIDES, seeds)))
+    counted = each(numbers, settings, list(settings.networks))
+    timed = each(seconds, settings, list(product(settings.networks, seeds)))
+    return judge(settings, moved, counted, [row for rows in timed for row in rows])
+
+
+def biases(settings: Cost, case: tuple[str, Side, int]) -> dict[str, Any]:
+    """Return how much the biases of the layers that batch norm normalises do, on either side."""
+    network, side, seed = case
+    drawn = subject(settings, network, activations=["relu"], batch_size=settings.batch_size)
+    twin = drawn.network("batch norm", "relu", seed)
+    layers = [path for path, layer in twin.named_modules() if isinstance(layer, Normalized)]
+    inputs, targets = first_of(drawn.loaders(seed).train)
+    model = drawn.network(side, "relu", seed).double()
+    output, gradient = bias_effect(model, layers, inputs.double(), targets, seed=seed)
+    named = {"network": network, "side": side, "seed": seed}
+    return {**named, "output": output, "gradient": gradient}
+
+
+def bias_effect(
+    model: nn.Module, layers: Sequence[str], inputs: Tensor, targets: Tensor, *, seed: int
+) -> tuple[float, float]:
+    """Return how far the outputs in training mode move with biases, and the biases' gradient.
+
+    Standard normal numbers are added to the bias of each layer, or become its bias. The first
+    number is the largest change of an output ÷ the largest output; the second the largest, over
+    the layers, of ‖∂loss/∂bias‖ ÷ ‖∂loss/∂weight‖, for the cross-entropy.
+
+    >>> layer = nn.Sequential(nn.Linear(2, 2).double(), nn.BatchNorm1d(2).double())
+    >>> x, y = torch.eye(2).double().repeat(4, 1), torch.arange(2).repeat(4)
+    >>> max(bias_effect(layer, ["0"], x, y, seed=0)) < 1e-12
+    True
+    """
+    generator = torch.Generator().manual_seed(seed)
+    before = model(inputs).detach()
+    chosen: list[Any] = [model.get_submodule(path) for path in layers]
+    for layer in chosen:
+        shift = torch.randn(len(layer.weight), generator=generator, dtype=layer.weight.dtype)
+        old = 0 if layer.bias is None else layer.bias.detach()
+        layer.bias = nn.Parameter(old + shift)
+    after = model(inputs)
+    torch.autograd.backward(F.cross_entropy(after, targets))
+    moved = (after.detach() - before).abs().max() / before.abs().max()
+    felt = max(layer.bias.grad.norm() / layer.weight.grad.norm() for layer in chosen)
+    return float(moved), float(felt)
+
+
+def numbers(settings: Cost, network: str) -> dict[str, Any]:
+    """Return how many parameters and running statistics the network has, and when folded."""
+    drawn = subject(settings, network, activations=["relu"], batch_size=settings.batch_size)
+    sides = {side: drawn.network(side, "relu", seed=0) for side in SIDES}
+    folded = fold(sides["batch norm"], drawn.example())
+    return {
+        "network": network,
+        **{side: _parameters(model) for side, model in sides.items()},
+        FOLDED: _parameters(folded),
+        "running": _running(sides["batch norm"]),
+    }
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _running(model: nn.Module) -> int:
+    kept = model.state_dict()
+    return sum(b.numel() for path, b in model.named_buffers() if path in kept and b.dim())
+
+
+def seconds(settings: Cost, case: tuple[str, int]) -> list[dict[str, Any]]:
+    """Return the processor's seconds for a training step and for the answers to a mini-batch.
+
+    Each is that of the quickest of several bursts, in which the sides take turns. Of one thread,
+    processor time is what a clock shows on an idle machine, whatever else this one does.
+    """
+    network, seed = case
+    drawn = subject(settings, network, activations=["relu"], batch_size=settings.batch_size)
+    models: dict[str, nn.Module] = {side: drawn.network(side, "relu", seed) for side in SIDES}
+    inputs, targets = first_of(drawn.loaders(seed).train)
+    plan = Training(0.01, steps=settings.burst, evaluate_every=settings.burst)
+    batch = [(inputs, targets)]
+    one = [(inputs[:1], targets[:1])]
+    steps = _quickest(
+        {name: lambda m=model: train(m, batch, one, plan) for name, model in models.items()},
+        settings,
+    )
+    models[FOLDED] = fold(models["batch norm"], inputs)
+    asked = _quickest(
+        {
+            name: lambda m=model: _answer(m, inputs, settings.burst)
+            for name, model in models.items()
+        },
+        settings,
+    )
+    return [
+        {"network": network, "seed": seed, "side": name, "step": steps.get(name), "answer": answer}
+        for name, answer in asked.items()
+    ]
+
+
+def _quickest(programs: Mapping[str, Callable[[], object]], settings: Cost) -> dict[str, float]:
+    taken: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(settings.bursts):
+        for name, program in programs.items():
+            began = time.process_time()
+            program()
+            taken[name].append((time.process_time() - began) / settings.burst)
+    return {name: min(times) for name, times in taken.items()}
+
+
+@torch.no_grad()
+def _answer(model: nn.Module, inputs: Tensor, times: int) -> None:
+    with evaluating(model):
+        for _ in range(times):
+            model(inputs)
+
+
+def judge(settings: Cost, moved: Results, counted: Results, timed: Results) -> Evidence:
+    """Return the verdict: biases that do nothing, fewer parameters, and slower steps."""
+    steps = {name: _slowdown(of(timed, network=name), "step") for name in settings.networks}
+    found = judgement(
+        {
+            **{f"redundant biases in {name}": _redundant(moved, name) for name in steps},
+            **{
+                f"fewer parameters in {row['network']}": row["batch norm"] < row["plain"]
+                for row in counted
+            },
+            **{
+                f"slower steps in {name}": beyond(ratio.low, ratio.high, bar=1, negligible=1.1)
+                for name, ratio in steps.items()
+            },
+        }
+    )
+    more = [row["network"] for row in counted if row["batch norm"] > row["plain"]]
+    against = f"against a source, batch norm brings more parameters in {', '.join(more)}"
+    return Evidence(
+        verdict=found.verdict,
+        measured=" ".join(
+            [_bias_sentence(moved), *(_sentence(row, timed) for row in counted)],
+        ),
+        where="; ".join(part for part in (found.where, against if more else "") if part),
+        figures=(_seconds_chart(steps, timed), _numbers_chart(counted), _bias_chart(moved)),
+        details=(*counted, *moved),
+    )
+
+
+def _redundant(moved: Results, network: str) -> bool | None:
+    rows = of(moved, network=network, side="batch norm")
+    if len(rows) < 3:
+        return None
+    return all(max(row["output"], row["gradient"]) < ROUNDING for row in rows)
+
+
+def _slowdown(timed: Results, what: str, side: str = "batch norm") -> PairedRatio:
+    rows = [row for row in timed if row["side"] in ("plain", side)]
+    return ratio_of(rows, what, over=side, under="plain")
+
+
+def _bias_sentence(moved: Results) -> str:
+    most = {side: max(row["output"] for row in of(moved, side=side)) for side in SIDES}
+    return (
+        f"Random biases before batch norm move the outputs by at most {most['batch norm']:.0e} of "
+        f"their size, in the plain networks by up to {most['plain']:.2g}."
+    )
+
+
+def _sentence(row: Mapping[str, Any], timed: Results) -> str:
+    rows = of(timed, network=row["network"])
+    return (
+        f"{row['network']}: {row['plain']:,} parameters are {row['batch norm']:,} with batch norm, "
+        f"beside {row['running']:,} running statistics, and {row[FOLDED]:,} when folded; a "
+        f"training step takes {_slowdown(rows, 'step')} times as long, answers "
+        f"{_slowdown(rows, 'answer')} times, folded {_slowdown(rows, 'answer', FOLDED)}."
+    )
+
+
+def _seconds_chart(steps: Mapping[str, PairedRatio], timed: Results) -> Dots:
+    dots = [
+        Dot(name, label, ratio.ratio, ratio.low, ratio.high)
+        for name, step in steps.items()
+        for rows in [of(timed, network=name)]
+        for label, ratio in {
+            "training step": step,
+            "answer": _slowdown(rows, "answer"),
+            "answer, folded": _slowdown(rows, "answer", FOLDED),
+        }.items()
+    ]
+    known = ", ".join(
+        f"{ratio.ratio:.2f} in {name}" for name, ratio in steps.items() if ratio.ratio
+    )
+    return Dots(
+        title=f"A training step takes this many times as long with batch norm: {known}",
+        x=Axis("seconds, batch norm ÷ plain, with 95% interval"),
+        dots=tuple(dots),
+        rule=Rule(1, "equal"),
+    )
+
+
+def _numbers_chart(counted: Results) -> Dots:
+    dots = [
+        Dot(row["network"], label, 100 * (count / row["plain"] - 1))
+        for row in counted
+        for label, count in {
+            "parameters": row["batch norm"],
+            "with running statistics": row["batch norm"] + row["running"],
+            "folded": row[FOLDED],
+        }.items()
+    ]
+    more = sum(row["batch norm"] > row["plain"] for row in counted)
+    return Dots(
+        title=f"{more} of {len(counted)} networks have more parameters with batch norm than plain",
+        x=Axis("numbers that the network keeps, beyond the plain network's (%)"),
+        dots=tuple(dots),
+        rule=Rule(0, "plain"),
+    )
+
+
+def _bias_chart(moved: Results) -> Dots:
+    networks = list(dict.fromkeys(row["network"] for row in moved))
+    dots = [
+        ranged(f"{name}, {what}", side, _visible(of(moved, network=name, side=side), what), side)
+        for name in networks
+        for what in ("output", "gradient")
+        for side in SIDES
+    ]
+    return Dots(
+        title="Biases do something in plain networks, and before batch norm nothing but rounding",
+        x=Axis("relative change of outputs, and gradient of biases ÷ of weights", logarithmic=True),
+        dots=tuple(dots),
+        rule=Rule(ROUNDING, "rounding"),
+    )
+
+
+def _visible(rows: Results, what: str) -> list[float]:
+    return [max(row[what], 1e-18) for row in rows]  # 0 has no place on a logarithmic axis
+
+
+CLAIM = Claim(
+    name="cost",
+    statement=(
+        "Batch norm makes the biases before it redundant, so that a network has fewer parameters; "
+        "a training step takes longer."
+    ),
+    sources=(
+        Source(
+            "Ioffe and Szegedy 2015, section 3.2", "the bias can be ignored: beta takes its role"
+        ),
+        Source("A student's notes on Udacity's lesson", "a network with it has fewer parameters"),
+        Source("Udacity's lesson", "a step takes about twice as long, 2 to 2.7 times as printed"),
+    ),
+    measurement=(
+        "In float64, random numbers become the biases of all layers that batch norm normalises: "
+        "how far do the outputs in training mode move, and what gradient do the biases get? The "
+        "same is done to the plain network, for comparison. Parameters are counted, with the "
+        "bias that goes and the gamma and beta that come, and running statistics beside them. "
+        "Training steps, and answers in eval mode, are timed in turns in one thread, by the "
+        "processor's clock; answers also after batch norm is folded into the layers."
+    ),
+    criteria=(
+        "By network: biases are redundant if for every seed (three at least) outputs move by less "
+        "than 1e-9 of their size, and the gradient of the biases is less than 1e-9 of that of the "
+        "weights. Parameters are fewer if their count is. Steps are slower if the 95% interval "
+        "over seeds of the ratio of seconds, batch norm ÷ plain, lies above 1; one that ends below "
+        "1.1 speaks against it. The claim holds if all parts do."
+    ),
+    sizes={
+        "toy": Cost(seeds=3, networks=("mlp",), bursts=3, burst=3),
+        "digits": Cost(),
+        "mnist": Cost(data="mnist"),
+    },
+    run=run,
+)

@@ -1,0 +1,73 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bnkit.lab.claims.recurrent import CLAIM, READ, judge, run
+
+TOY = CLAIM.sizes["toy"]
+
+
+def found(*, plain, batch_norm, in_order_plain=(0.3, 0.5), gamma_1=0.2, seeds=3):
+    """What seeds would find, a little apart: (mean accuracy, test accuracy) of the two networks."""
+    of_kind = {
+        ("in order", "plain"): in_order_plain,
+        ("permuted", "plain"): plain,
+        ("in order", "gamma 0.1"): (0.5, 0.5),
+        ("permuted", "gamma 0.1"): batch_norm,
+        ("permuted", "gamma 1"): (0.1, gamma_1),
+    }
+    return [
+        {
+            "order": order,
+            "kind": kind,
+            "seed": seed,
+            "accuracies": [of_kind[order, kind][0] + 0.001 * seed * (kind == "plain")] * 2,
+            "test": of_kind[order, kind][1] + 0.001 * seed * (kind != "gamma 0.1"),
+        }
+        for order, kind in READ
+        for seed in range(seeds)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("evidence", "verdict", "where"),
+    [
+        (found(plain=(0.4, 0.5), batch_norm=(0.6, 0.7)), "holds", ""),
+        (
+            found(plain=(0.4, 0.7), batch_norm=(0.6, 0.5)),
+            "holds in part",
+            "does not hold for the final accuracy on permuted pixels",
+        ),
+        (
+            found(plain=(0.6, 0.7), batch_norm=(0.4, 0.5), in_order_plain=(0.7, 0.8), gamma_1=0.7),
+            "does not hold",
+            "",
+        ),
+        (found(plain=(0.4, 0.5), batch_norm=(0.6, 0.7), seeds=2), "not shown", ""),
+    ],
+    ids=["for", "mixed", "against", "too few seeds"],
+)
+def test_the_verdict_follows_from_the_evidence(evidence, verdict, where):
+    judged = judge(TOY, evidence)
+    assert judged.verdict == verdict
+    assert where in judged.where
+
+
+def test_differences_are_in_percentage_points_batch_norm_less_plain():
+    judged = judge(TOY, found(plain=(0.4, 0.5), batch_norm=(0.6, 0.7), seeds=1))
+    assert "20.0 on permuted ones" in judged.measured
+    assert "50.0 points above gamma 1" in judged.measured
+
+
+def test_a_toy_run_reads_every_order_and_kind_and_leaves_the_generators_alone():
+    before = torch.get_rng_state()
+    evidence = run(replace(TOY, seeds=2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [(row["order"], row["kind"]) for row in evidence.details[::2]] == list(READ)
+    curves, dots = evidence.figures
+    assert {line.panel for line in curves.lines} == {"pixels in order", "pixels permuted"}
+    assert all(line.x == (3, 6) and len(line.y) == 2 for line in curves.lines)
+    assert len(dots.dots) == len(READ)
+    again = run(replace(TOY, seeds=2))
+    assert again == evidence  # all randomness comes from the seeds
