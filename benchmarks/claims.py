@@ -72,10 +72,10 @@ def charts(claim: CheckedClaim) -> dict[str, bytes]:
 
 def page(checked: Checked) -> str:
     """Return the Markdown of all claims: a table, then a section for each with its charts."""
-    lines = ["| claim | verdict | seeds |", "|---|---|---|"]
+    lines = ["| claim | verdict | data | seeds |", "|---|---|---|---|"]
     for claim in checked.claims:
-        seeds = claim.settings["seeds"]
-        lines.append(f"| [{claim.statement}](#{claim.name}) | {claim.verdict} | {seeds} |")
+        ran = f"{claim.settings['data']} | {claim.settings['seeds']}"
+        lines.append(f"| [{claim.statement}](#{claim.name}) | {claim.verdict} | {ran} |")
     return "\n".join([*lines, "", *map(section, checked.claims)]) + "\n"
 
 

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from bnkit.layers import BatchNorm1d, FrozenBatchNorm1d
 from bnkit.moments import Moments
 from bnkit.observation import (
+    counting_training_steps,
     evaluating,
     normalising_by_batch_statistics,
     observing_inputs,
@@ -416,3 +418,14 @@ def test_what_is_compiled_runs_as_written_inside_the_block():
     assert graphs == []
     compiled(torch.ones(1, 2))
     assert len(graphs) == 1
+
+
+def test_training_steps_are_begun_once_each_and_copies_count_nothing():
+    model, begun = nn.Sequential(nn.Linear(2, 2)), []
+    with counting_training_steps(model, lambda: begun.append(1)):
+        x = torch.ones(1, 2, requires_grad=True)
+        checkpoint(model, x, use_reentrant=False).sum().backward()  # it runs again in the backward
+        model.eval()(x)
+        copy.deepcopy(model.train())(x)
+    model(x)
+    assert begun == [1]

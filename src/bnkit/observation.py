@@ -266,7 +266,7 @@ class _Nothing:
 class _Lasting:
     """A hook of one module, which stays out of copies of it, and refuses to be compiled."""
 
-    def __init__(self, hook: Callable[..., None]) -> None:
+    def __init__(self, hook: Callable[..., object]) -> None:
         self._hook = hook
 
     def __call__(self, *of_call: Any) -> None:

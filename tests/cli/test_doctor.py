@@ -1,6 +1,9 @@
 import importlib
 import json
 import shlex
+import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -138,10 +141,62 @@ def test_an_exported_program_is_read_from_its_file(training, code):
 def test_an_exported_program_is_not_run():
     code, _, stderr = run("net.onnx --example 8,4 --fix out.safetensors")
     assert code == 2
-    assert "an exported program is read and not run: leave out --example, --fix" in stderr
+    assert "and not run: leave out --example, --fix" in stderr
 
 
-def test_an_exported_program_that_is_not_there_is_wrong_use():
-    code, _, stderr = run("nowhere.onnx")
+def test_nothing_that_is_asked_of_an_exported_program_is_left_undone_in_silence():
+    code, _, stderr = run("net.onnx --skip exported-batch-norm")
     assert code == 2
-    assert "nowhere.onnx" in stderr
+    assert "read by one rule, and not run: leave out --skip" in stderr
+
+
+@pytest.mark.parametrize("name", ["nowhere.onnx", "nowhere.pt2"])
+def test_an_exported_program_that_is_not_there_is_wrong_use(name):
+    code, _, stderr = run(name)
+    assert (code, stderr) == (2, f"Error: `program` is '{name}', and there is no such file\n")
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_file_that_torch_did_not_export_is_wrong_use(zipped):
+    with zipfile.ZipFile("net.pt2", "w") as archive:  # such as a checkpoint
+        archive.writestr("weights", "1")
+    if not zipped:
+        Path("net.pt2").write_text("torch")
+    code, stdout, stderr = run("net.pt2")
+    assert (code, stdout) == (2, "")
+    assert "`program` is 'net.pt2', which is no file of torch.export.save" in stderr
+
+
+def test_a_lacking_package_for_onnx_is_told_in_a_sentence(monkeypatch):
+    Path("net.onnx").write_text("")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    code, _, stderr = run("net.onnx")
+    assert code == 2
+    assert "needs the package onnx: install it" in stderr
+
+
+def test_what_needs_no_mending_is_found_well_and_not_written(tmp_path):
+    code, stdout, stderr = run("patients:well --data patients:loaders --fix mended.safetensors")
+    assert code == 0
+    assert "in Sequential with 1 batch norm layer" in stdout
+    assert "mended.safetensors is not written" in stderr
+    assert not (tmp_path / "mended.safetensors").exists()
+
+
+def test_sarif_says_in_which_line_of_which_file_the_network_is_made():
+    log = json.loads(run("patients:build --example 8,4 --sarif")[1])
+    (place,) = log["runs"][0]["results"][0]["locations"]
+    line = SICK.splitlines().index("def build():") + 1
+    assert place["physicalLocation"] == {
+        "artifactLocation": {"uri": "patients.py"},
+        "region": {"startLine": line},
+    }
+    assert place["logicalLocations"] == [{"fullyQualifiedName": "Sequential.1"}]
+
+
+def test_sarif_of_an_exported_program_names_its_file():
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)).eval()
+    torch.export.save(torch.export.export(model, (torch.ones(8, 4),)), "net.pt2")
+    (result,) = json.loads(run("net.pt2 --sarif")[1])["runs"][0]["results"]
+    uri = result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+    assert (uri, result["ruleId"], result["level"]) == ("net.pt2", "exported-batch-norm", "note")

@@ -69,6 +69,8 @@ def test_rules_are_switched_off_everywhere_or_by_the_path_of_a_layer():
         (["bias"], ValueError, "no rule is called 'bias': the rules are"),
         (["cancelled-bias:foot"], ValueError, "no layer of the model matches 'foot'"),
         ("cancelled-bias", TypeError, r"pass a list of such, \['cancelled-bias'\]"),
+        (None, TypeError, "`skip` is None: pass a list of names of rules"),
+        ([3], TypeError, r"`skip` is \[3\]: pass a list of names of rules"),
     ],
 )
 def test_a_wrong_switch_is_refused_before_anything_runs(skip, error, words):
@@ -81,6 +83,22 @@ def test_a_finding_follows_from_one_of_a_rule_that_its_rule_follows_in_the_same_
     here, there = (Finding("b", "info", (layer,), {}, "", "") for layer in ("x", "y"))
     found = linked([Finding("a", "info", ("x",), {}, "", ""), here, there], rules)
     assert [finding.causes for finding in found] == [(here,), (), ()]
+
+
+def test_statistics_of_the_constructor_follow_from_nothing_else():
+    model = nn.Sequential(nn.BatchNorm1d(2, momentum=0.99), nn.Linear(2, 2)).eval()
+    fixed = torch.Generator().manual_seed(0)
+    batches = [torch.randn(32, 2, generator=fixed) * 9 + 4 for _ in range(4)]
+
+    def causes():
+        found = diagnose(model, batches, progress=False).findings
+        (stale,) = (finding for finding in found if finding.rule == "stale-statistics")
+        assert "momentum-convention" in {finding.rule for finding in found}
+        return [cause.rule for cause in stale.causes]
+
+    assert causes() == ["never-updated"]
+    model[0].running_mean += 100.0
+    assert causes() == ["momentum-convention"]
 
 
 def test_a_model_that_fails_gets_the_rules_that_need_no_run():

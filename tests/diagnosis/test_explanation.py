@@ -1,10 +1,13 @@
 """Every rule is explained, in one place, with the thresholds that it uses."""
 
+import re
 from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
+import bnkit
 from bnkit.diagnosis.explanation import FOLDER, SECTIONS, explanation_of
 from bnkit.diagnosis.manual import manual
 from bnkit.diagnosis.rules import numbers, optimizing, parameters, reading, staleness
@@ -71,3 +74,13 @@ def test_the_docs_are_made_from_the_explanations():
         'print(manual(), end="")\' > docs/rules.md'
     )
     assert (DOCS / "rules.md").read_text(encoding="utf-8") == manual(), anew
+
+
+@pytest.mark.parametrize("suffix", ["*.md", "*.py"])
+def test_what_people_are_told_to_call_is_there(suffix):
+    diagnosis = FOLDER.parent
+    text = "\n".join(path.read_text() for path in diagnosis.rglob(suffix))
+    named = set(re.findall(r"bnkit\.([a-z_.]+)\(", text))
+    assert "recalibrate" in named
+    for name in named:
+        assert callable(attrgetter(name)(bnkit)), name

@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from bnkit.monitoring.measuring import (
     look_at_input,
     look_at_output,
 )
-from bnkit.monitoring.summary import drift, lag
+from bnkit.monitoring.summary import drift, lag, typical
 from cases import CASES
 
 
@@ -130,3 +131,30 @@ def test_channels_that_do_not_vary_do_not_count_as_drifting():
     assert drift(before + 1, before) == pytest.approx(1.0365, rel=1e-3)
     assert np.isnan(drift(before + 1, before * 0)).all()
     assert np.isnan(drift(before, before * np.nan)).all()
+
+
+def test_small_layers_side_by_side_have_the_numbers_of_each_alone():
+    torch.manual_seed(0)
+    layers = [nn.BatchNorm1d(4), nn.BatchNorm1d(4, affine=False), nn.BatchNorm1d(3)]
+    inputs = [torch.randn(20, layer.num_features) * 3 + 1 for layer in layers]
+    together, alone = Calls(), []
+    for index, (layer, x) in enumerate(zip(layers, inputs, strict=True)):
+        for calls in (together, Calls()):
+            calls.begin(str(index), layer, x, fused=False)
+            assert calls.end(str(index), x + index)
+        alone += calls.seen()
+    groups = together.seen()
+    assert [channels.paths for channels in groups] == [("0", "1"), ("2",)]
+    assert together.order == ["0", "1", "2"]
+    tables = [table for channels in groups for table in channels.table.unbind(1)]
+    for ours, single in zip(tables, alone, strict=True):
+        torch.testing.assert_close(ours, single.table[:, 0], equal_nan=True)
+
+
+def test_a_median_leaves_out_what_is_nan():
+    values = np.random.default_rng(0).normal(size=(4, 6, 7))
+    values[0, 0], values[1, :, :3], values[2, 1, 4:] = np.nan, np.nan, np.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the first, which is NaN throughout
+        expected = np.nanmedian(values, axis=-2)
+    np.testing.assert_allclose(typical(values), expected, rtol=1e-15)

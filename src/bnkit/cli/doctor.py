@@ -1,5 +1,6 @@
 """`bnkit doctor`: what is wrong with the batch norms of a network, in a table, JSON or SARIF."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,7 @@ from bnkit.cli.output import chatter_on_stderr, explained, messages, print_resul
 from bnkit.diagnosis import Diagnosis, diagnose, diagnose_export
 from bnkit.diagnosis.finding import SEVERITIES, Severity
 from bnkit.lab.names import one_of
+from bnkit.lab.references import import_reference
 from bnkit.report.diagnosis import checked, write_diagnosis
 
 EXPORTED = (".onnx", ".pt2")
@@ -75,9 +77,9 @@ def doctor(
         if as_json and as_sarif:
             raise ValueError("--json and --sarif both ask for stdout: leave one out")
         if Path(model).suffix in EXPORTED:
-            _refuse_for_exported(example, data, checkpoint, fix, html)
+            _refuse_for_exported(example, data, checkpoint, skip or None, fix, html)
             exported = _of_exported(Path(model))
-            _print(exported, as_json=as_json, as_sarif=as_sarif)
+            _print(exported, as_json=as_json, sarif_of=model if as_sarif else None)
             raise typer.Exit(1 if exported.at_least(bar) else 0)
     with Operation.begin("looking at the batch norms", model, checkpoint, fix) as operation:
         if html is not None:
@@ -90,17 +92,20 @@ def doctor(
             progress=False,
         )
         mended, plans = operation.network, operation.plans
-        if fix is not None:
+        mendable = any(finding.mend for finding in found.at_least("warning"))
+        if fix is not None and mendable:
             mended, changes = found.mended_with_plans(operation.network)
             documents = tuple(plan.to_json() for plan in changes)
             File(fix, mended.state_dict(), documents).restore(operation.network)  # it loads
             plans = (*plans, *documents)
-    _print(found, as_json=as_json, as_sarif=as_sarif)
+    _print(found, as_json=as_json, sarif_of=model if as_sarif else None)
     if html is not None:
         with explained(), messages.status("drawing"), chatter_on_stderr():
             write_diagnosis(found, html)
         say(f"Report: {html}")
-    if fix is not None:
+    if fix is not None and not mendable:
+        say(f"No warning and no error can be mended without its owner: {fix} is not written.")
+    elif fix is not None:
         with explained():
             say(f"Checkpoint: {save(mended, fix, plan=plans)}")
     if found.at_least(bar):
@@ -109,25 +114,45 @@ def doctor(
 
 def _of_exported(path: Path) -> Diagnosis:
     """Return the diagnosis of a program in a file, of which only what it still holds is known."""
-    if path.suffix == ".pt2":
-        import torch  # noqa: PLC0415  --help needs none of it
-
-        found = diagnose_export(torch.export.load(path))
-    else:
+    try:
         found = diagnose_export(path)
+    except ImportError as error:  # without the package onnx
+        raise ValueError(str(error)) from error
     held = {layer for finding in found for layer in finding.layers}
     return Diagnosis(path.name, len(held), found)
 
 
 def _refuse_for_exported(*options: object) -> None:
-    names = ("--example", "--data", "--checkpoint", "--fix", "--html")
+    names = ("--example", "--data", "--checkpoint", "--skip", "--fix", "--html")
     given = [name for name, value in zip(names, options, strict=True) if value is not None]
     if given:
-        raise ValueError(f"an exported program is read and not run: leave out {', '.join(given)}")
+        raise ValueError(
+            f"an exported program is read by one rule, and not run: leave out {', '.join(given)}"
+        )
 
 
-def _print(found: Diagnosis, *, as_json: bool, as_sarif: bool) -> None:
-    if as_sarif:
-        print(json.dumps(found.to_sarif(), indent=2), flush=True)  # noqa: T201  the output
-    else:
+def _print(found: Diagnosis, *, as_json: bool, sarif_of: str | None) -> None:
+    if sarif_of is None:
         print_result(found, as_json=as_json)
+    else:
+        file, line = _source_of(sarif_of)
+        log = found.to_sarif(file=file, line=line)
+        print(json.dumps(log, indent=2), flush=True)  # noqa: T201  the output
+
+
+def _source_of(model: str) -> tuple[str, int]:
+    """Return the file and line where the network is made, "" for a file that is not known."""
+    if Path(model).suffix in EXPORTED:
+        return _here(Path(model)), 1
+    try:
+        function = inspect.unwrap(import_reference(model))
+        file, line = inspect.getsourcefile(function), inspect.getsourcelines(function)[1]
+    except (TypeError, OSError):  # without a source, such as functools.partial
+        return "", 1
+    return _here(Path(file)) if file else "", line
+
+
+def _here(path: Path) -> str:
+    """Return a path as scanners want it: from the current folder, which holds the project."""
+    inside = path.resolve().is_relative_to(Path.cwd())
+    return (path.resolve().relative_to(Path.cwd()) if inside else path).as_posix()

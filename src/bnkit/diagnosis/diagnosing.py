@@ -80,6 +80,9 @@ def diagnose(
 def linked(findings: Sequence[Finding], rules: Sequence[Rule]) -> list[Finding]:
     """Return the findings with their causes: those of rules that theirs follow, in a layer of both.
 
+    Statistics that are still those of the constructor owe that to nothing else: a finding that
+    follows from `never-updated` follows from no other that does not.
+
     >>> rules = [Rule("a", "", lambda _: ()), Rule("b", "", lambda _: (), follows=("a",))]
     >>> found = [Finding(slug, "info", ("bn",), {}, "", "") for slug in "ab"]
     >>> [len(finding.causes) for finding in linked(found, rules)]
@@ -96,11 +99,16 @@ def linked(findings: Sequence[Finding], rules: Sequence[Rule]) -> list[Finding]:
                 if other.rule in follows.get(finding.rule, ())
                 and not set(other.layers).isdisjoint(finding.layers)
             ]
+            causes = [cause for cause in causes if _of_untouched(cause)] or causes
             causes += [done.get(id(cause), cause) for cause in finding.causes]
             done[id(finding)] = replace(finding, causes=tuple(causes)) if causes else finding
         return done[id(finding)]
 
     return [link(finding) for finding in findings]
+
+
+def _of_untouched(cause: Finding) -> bool:
+    return any(each.rule == "never-updated" for each in (cause, *cause.causes))
 
 
 def worst_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+from urllib.parse import quote
 
 from torch import nn
 
@@ -98,38 +99,49 @@ class Diagnosis:
             "layers": [_plain(asdict(layer)) for layer in self.layers],
         }
 
-    def to_sarif(self) -> dict[str, Any]:
+    def to_sarif(self, *, file: str = "", line: int = 1) -> dict[str, Any]:
         """Return the diagnosis as a SARIF 2.1.0 log, which code scanners read (OASIS 2020).
 
-        Layers are logical locations; a finding of severity "info" is of level "note".
+        Layers are logical locations; a finding of severity "info" is of level "note". `file`, a
+        path from the root of the project, and `line` say where the model is made: scanners such as
+        GitHub's take no finding without such a place.
+
+        >>> found = Finding("on-logits", "info", ("fc",), {}, "Why.", "Fix.")
+        >>> log = Diagnosis("Net", 1, (found,)).to_sarif(file="net.py", line=7)
+        >>> (place,) = log["runs"][0]["results"][0]["locations"]
+        >>> place["physicalLocation"]["region"], place["logicalLocations"]
+        ({'startLine': 7}, [{'fullyQualifiedName': 'Net.fc'}])
         """
         driver = {"name": "bnkit", "rules": [_sarif_rule(rule) for rule in self.rules]}
-        results = [self._sarif_result(finding) for finding in self.findings]
+        physical = _physical(file, line)
+        results = [self._sarif_result(finding, physical) for finding in self.findings]
         return {
             "$schema": _SCHEMA,
             "version": "2.1.0",
             "runs": [{"tool": {"driver": driver}, "results": results}],
         }
 
-    def _sarif_result(self, finding: Finding) -> dict[str, Any]:
+    def _sarif_result(self, finding: Finding, physical: dict[str, Any]) -> dict[str, Any]:
         names = [rule.slug for rule in self.rules]
         measured = f" Measured: {finding.figures}." if finding.measured else ""
-        place = [
+        logical = [
             {"fullyQualifiedName": f"{self.model}.{layer}" if layer else self.model}
             for layer in finding.layers
         ]
+        place = {**physical, **({"logicalLocations": logical} if logical else {})}
         return {
             "ruleId": finding.rule,
             **({"ruleIndex": names.index(finding.rule)} if finding.rule in names else {}),
             "level": _LEVELS[finding.severity],
             "message": {"text": f"{finding.why}{measured} {finding.fix}"},
-            "locations": [{"logicalLocations": place}] if place else [],
+            "locations": [place] if place else [],
             "properties": _plain(finding.to_json()),
         }
 
     def __str__(self) -> str:
         notes = "".join(f"\nNot looked at: {why}" for why in self.not_run)
-        what = f"{self.model} with {self.batch_norms} batch norm layers"
+        what = f"{self.model} with {self.batch_norms} batch norm layer"
+        what += "" if self.batch_norms == 1 else "s"
         if not self.findings:
             return f"Nothing found in {what}.{notes}"
         rows = [_row(depth, each.findings) for group in self.groups for depth, each in group.walk()]
@@ -141,6 +153,13 @@ class Diagnosis:
         return ", ".join(
             f"{n} {s}{'s' if n > 1 and s != 'info' else ''}" for s, n in numbers.items() if n
         )
+
+
+def _physical(file: str, line: int) -> dict[str, Any]:
+    if not file:
+        return {}
+    place = {"artifactLocation": {"uri": quote(file)}, "region": {"startLine": line}}
+    return {"physicalLocation": place}
 
 
 def _sarif_rule(rule: Rule) -> dict[str, Any]:

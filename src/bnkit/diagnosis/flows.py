@@ -110,5 +110,14 @@ def _buffers(model: nn.Module) -> dict[str, Tensor]:
 
 def _changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> frozenset[str]:
     return frozenset(
-        name for name, value in after.items() if name in before and not value.equal(before[name])
+        name
+        for name, value in after.items()
+        if name in before and not _is_same(value, before[name])
     )
+
+
+def _is_same(values: Tensor, others: Tensor) -> bool:
+    """Return whether all values are the same, NaN as NaN."""
+    if values.shape != others.shape:
+        return False
+    return bool(((values == others) | (values.isnan() & others.isnan())).all())

@@ -28,6 +28,8 @@ def without(
     """
     if isinstance(skip, str):
         raise TypeError(f"`skip` is the string {skip!r}: pass a list of such, [{skip!r}]")
+    if not isinstance(skip, Collection) or not all(isinstance(name, str) for name in skip):
+        raise TypeError(f"`skip` is {skip!r}: pass a list of names of rules, such as ['on-logits']")
     paths = [path for path, _ in model.named_modules()]
     switches = [_switch(name, paths, rules) for name in skip]
     return [finding for finding in findings if not any(off(finding, *s) for s in switches)]

@@ -69,4 +69,4 @@ class Calls:
 
 def _channels(paths: tuple[str, ...], table: Tensor, states: Tensor) -> Channels:
     whole = torch.cat([table, states.to(table.dtype)])
-    return Channels(paths, whole.unflatten(1, (len(paths), -1)))
+    return Channels(paths, whole.reshape(len(whole), len(paths), -1))

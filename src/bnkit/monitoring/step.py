@@ -91,12 +91,14 @@ class Step:
             self._await_gradients(path, layer, output)
 
     def _await_gradients(self, path: str, layer: Any, output: Tensor) -> None:
-        tensors = {name: getattr(layer, name, None) for name in _GRADIENTS[:2]} | {"output": output}
-        awaited = {name: t for name, t in tensors.items() if isinstance(t, Tensor)}
-        if not torch.is_grad_enabled():
-            awaited.pop("output")
-        self._expects_gradients |= any(t.requires_grad for t in awaited.values())
-        self._backward.enter_context(seeing_gradients(awaited, partial(self._see_gradient, path)))
+        tensors = {"weight": getattr(layer, "weight", None), "bias": getattr(layer, "bias", None)}
+        if torch.is_grad_enabled():
+            tensors["output"] = output
+        awaited = {n: t for n, t in tensors.items() if isinstance(t, Tensor) and t.requires_grad}
+        if awaited:
+            self._expects_gradients = True
+            see = partial(self._see_gradient, path)
+            self._backward.enter_context(seeing_gradients(awaited, see))
 
     def _see_gradient(self, path: str, name: str, gradient: Tensor) -> None:
         dtype = torch.promote_types(gradient.dtype, torch.float32)  # norms of halves overflow
@@ -105,8 +107,9 @@ class Step:
 
     def _record(self, path: str, described: dict[str, Any]) -> Record:
         gradients = self._gradients.get(path, {})
-        norms = {f"{name}_gradient": float(gradients.get(name, math.nan)) for name in _GRADIENTS}
-        return Record(step=self.number, layer=path, **described, **norms)
+        for name in _GRADIENTS:
+            described[f"{name}_gradient"] = float(gradients.get(name, math.nan))
+        return Record(step=self.number, layer=path, **described)
 
 
 def _batch_in(values: Any) -> Tensor | None:

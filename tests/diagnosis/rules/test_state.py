@@ -670,6 +670,14 @@ def test_a_recalibrated_network_is_not_called_young(trained):
     assert found_by("warming-up", with_tensor(small, "0.running_var", 0.1), None) == []
 
 
+def test_what_the_share_of_the_start_does_not_explain_is_no_warming_up():
+    # After 40 mini-batches 1.5% of the start are left; the mean is 10 standard deviations away.
+    model = young(nn.Sequential(batch_norm()), batches=40).eval()
+    model[0].running_mean += 30.0
+    assert found_by("warming-up", model, rows()) == []
+    assert found_by("stale-statistics", model, rows()) != []
+
+
 def test_an_inserted_batch_norm_does_not_explode():
     assert found_by("exploding-gamma", of_insertion(), None) == []
 

@@ -1,5 +1,6 @@
 """Sick models, two at least for each rule: one obvious, others disguised; and healthy ones."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -413,6 +414,12 @@ def test_the_planted_fault_is_found_at_its_layer_and_mended(sick, tmp_path):
     example = next(iter(sick.batches())).requires_grad_()  # else re-entrant checkpoints warn
     if sick.rule != "padding-in-statistics":  # without a mask the masked kind refuses to train
         prove_same_function(model, mended, example, change=finding.mend)
+
+
+def test_statistics_that_are_nan_are_not_taken_for_written_twice():
+    model = stem()
+    model[1].running_var.fill_(math.nan)
+    assert found_in(model, images(), "checkpointed-twice") == []
 
 
 def test_every_rule_has_an_obvious_and_a_disguised_sick_model():

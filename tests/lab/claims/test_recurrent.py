@@ -69,5 +69,5 @@ def test_a_toy_run_reads_every_order_and_kind_and_leaves_the_generators_alone():
     assert {line.panel for line in curves.lines} == {"pixels in order", "pixels permuted"}
     assert all(line.x == (3, 6) and len(line.y) == 2 for line in curves.lines)
     assert len(dots.dots) == len(READ)
-    again = run(replace(TOY, seeds=2))
-    assert again == evidence  # all randomness comes from the seeds
+    again = run(replace(TOY, seeds=1))
+    assert again.details == evidence.details[::2]  # all randomness comes from the seeds

@@ -1,6 +1,7 @@
 from dataclasses import replace
 from functools import partial
 
+from bnkit.lab.claiming.in_turn import in_turn
 from bnkit.lab.claims.recurrent import CLAIM
 from bnkit.lab.experiments import recurrent
 from bnkit.lab.experiments.experiment import Repetition
@@ -8,19 +9,26 @@ from bnkit.lab.experiments.experiment import Repetition
 TOY = replace(CLAIM.sizes["toy"], pool=4)
 
 
-def test_it_gives_an_accuracy_for_each_published_figure_and_seed_and_keeps_them(tmp_path):
+def test_it_gives_an_accuracy_for_each_published_figure_and_seed(tmp_path, monkeypatch):
+    made = []
+
+    def sweep(*args, **options):
+        made.append((args, options))
+        return in_turn  # processes have tests of their own
+
+    monkeypatch.setattr(recurrent, "Sweep", sweep)
     (experiment,) = recurrent.EXPERIMENTS
     small = replace(experiment, run=partial(recurrent.measured, TOY))
-    how = Repetition(tmp_path, None, seeds=2, jobs=1, progress=False)
-    found = small.run(how)
+    found = small.run(Repetition(tmp_path, None, seeds=2, jobs=3, progress=False))
+    assert made == [((tmp_path,), {"jobs": 3, "title": "recurrent-mnist", "progress": False})]
     assert list(found.values) == [quantity.name for quantity in experiment.quantities]
     for values in found.values.values():
         assert len(values) == 2
         assert all(0 <= value <= 100 for value in values)
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
-    assert len(kept) == 8
-    assert small.run(how).values == found.values
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")} == kept  # not rerun
+    alone = recurrent.read(TOY, ("permuted", "gamma 0.1", 1))
+    assert found.values["BN-LSTM, pixels permuted, test accuracy"][1] == round(
+        100 * alone["test"], 4
+    )
 
 
 def test_the_published_figures_stand_with_their_network_and_the_note_says_the_length():

@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch import fx, nn
@@ -112,15 +113,16 @@ def _below(path: str, finding: Finding) -> Finding:
 def diagnose_export(program: Any) -> tuple[Finding, ...]:
     """Return the findings on the batch norms that an exported program still holds, worst first.
 
-    `program` is a torch.export.ExportedProgram, a torch.fx.GraphModule, or an ONNX model: the path
-    of its file, which needs the package onnx, a ModelProto, or what torch.onnx.export returns. A
+    `program` is a torch.export.ExportedProgram, a torch.fx.GraphModule, an ONNX ModelProto, what
+    torch.onnx.export returns, or the path of a file: of torch.export.save where it ends in .pt2,
+    else of ONNX, which needs the package onnx. A
     batch norm in training mode is an error: the program normalises by whatever examples come
     together. One in eval mode is information: it costs time that `bnkit.fold` before the export
     saves, where a dense or conv layer feeds it. `layers` are the paths of the exported layers where
     the program knows them, else the names of its nodes.
 
-    Raises TypeError for what is no program, ImportError for a path without the package onnx, and
-    FileNotFoundError and ValueError for a path that is no ONNX file.
+    Raises TypeError for what is no program, ImportError for an ONNX file without the package onnx,
+    FileNotFoundError for a path without a file and ValueError for a file of something else.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).train()
     >>> program = torch.export.export(model, (torch.ones(4, 2),))
@@ -131,20 +133,36 @@ def diagnose_export(program: Any) -> tuple[Finding, ...]:
 
 
 def _remnants(program: Any) -> Iterable[Remnant]:
+    if isinstance(program, str | Path):
+        program = _load(Path(program))
     if isinstance(program, torch.export.ExportedProgram | fx.GraphModule):
         return remnants_of_graph(program.graph)
-    if isinstance(program, str | Path):
-        return remnants_of_onnx(_load(program))
     proto = getattr(program, "model_proto", program)  # of torch.onnx.ONNXProgram
     if hasattr(getattr(proto, "graph", None), "node"):
         return remnants_of_onnx(proto)
     raise TypeError(
         f"`program` is a {type(program).__name__}: pass what torch.export.export returned, a "
-        f"torch.fx.GraphModule, an ONNX ModelProto or the path of an ONNX file"
+        f"torch.fx.GraphModule, an ONNX ModelProto or the path of a file of either"
     )
 
 
-def _load(path: str | Path) -> Any:
+def _load(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"`program` is {str(path)!r}, and there is no such file")
+    return _load_torch(path) if path.suffix == ".pt2" else _load_onnx(path)
+
+
+def _load_torch(path: Path) -> Any:
+    what = f"`program` is {str(path)!r}, which is no file of torch.export.save"
+    if not is_zipfile(path):  # torch would log pages on it
+        raise ValueError(what)
+    try:
+        return torch.export.load(path)
+    except Exception as error:  # whatever torch raises for another archive
+        raise ValueError(f"{what}: {error}") from error
+
+
+def _load_onnx(path: Path) -> Any:
     try:
         onnx = importlib.import_module("onnx")  # no dependency: only its users have such files
     except ImportError as error:
@@ -175,8 +193,8 @@ def _findings(remnants: Iterable[Remnant]) -> Iterator[Finding]:
             _layers(training),
             {"batch norms": len(training), "operation": training[0].operation},
             "The program normalises by the statistics of the mini-batch that it is given.",
-            "Export in eval mode: torch.export.export(model.eval(), ...). A layer without running "
-            "statistics needs some first.",
+            "Call model.eval() and export again. A layer without running statistics needs some "
+            "first.",
         )
     if fed:
         yield Finding(
@@ -185,7 +203,7 @@ def _findings(remnants: Iterable[Remnant]) -> Iterator[Finding]:
             _layers(fed),
             {"batch norms": len(fed), "fed by": fed[0].feeder},
             "The program computes batch norms that could be part of the weights before them.",
-            "Fold before the export: torch.export.export(bnkit.fold(model, example), ...).",
+            "Fold before the export: model = bnkit.fold(model.eval(), example).",
         )
     if others:
         yield Finding(
@@ -194,7 +212,8 @@ def _findings(remnants: Iterable[Remnant]) -> Iterator[Finding]:
             _layers(others),
             {"batch norms": len(others)},
             "The program computes batch norms that no dense or conv layer alone feeds.",
-            "bnkit.plan_folding(model, example) says whether the layer after them can take them.",
+            "bnkit.surgery.plan_folding(model, example) says whether the layer after them can take "
+            "them.",
         )
 
 

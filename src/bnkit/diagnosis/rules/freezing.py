@@ -66,7 +66,7 @@ def _frozen(norm: Norm, how: str) -> Finding:
         measured,
         "This batch norm looks frozen, but in training mode it normalises by the mini-batch all "
         "the same" + (", and its running statistics move." if "grad" in how else "."),
-        "Put the layer in eval mode after each model.train(), or bnkit.surgery.convert(model, "
+        "Put the layer in eval mode after each model.train(), or bnkit.convert(model, "
         '"frozen"), which stays frozen.',
         become("frozen", norm.path),
     )

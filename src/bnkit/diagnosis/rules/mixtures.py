@@ -46,7 +46,8 @@ def several_distributions(evidence: Evidence) -> Iterator[Finding]:
             "each is normalised by its own statistics in training, and all by one mixture in eval "
             "mode.",
             "Shuffle the data; for domains, give each its own statistics: "
-            'bnkit.surgery.convert(model, "domains"), and run each under bnkit.domain(name).',
+            'bnkit.convert(model, "domains", domains=[...]), and run each under '
+            "bnkit.domain(model, name).",
         )
 
 
@@ -76,7 +77,7 @@ def padding_in_statistics(evidence: Evidence) -> Iterator[Finding]:
                 },
                 "The ends of the sequences are padding, which enters mean and variance, so they "
                 "depend on the longest sequence of the mini-batch.",
-                'Keep it out: bnkit.surgery.convert(model, "masked"), and run the model under '
+                'Keep it out: bnkit.convert(model, "masked"), and run the model under '
                 "bnkit.mask(real).",
                 become("masked", norm.path),
             )

@@ -53,7 +53,7 @@ def checkpointed_twice(evidence: Evidence) -> Iterator[Finding]:
             "Activation checkpointing runs the forward again in the backward, and the running "
             "statistics take the same mini-batch twice: the momentum is 1 − (1 − m)² instead of m.",
             "Use bnkit's batch norms, which see that they are recomputed: "
-            'bnkit.surgery.convert(model, "bnkit").',
+            'bnkit.convert(model, "bnkit").',
             become("bnkit", path) if path in norms else None,
         )
 

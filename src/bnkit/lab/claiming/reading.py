@@ -31,7 +31,7 @@ class Reader(nn.Module):
     `order` says which pixel is read when, after the image (N, 1, H, W) has been averaged over
     squares of `pool`×`pool`. Without `gamma` it is torch's LSTM. The initial h is noise of standard
     deviation `noise`, since constant first pixels would have variance 0. After Cooijmans et al.
-    2017, section 5.1; the initialisation is that of their program.
+    2017, section 5.1; the initial weights are those of their program, and the biases 0.
 
     >>> Reader(order_of("permuted", 16), 10, gamma=0.1, hidden=5)(torch.rand(3, 1, 4, 4)).shape
     torch.Size([3, 10])

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -26,15 +27,17 @@ from bnkit.recalibration import adapt
 from bnkit.surgery import add
 
 Ink = tuple[str, float, float, float]  # its name, and its red, green and blue from 0 to 1
+Trainee = tuple[str, int, float]  # network, training steps, learning rate
 ADAPTED = "adapted"
 KINDS = (*SIDES, ADAPTED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Robustness(ClaimSettings):
-    """The ink to train on and the others, on white paper; the networks with their steps.
+    """The ink to train on and the others, on white paper; the networks and how they are trained.
 
-    A network with batch norm adapts to `adapting` training images in the new ink, unlabelled.
+    A network with batch norm adapts to `adapting` training images in the new ink, unlabelled. One
+    that does not reach the test accuracy `trained` in its own ink has nothing to lose in others.
     """
 
     ink: Ink = ("black", 0.0, 0.0, 0.0)
@@ -45,10 +48,10 @@ class Robustness(ClaimSettings):
         ("blue", 0.1, 0.2, 0.9),
         ("yellow", 1.0, 0.9, 0.1),
     )
-    networks: tuple[tuple[str, int], ...] = (("mlp", 300), ("vgg", 120))
-    learning_rate: float = 0.1
+    networks: tuple[Trainee, ...] = (("mlp", 300, 0.1), ("resnet", 120, 0.03))
     batch_size: int = 32
     adapting: int = 200
+    trained: float = 0.8
     negligible: float = 0.005
 
 
@@ -61,12 +64,12 @@ def run(settings: Robustness, each: Each = in_turn) -> Evidence:
     return judge(settings, each(training, settings, cases))
 
 
-def training(settings: Robustness, case: tuple[str, int, Side, int]) -> list[dict[str, Any]]:
+def training(settings: Robustness, case: tuple[str, int, float, Side, int]) -> list[dict[str, Any]]:
     """Return the test accuracy of one network in every ink; with batch norm, adapted to it too."""
-    network, steps, side, seed = case
+    network, steps, rate, side, seed = case
     data = load(settings.data, folder=settings.folder)
     model, loaders = _drawn(settings, network, side, seed)
-    finished(model, loaders, learning_rate=settings.learning_rate, steps=steps)
+    finished(model, loaders, learning_rate=rate, steps=steps)
     found = []
     for ink in (settings.ink, *settings.others):
         fields = {"network": network, "ink": ink[0], "seed": seed}
@@ -90,9 +93,7 @@ def written(examples: Examples, ink: Ink) -> Examples:
     return Examples(1 - examples.inputs * absorbed, examples.targets)
 
 
-def _drawn(
-    settings: Robustness, network: str, side: Side, seed: int
-) -> tuple[nn.Module, Loaders]:
+def _drawn(settings: Robustness, network: str, side: Side, seed: int) -> tuple[nn.Module, Loaders]:
     """Return the network for coloured images, and loaders of them in the ink to train on."""
     seed_everything(seed)
     drawn = subject(settings, batch_size=settings.batch_size)
@@ -115,7 +116,8 @@ def _in_ink(batches: Any, ink: Ink) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _split(examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
-    yield from zip(examples.inputs.split(1000), examples.targets.split(1000), strict=True)
+    parts = (torch.split(part, 1000) for part in (examples.inputs, examples.targets))
+    yield from zip(*parts, strict=True)
 
 
 def judge(settings: Robustness, trained: list[list[Mapping[str, Any]]]) -> Evidence:
@@ -123,11 +125,11 @@ def judge(settings: Robustness, trained: list[list[Mapping[str, Any]]]) -> Evide
     rows = [row for case in trained for row in case]
     gains = {
         f"{network}, {name}": _gain(settings, rows, network, *kinds)
-        for network, _ in settings.networks
+        for network, *_ in settings.networks
         for name, kinds in {
-            "batch norm as it is": ("plain", "batch norm"),
-            "batch norm adapted": ("plain", ADAPTED),
-            "adapting": ("batch norm", ADAPTED),
+            "batch norm as it is over plain": ("plain", "batch norm"),
+            "batch norm adapted over plain": ("plain", ADAPTED),
+            "adapted over as it is": ("batch norm", ADAPTED),
         }.items()
     }
     found = judgement(
@@ -139,31 +141,48 @@ def judge(settings: Robustness, trained: list[list[Mapping[str, Any]]]) -> Evide
     return Evidence(
         verdict=found.verdict,
         measured=(
-            f"Trained in {settings.ink[0]} ink, the mean test accuracy in other inks gains "
-            + "; ".join(f"{points(d)} ({name})" for name, d in gains.items())
-            + "."
+            f"Trained in {settings.ink[0]} ink, networks lose less of their test accuracy in other "
+            f"inks, by: " + "; ".join(f"{points(d)} ({name})" for name, d in gains.items()) + "."
         ),
-        where=found.where,
+        where="; ".join(part for part in (found.where, _against(gains)) if part),
         figures=(_by_ink(settings, rows), _gains(gains), _samples(settings)),
         details=tuple(rows),
     )
 
 
+def _against(gains: Mapping[str, PairedDifference]) -> str:
+    worse = [name for name, d in gains.items() if d.high is not None and d.high < 0]
+    return f"against its sources, more is lost with {', '.join(worse)}" if worse else ""
+
+
 def _gain(
     settings: Robustness, rows: Found, network: str, before: str, after: str
 ) -> PairedDifference:
-    """Return by how much `after` exceeds `before` in mean accuracy over the other inks."""
-    first, second = (_means(settings, rows, network, kind) for kind in (before, after))
-    return paired_difference((first[seed], second[seed]) for seed in sorted(first))
+    """Return by how much less `after` loses than `before`, over the seeds at which both train."""
+    first, second = (_losses(settings, rows, network, kind) for kind in (before, after))
+    both = sorted(first.keys() & second.keys())
+    return paired_difference((second[seed], first[seed]) for seed in both)
 
 
-def _means(settings: Robustness, rows: Found, network: str, kind: str) -> dict[int, float]:
-    others = {name for name, *_ in settings.others}
-    of_kind = [row for row in of(rows, network=network, kind=kind) if row["ink"] in others]
-    by_seed = {row["seed"]: of(of_kind, seed=row["seed"]) for row in of_kind}
+def _losses(settings: Robustness, rows: Found, network: str, kind: str) -> dict[int, float]:
+    """Return by seed the accuracy in the own ink less the mean in the others, where it trained.
+
+    An adapted network lost what it has less than the one it was made of had in its own ink.
+    """
+    side = "batch norm" if kind == ADAPTED else kind
+    base = of(rows, network=network, kind=side, ink=settings.ink[0])
+    own = {row["seed"]: row["accuracy"] for row in base if row["accuracy"] >= settings.trained}
     return {
-        seed: sum(row["accuracy"] for row in inks) / len(inks) for seed, inks in by_seed.items()
+        seed: fmean(
+            accuracy - row["accuracy"] for row in _in_others(settings, rows, network, kind, seed)
+        )
+        for seed, accuracy in own.items()
     }
+
+
+def _in_others(settings: Robustness, rows: Found, network: str, kind: str, seed: int) -> Found:
+    others = {name for name, *_ in settings.others}
+    return [r for r in of(rows, network=network, kind=kind, seed=seed) if r["ink"] in others]
 
 
 def _by_ink(settings: Robustness, rows: Found) -> Dots:
@@ -175,7 +194,7 @@ def _by_ink(settings: Robustness, rows: Found) -> Dots:
             [100 * r["accuracy"] for r in of(rows, network=network, kind=kind, ink=ink[0])],
             sides[kind],
         )
-        for network, _ in settings.networks
+        for network, *_ in settings.networks
         for ink in (settings.ink, *settings.others)
         for kind in KINDS
     ]
@@ -188,10 +207,10 @@ def _by_ink(settings: Robustness, rows: Found) -> Dots:
 
 def _gains(gains: Mapping[str, PairedDifference]) -> Dots:
     return Dots(
-        title="What batch norm adds in other inks, as it is and adapted to the ink",
-        x=Axis("gain in mean test accuracy over the other inks (points), with 95% interval"),
+        title="How much less accuracy is lost in other inks",
+        x=Axis("loss avoided, mean over the other inks (points), with 95% interval"),
         dots=tuple(in_points(name, difference) for name, difference in gains.items()),
-        rule=Rule(0, "no gain"),
+        rule=Rule(0, "the same loss"),
     )
 
 
@@ -208,7 +227,7 @@ def _samples(settings: Robustness) -> Pictures:
 
 CLAIM = Claim(
     name="robustness",
-    statement="Batch norm makes a network robust to covariate shift, such as images in new colours.",
+    statement="Batch norm makes a network robust to covariate shift, such as new colours.",
     sources=(
         Source(
             "Ng's lecture on why batch norm works",
@@ -225,16 +244,20 @@ CLAIM = Claim(
         "training images in that ink."
     ),
     criteria=(
-        "For each network three parts, each by the 95% interval over seeds of the gain in mean "
-        "test accuracy over the other inks: batch norm as it is over plain; batch norm adapted "
-        "over plain; adapted over as it is. Shown above 0, refuted below 0.5 points; the claim "
-        "holds if all parts do."
+        "What a network loses is its test accuracy in its own ink − its mean over the other inks. "
+        "For each network three parts, each by the 95% interval over seeds of the paired "
+        "difference in loss: batch norm as it is loses less than plain; batch norm adapted less "
+        "than plain; adapted less than as it is. Shown above 0, refuted below 0.5 points; pairs in "
+        "which one is below 80% in its own ink do not count. The claim holds if all parts do."
     ),
     sizes={
-        "toy": Robustness(seeds=3, networks=(("mlp", 60),), learning_rate=0.05),
+        "toy": Robustness(seeds=3, networks=(("mlp", 100, 0.1),), trained=0.5),
         "digits": Robustness(),
         "mnist": Robustness(
-            data="mnist", networks=(("mlp", 1000), ("vgg", 200)), seeds=4, adapting=500
+            data="mnist",
+            networks=(("mlp", 1000, 0.1), ("dlology", 300, 0.05)),
+            seeds=3,
+            adapting=500,
         ),
     },
     run=run,

@@ -1,7 +1,7 @@
 """Claim 16: batch norm suffers in small mini-batches, and there is something to do about it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -18,7 +18,6 @@ from bnkit.lab.claiming.pairing import Found, of
 from bnkit.lab.claiming.points import evaluated, finished, in_points, points
 from bnkit.lab.data import load
 from bnkit.lab.networks import HIDDEN
-from bnkit.lab.records import Side
 from bnkit.lab.statistics import PairedDifference, paired_difference
 from bnkit.layers import Ramp
 from bnkit.recalibration import recalibrate
@@ -188,8 +187,8 @@ def _curve(trained: Found, method: str, what: str) -> Line:
     runs = [[found[size, seed] for size in sizes] for seed in sorted({r["seed"] for r in rows})]
     if what == RECALIBRATED:
         return band(f"{method}, recalibrated", sizes, runs, scale=100)
-    side: Side | None = "batch norm" if method == "batch norm" else None
-    return band(method, sizes, runs, side=side, scale=100)
+    line = band(method, sizes, runs, scale=100)
+    return replace(line, side="batch norm") if method == "batch norm" else line
 
 
 def _remedies(differences: Mapping[str, PairedDifference]) -> Dots:

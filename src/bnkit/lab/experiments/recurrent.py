@@ -57,9 +57,10 @@ EXPERIMENTS = (
         note=(
             "At reduced length: the published figures are of 784 steps, one for each pixel of "
             "28×28, and 200 epochs; ours are of 49 steps, the images averaged over squares of 4×4 "
-            "pixels, and 3 epochs. Units, initialisation, RMSProp at 0.001 with momentum 0.9, "
-            "clipping at 1 and the mini-batch of 100 are the published ones. So compare the "
-            "networks with each other, not ours with theirs."
+            "pixels, and 3 epochs. Units, initial weights, RMSProp at 0.001 with momentum 0.9, "
+            "clipping at 1 and the mini-batch of 100 are the published ones; the noise of the "
+            "initial state is here in either order. So compare the networks with each other, not "
+            "ours with theirs."
         ),
         run=partial(measured, LENGTH),
     ),
