@@ -10,6 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
+import vl_convert
+
 from bnkit.lab.claiming.checked import Checked, CheckedClaim
 from bnkit.lab.claiming.checking import check_claims
 from bnkit.lab.claiming.claim import claim_named
@@ -61,11 +63,11 @@ def keep(checked: Checked) -> None:
 
 
 def charts(claim: CheckedClaim) -> dict[str, bytes]:
-    """Return the charts of a claim as PNG."""
+    """Return the charts of a claim as PNG, a pixel a point: there are many of them."""
     figures = claim.evidence.figures if claim.evidence else ()
     names = [f"{claim.name}-{number}" for number in range(1, len(figures) + 1)]
     return {
-        name: export(drawn(figure, name).on_sheet)[".png"]
+        name: vl_convert.svg_to_png(export(drawn(figure, name).on_sheet)[".svg"].decode(), scale=1)
         for name, figure in zip(names, figures, strict=True)
     }
 
