@@ -89,7 +89,8 @@ def section(claim: CheckedClaim) -> str:
         "\n\n".join(
             [
                 f'<a id="{claim.name}"></a>\n## {claim.statement}',
-                f"**{claim.verdict.capitalize()}.** {claim.finding}",
+                f"**{claim.verdict.capitalize()}.** {claim.measured}",
+            *([f"*Where:* {claim.where}."] if claim.where else []),
                 *(
                     f"![{figure.title}](claims/{claim.name}-{number}.png)"
                     for number, figure in enumerate(figures, start=1)

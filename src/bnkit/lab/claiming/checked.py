@@ -37,12 +37,14 @@ class CheckedClaim:
         return self.evidence.verdict
 
     @property
-    def finding(self) -> str:
-        """What was measured and where it holds, or why it could not be."""
-        if self.evidence is None:
-            return self.reason
-        parts = (self.evidence.measured, self.evidence.where)
-        return " ".join(_sentence(part) for part in parts if part)
+    def measured(self) -> str:
+        """What was measured, in a sentence or two, or why it could not be."""
+        return self.reason if self.evidence is None else _sentence(self.evidence.measured)
+
+    @property
+    def where(self) -> str:
+        """Where it holds and where it does not; empty where it is the same everywhere."""
+        return "" if self.evidence is None else self.evidence.where
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,8 @@ def _claim(fields: Mapping[str, Any]) -> CheckedClaim:
 
 def _row(claim: CheckedClaim) -> tuple[str, str, str, str]:
     says = "; ".join(source.who for source in claim.sources)
-    found = claim.reason if claim.evidence is None else claim.evidence.measured
-    return claim.name, says, found, claim.verdict
+    return claim.name, says, claim.measured, claim.verdict
 
 
-def _sentence(part: str) -> str:
-    text = part[0].upper() + part[1:]
-    return text if text.endswith((".", "!", "?")) else f"{text}."
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
