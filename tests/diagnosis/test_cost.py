@@ -9,7 +9,7 @@ from torch import nn
 
 import bnkit
 from bnkit.diagnosis import diagnose
-from deep import resnet50
+from resnets import resnet50
 
 ROWS = (12, 14, 16)  # each mini-batch has its own, by which its forwards are counted
 CONVOLUTIONS = 53
