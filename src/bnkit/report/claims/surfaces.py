@@ -11,6 +11,7 @@ from bnkit.report.claims.axes import frame_of, scale_of, ticks_of, titled
 from bnkit.report.figure import Panel
 
 SIDE = 190  # pixels
+INK = alt.Scale(domain=[0, 1], scheme="greys")
 LEVELS = 9  # colours of a surface: their edges are its contours
 
 
@@ -104,13 +105,14 @@ def _picture(picture: Picture) -> Any:
     wide, high = len(picture.values[0]), len(picture.values)
     chart = (
         alt.Chart(alt.InlineData(values=rows))
-        .mark_rect()
+        .mark_rect(strokeWidth=0.7)
         .encode(
             x=alt.X("x:Q", axis=None, scale=alt.Scale(domain=[0, wide], nice=False)),
             x2=alt.X2("x2"),
             y=alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[0, high], reverse=True, nice=False)),
             y2=alt.Y2("y2"),
-            color=alt.Color("ink:Q", scale=alt.Scale(domain=[0, 1], scheme="greys"), legend=None),
+            color=alt.Color("ink:Q", scale=INK, legend=None),
+            stroke=alt.Stroke("ink:Q", scale=INK, legend=None),  # no gaps between pixels
         )
     )
     drawing: Any = alt.layer(chart).properties(
