@@ -90,7 +90,7 @@ def section(claim: CheckedClaim) -> str:
             [
                 f'<a id="{claim.name}"></a>\n## {claim.statement}',
                 f"**{claim.verdict.capitalize()}.** {claim.measured}",
-            *([f"*Where:* {claim.where}."] if claim.where else []),
+                *([f"*Where:* {claim.where}."] if claim.where else []),
                 *(
                     f"![{figure.title}](claims/{claim.name}-{number}.png)"
                     for number, figure in enumerate(figures, start=1)
