@@ -19,8 +19,8 @@ $(SETUP): pyproject.toml constraints.txt
 compare: $(SETUP)  ## would batch norm help? digits, two minutes, a report
 	$(BIN)/bnkit compare
 
-test: $(SETUP)  ## run the tests
-	$(BIN)/pytest --numprocesses $(WORKERS) --quiet
+test: $(SETUP)  ## run the tests, one torch thread for each worker
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --quiet
 
 check: $(SETUP)  ## lint, types, docs
 	$(BIN)/ruff check
@@ -29,7 +29,7 @@ check: $(SETUP)  ## lint, types, docs
 	$(BIN)/mkdocs build --strict --quiet --site-dir .venv/site
 
 fuzz: $(SETUP)  ## 10,000 random networks through the surgery, a quarter of an hour
-	BNKIT_FUZZ=2500 $(BIN)/pytest --numprocesses $(WORKERS) --quiet -rP tests/surgery -k "random_networks and not addition"
+	OMP_NUM_THREADS=1 BNKIT_FUZZ=2500 $(BIN)/pytest --numprocesses $(WORKERS) --quiet -rP tests/surgery -k "random_networks and not addition"
 
 bench: $(SETUP)  ## measure, print and keep the figures
 	$(BIN)/python benchmarks/harness.py
