@@ -60,7 +60,7 @@ def labelled_calls_of(
     for number, batch in enumerate(each_of(batches), start=1):
         yield read(batch, f"mini-batch {number} of `batches`"), _target_of(batch)
     if not number:
-        raise NoBatchesError(_why_none(batches))
+        raise NoBatchesError(why_none(batches))
 
 
 def _target_of(batch: Any) -> Any:
@@ -123,7 +123,12 @@ def _can_be_iterated(batches: Any) -> bool:
     return hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
 
 
-def _why_none(batches: Any) -> str:
+def why_none(batches: Any) -> str:
+    """Return the message that `batches` gave no mini-batch, and what to do.
+
+    >>> why_none([])[:58]
+    '`batches` gave no mini-batch: the list is empty; pass at l'
+    """
     if isinstance(batches, Iterator):
         return (
             f"`batches` gave no mini-batch: it is a {type(batches).__name__}, which is used up "

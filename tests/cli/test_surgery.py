@@ -44,6 +44,9 @@ def dictionaries():
 
 def tensor():
     return batches()[0][0]
+
+def empty():
+    return []
 """
 
 
@@ -273,6 +276,10 @@ WRONG = {
     "a loader that fails": (
         "insert own_networks:build --data own_networks:breaking",
         "reading `data` fails: RuntimeError: the disk is gone",
+    ),
+    "data without a mini-batch": (
+        "insert own_networks:build --data own_networks:empty",
+        "`batches` gave no mini-batch: the list is empty; pass at least one",
     ),
     "data of another shape": (
         "insert torch.nn:Identity --data own_networks:loaders --where 5",

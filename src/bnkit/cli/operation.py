@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from torch import nn
 
-from bnkit.batches import calls_of, each_of, number_of
+from bnkit.batches import NoBatchesError, calls_of, each_of, number_of, why_none
 from bnkit.checkpoints import Document, format_of, read, save
 from bnkit.cli.arguments import random_example, texts
 from bnkit.cli.output import (
@@ -123,5 +123,10 @@ class _Passes:
     counter: Counter
 
     def __iter__(self) -> Iterator[Any]:
+        seen = False
         with blaming("reading `data` fails"):
-            yield from self.counter(self.batches, total=number_of(self.batches))
+            for batch in self.counter(self.batches, total=number_of(self.batches)):
+                seen = True
+                yield batch
+        if not seen:
+            raise NoBatchesError(why_none(self.batches))

@@ -23,8 +23,12 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> str:
 
     >>> unknown_name("network", "resnte", ["mlp", "resnet"])
     "unknown network 'resnte': did you mean 'resnet'? Choose from mlp, resnet"
+    >>> unknown_name("rule", "stale", ["stale-statistics", "unfolded"])
+    "unknown rule 'stale': did you mean 'stale-statistics'? Choose from stale-statistics, unfolded"
     """
     choices = sorted(choices)
-    near = " or ".join(map(repr, difflib.get_close_matches(name.lower(), choices)))
+    close = difflib.get_close_matches(name.lower(), choices)
+    holding = [choice for choice in choices if name.lower() in choice]
+    near = " or ".join(map(repr, close or holding[:3]))
     advice = f"did you mean {near}? Choose" if near else "choose"
     return f"unknown {kind} {name!r}: {advice} from {', '.join(choices)}"
