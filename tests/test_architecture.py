@@ -42,7 +42,7 @@ def test_a_module_imports_only_from_its_own_floor_and_those_above(path):
 def test_the_report_names_no_torch():
     named = {
         name.partition(".")[0]
-        for path in (PACKAGE / "report").glob("*.py")
+        for path in (PACKAGE / "report").rglob("*.py")
         for name in imports_of(path)
     }
     assert "torch" not in named

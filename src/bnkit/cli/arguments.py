@@ -139,3 +139,18 @@ Out = Annotated[
     ),
 ]
 AsJson = Annotated[bool, option(RESULT, "print all of it as JSON", "--json", show_default=False)]
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="folder of the MNIST files, else downloaded", envvar="BNKIT_DATA"),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(help="processes, of one thread each", min=1, show_default="one a core"),
+]
+Reports = Annotated[
+    Path, typer.Option("--out", help="folder of the reports and of the results to go on from")
+]
+AllAsJson = Annotated[
+    bool, typer.Option("--json", help="print all of it as JSON instead of the table")
+]

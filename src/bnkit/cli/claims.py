@@ -1,14 +1,16 @@
 """`bnkit claims`: what is said of batch norm, measured on this machine, with a verdict for each."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from bnkit.cli.arguments import AllAsJson, DataDir, Jobs, Reports
 from bnkit.cli.output import chatter_on_stderr, explained, messages, print_result, say
 from bnkit.lab.claiming.checking import Interrupted, check_claims
-from bnkit.lab.claiming.claim import claim_named
+from bnkit.lab.claiming.claim import Claim, claim_named
 from bnkit.lab.claims.table import CLAIMS
 from bnkit.lab.names import unknown_name
 from bnkit.report.claims import write_claims
@@ -23,28 +25,19 @@ def claims(
         typer.Argument(help="the claims to measure; all of them if none is named", metavar="CLAIM"),
     ] = None,
     data: Annotated[
-        str, typer.Option(help="digits, mnist, fashion-mnist, or toy: a few seconds, no verdicts")
+        str,
+        typer.Option(help="digits, mnist, fashion-mnist, or toy: tiny runs, to try it out"),
     ] = "digits",
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="folder of the MNIST files, else downloaded", envvar="BNKIT_DATA"),
-    ] = None,
+    data_dir: DataDir = None,
     seeds: Annotated[
         int | None, typer.Option(help="runs of each setting", show_default="each claim's own")
     ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(help="processes, of one thread each", min=1, show_default="one a core"),
-    ] = None,
-    out: Annotated[
-        Path, typer.Option(help="folder of the reports and of the results to go on from")
-    ] = Path("bnkit-claims"),
+    jobs: Jobs = None,
+    out: Reports = Path("bnkit-claims"),
     list_them: Annotated[
         bool, typer.Option("--list", help="list the claims and who makes them; measure nothing")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="print all of it as JSON instead of the table")
-    ] = False,
+    as_json: AllAsJson = False,
 ) -> None:
     """What is said of batch norm: which of it holds?
 
@@ -81,7 +74,7 @@ def claims(
         raise typer.Exit(1)
 
 
-def _listed(chosen: list, *, as_json: bool) -> str:  # type: ignore[type-arg]
+def _listed(chosen: Sequence[Claim[Any]], *, as_json: bool) -> str:
     if as_json:
         return json.dumps([{"name": c.name, "statement": c.statement} for c in chosen], indent=2)
     rows = [(c.name, c.statement, "; ".join(s.who for s in c.sources)) for c in chosen]

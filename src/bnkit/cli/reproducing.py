@@ -1,11 +1,13 @@
 """`bnkit reproduce`: published experiments, run here, their figures beside ours."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from bnkit.cli.arguments import AllAsJson, DataDir, Jobs, Reports
 from bnkit.cli.output import chatter_on_stderr, explained, messages, print_result, say
 from bnkit.lab.comparison import Interrupted
 from bnkit.lab.environment import usable_cores
@@ -24,26 +26,16 @@ def reproduce(
         list[str] | None,
         typer.Argument(help="the experiments to run, as --list names them", metavar="EXPERIMENT"),
     ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="folder of the MNIST files, else downloaded", envvar="BNKIT_DATA"),
-    ] = None,
+    data_dir: DataDir = None,
     seeds: Annotated[
         int | None, typer.Option(help="runs of each", min=1, show_default="each one's own")
     ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(help="processes, of one thread each", min=1, show_default="one a core"),
-    ] = None,
-    out: Annotated[
-        Path, typer.Option(help="folder of the reports and of the results to go on from")
-    ] = Path("bnkit-published"),
+    jobs: Jobs = None,
+    out: Reports = Path("bnkit-published"),
     list_them: Annotated[
         bool, typer.Option("--list", help="list the experiments and their sources; run nothing")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="print all of it as JSON instead of the table")
-    ] = False,
+    as_json: AllAsJson = False,
 ) -> None:
     """Do the published experiments with batch norm come out here as they were published?
 
@@ -88,7 +80,7 @@ def _report(experiment: Experiment, ours: Found, out: Path) -> None:
         say(f"{experiment.name}: {path}")
 
 
-def _listed(chosen: tuple[Experiment, ...] | list[Experiment], *, as_json: bool) -> str:
+def _listed(chosen: Sequence[Experiment], *, as_json: bool) -> str:
     if as_json:
         plain = [{"name": e.name, "title": e.title, "source": e.source} for e in chosen]
         return json.dumps(plain, indent=2)
