@@ -9,10 +9,13 @@ them.
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from bnkit.lab.claiming.figures import Axis, Dot, Dots, Rule
+from bnkit.lab.claiming.pairing import ranged
 from bnkit.lab.experiments.experiment import Repetition
+from bnkit.lab.experiments.paired import quantity
 from bnkit.lab.experiments.reproduction import (
     HEADERS,
     Reproduced,
@@ -22,8 +25,11 @@ from bnkit.lab.experiments.reproduction import (
 )
 from bnkit.lab.experiments.table import EXPERIMENTS
 from bnkit.lab.names import one_of
-from bnkit.report.writing import put, strict_json
+from bnkit.lab.records import SIDES, Side
+from bnkit.report.claims.figures import drawn
+from bnkit.report.writing import export, put, strict_json
 
+NEAR = 0.5  # points
 ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "docs" / "published.json"
 PAGE = ROOT / "docs" / "published.md"
@@ -45,6 +51,9 @@ def main() -> None:
     for found in reproduce(chosen, how):  # kept one by one: all of them take hours
         figures = merged(reproduction([found]))
         put(FIGURES, (strict_json(figures.to_json()) + "\n").encode())
+        for name, chart in charts(figures.figures).items():
+            picture = export(drawn(chart, name).on_sheet, scale=1)[".png"]
+            put(ROOT / "docs" / "published" / f"{name}.png", picture)
         before, _, rest = PAGE.read_text().partition(BEGIN)
         page = before + BEGIN + "\n".join(lines(figures.figures)) + "\n" + END
         PAGE.write_text(page + rest.partition(END)[2])
@@ -58,6 +67,61 @@ def merged(found: Reproduction) -> Reproduction:
     order = [experiment.name for experiment in EXPERIMENTS]
     figures = sorted([*kept, *found.figures], key=lambda each: order.index(each.experiment))
     return Reproduction(found.environment, tuple(figures))
+
+
+def charts(figures: Sequence[Reproduced]) -> dict[str, Dots]:
+    """Return the charts of what was run, by their names: how far from published, and how often."""
+    ran = [each for each in figures if each.ours and each.quantity.published is not None]
+    sides = {s: [e for e in ran if e.quantity.name == quantity(s, "validation")] for s in SIDES}
+    return {"differences": differences(sides["batch norm"]), "successes": successes(sides)}
+
+
+def differences(figures: Sequence[Reproduced]) -> Dots:
+    """Return the chart of our accuracies less the published ones, with batch norm."""
+    found = [each for each in figures if not _large_weights(each)]
+    within = sum(abs(each.difference or 0) <= NEAR for each in found)
+    return Dots(
+        title=f"{within} of {len(found)} published figures within {NEAR} points of our median",
+        x=Axis("validation accuracy with batch norm, ours − published (points)"),
+        dots=tuple(
+            ranged(each.experiment, "batch norm", _less(each), "batch norm") for each in found
+        ),
+        rule=Rule(0, "published"),
+    )
+
+
+def _less(each: Reproduced) -> list[float | None]:
+    published = each.quantity.published
+    return [None if v is None or published is None else v - published for v in each.ours]
+
+
+def successes(sides: Mapping[Side, Sequence[Reproduced]]) -> Dots:
+    """Return the chart of how many runs succeed from weights a hundred times too large."""
+    settings = {
+        (each.title, side): each  # rows that repeat another's setting have the same runs
+        for side, figures in sides.items()
+        for each in figures
+        if _large_weights(each)
+    }
+    return Dots(
+        title="From weights a hundred times too large: how many runs still reach 90%",
+        x=Axis("runs that end at 90% or above on validation (%), with 95% interval"),
+        dots=tuple(_rate(each, side) for (_, side), each in settings.items()),
+    )
+
+
+def _rate(each: Reproduced, side: Side) -> Dot:
+    rate = each.success
+    if rate is None:
+        raise ValueError(f"{each.experiment} has no bar of success, or was not run")
+    low, high = (100 * bound for bound in rate.interval)
+    share = 100 * rate.successes / rate.runs
+    return Dot(each.title.removesuffix(", 50,000 steps"), side, share, low, high, side)
+
+
+def _large_weights(each: Reproduced) -> bool:
+    """Whether weights start a hundred times too large: there single runs say nothing."""
+    return each.title.startswith("std 5,")
 
 
 def lines(figures: Iterable[Reproduced]) -> Iterable[str]:
