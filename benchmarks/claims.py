@@ -8,13 +8,13 @@ to docs/claims/, and the tables of docs/claims.md are made from them.
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
-
-import vl_convert
 
 from bnkit.lab.claiming.checked import Checked, CheckedClaim
 from bnkit.lab.claiming.checking import check_claims
 from bnkit.lab.claiming.claim import claim_named
+from bnkit.lab.claiming.evidence import Evidence
 from bnkit.lab.claims.table import CLAIMS
 from bnkit.report.claims import write_claims
 from bnkit.report.claims.figures import drawn
@@ -40,7 +40,7 @@ def main() -> None:
     )
     print(checked)
     write_claims(checked, options.out)
-    keep(merged(checked))
+    keep(merged(checked), drawn_anew=checked.claims)
 
 
 def merged(checked: Checked) -> Checked:
@@ -52,10 +52,10 @@ def merged(checked: Checked) -> Checked:
     return Checked(checked.environment, tuple(found[name] for name in order))
 
 
-def keep(checked: Checked) -> None:
-    """Write figures, charts and page into the docs."""
+def keep(checked: Checked, *, drawn_anew: Iterable[CheckedClaim]) -> None:
+    """Write the figures, the charts of the claims measured now, and the page into the docs."""
     put(FIGURES, (strict_json(checked.to_json()) + "\n").encode())
-    for claim in checked.claims:
+    for claim in drawn_anew:
         for name, chart in charts(claim).items():
             put(DOCS / "claims" / f"{name}.png", chart)
     before, _, rest = PAGE.read_text().partition(BEGIN)
@@ -67,42 +67,56 @@ def charts(claim: CheckedClaim) -> dict[str, bytes]:
     figures = claim.evidence.figures if claim.evidence else ()
     names = [f"{claim.name}-{number}" for number in range(1, len(figures) + 1)]
     return {
-        name: vl_convert.svg_to_png(export(drawn(figure, name).on_sheet)[".svg"].decode(), scale=1)
+        name: export(drawn(figure, name).on_sheet, scale=1)[".png"]
         for name, figure in zip(names, figures, strict=True)
     }
 
 
 def page(checked: Checked) -> str:
     """Return the Markdown of all claims: a table, then a section for each with its charts."""
-    lines = ["| claim | verdict | data | seeds |", "|---|---|---|---|"]
+    lines = ["| claim | verdict | measured |", "|---|---|---|"]
     for claim in checked.claims:
-        ran = f"{claim.settings['data']} | {claim.settings['seeds']}"
-        lines.append(f"| [{claim.statement}](#{claim.name}) | {claim.verdict} | {ran} |")
+        link = f"[{claim.statement}](#{claim.name})"
+        lines.append(f"| {link} | **{claim.verdict}** | {claim.measured} |")
     return "\n".join([*lines, "", *map(section, checked.claims)]) + "\n"
 
 
 def section(claim: CheckedClaim) -> str:
     """Return the Markdown of one claim."""
-    figures = claim.evidence.figures if claim.evidence else ()
     sources = "; ".join(f"{source.who}: {source.says}" for source in claim.sources)
+    ran = f"{claim.settings['data']}, {claim.settings['seeds']} seeds"
+    evidence = claim.evidence
+    if evidence is None:
+        raise ValueError(f"{claim.name} was not measured: {claim.reason}")
     return (
         "\n\n".join(
             [
                 f'<a id="{claim.name}"></a>\n## {claim.statement}',
                 f"**{claim.verdict.capitalize()}.** {claim.measured}",
-                *([f"*Where:* {claim.where}."] if claim.where else []),
+                *evidence.notes,
                 *(
                     f"![{figure.title}](claims/{claim.name}-{number}.png)"
-                    for number, figure in enumerate(figures, start=1)
+                    for number, figure in enumerate(evidence.figures, start=1)
                 ),
+                "\n".join(parts(evidence)),
                 f"*Measured:* {claim.measurement}",
                 f"*The verdict:* {claim.criteria}",
                 f"*Who says it:* {sources}.",
-                f"*Again:* `{claim.command}`",
+                f"*Again:* `{claim.command}` ({ran})",
             ]
         )
         + "\n"
     )
+
+
+def parts(evidence: Evidence) -> Iterable[str]:
+    """Yield the lines of a Markdown table: the parts of a claim, and what was measured beside."""
+    yield "| part of the claim | measured (95% interval) | verdict |"
+    yield "|---|---|---|"
+    for part in evidence.parts:
+        yield f"| {part.what} | {part.figures} | **{part.verdict}** |"
+    for each in evidence.beside:
+        yield f"| {each.what} | {each.figures} | beside |"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from bnkit.cli import claims as command
 from bnkit.cli.app import app
 from bnkit.lab.claiming.claim import Claim, ClaimSettings
-from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.evidence import Evidence, Part
 
 run = CliRunner().invoke
 
@@ -29,7 +29,7 @@ def fails(_settings, _each):
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
-    found = claim("doubling", lambda *_: Evidence("holds", "2 times"))
+    found = claim("doubling", lambda *_: Evidence("2 times.", (Part("twice", "2", True),)))
     monkeypatch.setattr(command, "CLAIMS", (found, claim("unlucky", fails)))
 
 

@@ -44,14 +44,14 @@ def write_report(comparison: Comparison, folder: str | Path) -> Path:
     return folder / "report.html"
 
 
-def export(specification: dict[str, Any]) -> dict[str, bytes]:
-    """Return a Vega-Lite specification drawn as SVG and, two pixels a point, as PNG."""
+def export(specification: dict[str, Any], *, scale: int = 2) -> dict[str, bytes]:
+    """Return a Vega-Lite specification drawn as SVG and, `scale` pixels a point, as PNG."""
     import vl_convert  # noqa: PLC0415  50 megabytes, needed only here
 
     from bnkit.report.figure import VEGA_LITE  # noqa: PLC0415  as above
 
     svg = vl_convert.vegalite_to_svg(specification, vl_version=VEGA_LITE)
-    return {".svg": svg.encode(), ".png": vl_convert.svg_to_png(svg, scale=2)}
+    return {".svg": svg.encode(), ".png": vl_convert.svg_to_png(svg, scale=scale)}
 
 
 def strict_json(document: Any) -> str:

@@ -2,7 +2,7 @@ import pytest
 
 from bnkit.lab.claiming.checking import Interrupted, check_claims
 from bnkit.lab.claiming.claim import Claim, claim_named
-from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.evidence import Evidence, Part
 from bnkit.lab.claiming.in_turn import in_turn
 from doubling import Doubling, broken, double
 
@@ -10,7 +10,8 @@ from doubling import Doubling, broken, double
 def claim(name, measure):
     def run(settings, each=in_turn):
         found = each(measure, settings, list(range(settings.seeds)))
-        return Evidence("holds", f"{found}", details=tuple({"found": f} for f in found))
+        parts = (Part("doubling", f"{found}", True),)
+        return Evidence(f"{found}", parts, details=tuple({"found": f} for f in found))
 
     return Claim(
         name=name,
@@ -27,13 +28,13 @@ def test_a_claim_is_measured_in_processes_and_kept(tmp_path):
     doubling = claim("doubling", double)
     checked = check_claims([doubling], "toy", out=tmp_path, jobs=1, progress=False)
     (found,) = checked.claims
-    assert found.evidence.measured == "[0.0, 2.0, 4.0]"
+    assert found.evidence.headline == "[0.0, 2.0, 4.0]"
     assert found.command == "bnkit claims doubling --data toy --seeds 3"
     assert found.settings == {"data": "digits", "factor": 2.0, "seeds": 3}
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cases").iterdir()}
     assert len(kept) == 3
     again = check_claims([doubling], "toy", out=tmp_path, seeds=4, jobs=1, progress=False)
-    assert again.claims[0].evidence.measured == "[0.0, 2.0, 4.0, 6.0]"
+    assert again.claims[0].evidence.headline == "[0.0, 2.0, 4.0, 6.0]"
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "cases").iterdir()}
     assert len(after) == 4
     assert kept.items() <= after.items()  # what was there was not measured again

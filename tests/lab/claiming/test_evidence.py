@@ -1,8 +1,6 @@
 import json
 
-import pytest
-
-from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.evidence import Beside, Evidence, Part
 from bnkit.lab.claiming.figures import (
     Axis,
     Dot,
@@ -24,16 +22,17 @@ FIGURES = (
 )
 
 
+PARTS = (Part("steps", "3 times", True), Part("seconds", "1 (0.9 to 1.2) times", None))
+
+
 def test_evidence_goes_through_json_and_comes_back_equal():
-    evidence = Evidence("holds in part", "3 times", "here", FIGURES, ({"seed": 0},))
+    beside = (Beside("a step", "2 times"),)
+    evidence = Evidence("3 times.", PARTS, beside, ("One says 10.",), FIGURES, ({"seed": 0},))
     assert Evidence.from_json(json.loads(json.dumps(evidence.to_json()))) == evidence
 
 
-def test_a_verdict_is_one_of_four():
-    with pytest.raises(ValueError, match="`verdict` is 'maybe': choose from"):
-        Evidence("maybe", "")
-
-
-def test_a_claim_that_holds_in_part_says_where():
-    with pytest.raises(ValueError, match="`where` is empty"):
-        Evidence("holds in part", "3 times")
+def test_the_verdict_follows_from_the_parts_alone():
+    assert Evidence("3 times.", PARTS).verdict == "holds in part"
+    assert Evidence("3 times.", PARTS).to_json()["verdict"] == "holds in part"
+    assert Evidence("3 times.", PARTS[:1]).verdict == "holds"
+    assert Evidence("Nothing.", ()).verdict == "not shown"

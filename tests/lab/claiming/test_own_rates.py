@@ -7,6 +7,7 @@ import pytest
 from bnkit.lab.claiming.claim import ClaimSettings
 from bnkit.lab.claiming.material import trial
 from bnkit.lab.claiming.own_rates import (
+    edge_notes,
     final_accuracy,
     own_best,
     runs_over,
@@ -101,3 +102,21 @@ def test_pairs_in_which_neither_arrives_say_nothing():
 )
 def test_a_bound_shows_and_refutes_only_what_lies_on_its_far_side(reached, bar, shown):
     assert step_ratio(pairs(*[reached] * 3), 0.9).beyond(bar, negligible=bar) is shown
+
+
+def best(*rates):
+    return {seed: (rate, invented_run()) for seed, rate in enumerate(rates)}
+
+
+def test_a_best_rate_inside_the_sweep_needs_no_note():
+    assert edge_notes({"plain": best(0.3, 0.3)}, (0.1, 0.3, 1.0)) == ()
+
+
+def test_best_rates_at_both_edges_are_told_in_one_sentence():
+    found = {"plain": best(0.1, 0.3), "batch norm": best(1.0, 1.0)}
+    assert edge_notes(found, (0.1, 0.3, 1.0)) == (
+        (
+            "A wider sweep might find a better learning rate than the smallest, 0.1, for plain and "
+            "the largest, 1, for batch norm."
+        ),
+    )

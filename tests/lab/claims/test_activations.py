@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from bnkit.lab.claiming.evidence import Beside, Part
 from bnkit.lab.claims.activations import CLAIM, Activations, judge, saturated_share, slope_of
 from bnkit.lab.records import SIDES
 from invented import invented_run
 
-SETTINGS = Activations(activations=("sigmoid",))
+RATES = (0.01, 0.1, 1.0)  # the invented runs are at the middle one
+SETTINGS = Activations(activations=("sigmoid",), learning_rates=RATES)
 
 
 def trained(plain, batch_norm, *, activation="sigmoid", runs=5, saturated=(0.5, 0.5)):
@@ -40,15 +42,28 @@ def test_the_toy_run_counts_runs_and_flat_units():
 def test_an_activation_that_only_batch_norm_trains_holds():
     evidence = judge(SETTINGS, trained(0, 5))
     assert evidence.verdict == "holds"
-    assert "sigmoid 0/5 and 5/5" in evidence.measured
+    assert evidence.parts == (
+        Part("sigmoid made usable", "0/5 runs train without, 5/5 with batch norm", True),
+    )
+    assert evidence.headline == (
+        "At 8 hidden layers 1 of 1 activations clearly train with batch norm and 0 without it; "
+        "it rescues sigmoid."
+    )
 
 
 def test_an_activation_that_fails_with_it_as_well_does_not_hold():
-    assert judge(SETTINGS, trained(0, 0)).verdict == "does not hold"
+    evidence = judge(SETTINGS, trained(0, 0))
+    assert evidence.verdict == "does not hold"
+    assert evidence.headline == (
+        "At 8 hidden layers 0 of 1 activations clearly train with batch norm and 0 without it; "
+        "it rescues none."
+    )
 
 
 def test_an_activation_that_batch_norm_spoils_does_not_hold():
-    assert judge(SETTINGS, trained(5, 0)).verdict == "does not hold"
+    evidence = judge(SETTINGS, trained(5, 0))
+    assert evidence.verdict == "does not hold"
+    assert "0 of 1 activations clearly train with batch norm and 1 without" in evidence.headline
 
 
 @pytest.mark.parametrize(
@@ -57,13 +72,23 @@ def test_an_activation_that_batch_norm_spoils_does_not_hold():
     ids=["plain trains now and then", "batch norm does", "three runs"],
 )
 def test_rates_that_cannot_tell_show_nothing(results):
-    assert judge(SETTINGS, results).verdict == "not shown"
+    evidence = judge(SETTINGS, results)
+    assert evidence.verdict == "not shown"
+    assert evidence.headline.endswith("; it rescues none.")
 
 
 def test_activations_that_need_no_help_say_nothing():
     found = judge(SETTINGS, trained(5, 5))
     assert found.verdict == "not shown"
-    assert "sigmoid trained without it too" in found.where
+    assert found.parts == (Part("activations that need help", "none", None),)
+    assert found.beside[0] == Beside(
+        "sigmoid, which needs no help", "5/5 runs train without, 5/5 with batch norm"
+    )
+    assert "These train on both sides and so say nothing: sigmoid." in found.notes
+    assert found.headline == (
+        "At 8 hidden layers 1 of 1 activations clearly train with batch norm and 1 without it; "
+        "it rescues none."
+    )
 
 
 def test_activations_that_disagree_hold_in_part():
@@ -75,13 +100,31 @@ def test_activations_that_disagree_hold_in_part():
     ]
     evidence = judge(settings, results)
     assert evidence.verdict == "holds in part"
-    assert evidence.where.startswith("holds for sigmoid; does not hold for tanh; relu trained")
+    assert [(part.what, part.shown) for part in evidence.parts] == [
+        ("sigmoid made usable", True),
+        ("tanh made usable", False),
+    ]
+    assert evidence.notes[0] == "These train on both sides and so say nothing: relu."
+    assert evidence.headline == (
+        "At 8 hidden layers 2 of 3 activations clearly train with batch norm and 1 without it; "
+        "it rescues sigmoid."
+    )
 
 
 def test_units_that_saturate_no_less_are_told_against_the_paper():
-    assert "against the paper" in judge(SETTINGS, trained(0, 5)).where
-    fewer = judge(SETTINGS, trained(0, 5, saturated=(0.5, 0.1))).where
-    assert "fewer units saturate with sigmoid" in fewer
+    none = judge(SETTINGS, trained(0, 5))
+    assert none.notes == (
+        "Against its sources, there is no activation of which clearly fewer units saturate.",
+    )
+    assert none.beside == (
+        Beside("saturated units with sigmoid", "52% without, 52% with batch norm"),
+    )
+    fewer = judge(SETTINGS, trained(0, 5, saturated=(0.5, 0.1)))
+    assert fewer.notes == ("Clearly fewer units saturate with batch norm for sigmoid.",)
+
+
+def test_two_seeds_do_not_tell_whether_fewer_units_saturate():
+    assert judge(SETTINGS, trained(0, 2, runs=2, saturated=(0.5, 0.1))).notes == ()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from bnkit.lab.claiming.evidence import Beside, Part
 from bnkit.lab.claims.affine import (
     CLAIM,
     VARIANTS,
@@ -49,31 +50,68 @@ def test_the_toy_run_measures_every_variant_and_what_the_learned_one_undoes():
 def test_needed_and_undoing_holds():
     evidence = judge(SETTINGS, trained())
     assert evidence.verdict == "holds"
-    assert "+7.00 (+7.00 to +7.00) points (relu, off)" in evidence.measured
-    assert "90% (90% to 90%) (relu, gamma)" in evidence.measured
+    gained = "+7.00 (+7.00 to +7.00) points"
+    assert evidence.parts == (
+        Part("accuracy gained by gamma and beta with relu", gained, True),
+        Part("normalisation undone by gamma with relu", "90.0% (90.0% to 90.0%)", True),
+        Part("normalisation undone by beta with relu", "90.0% (90.0% to 90.0%)", True),
+    )
+    assert evidence.beside == (
+        Beside("gain over gamma frozen at 1 with relu", gained),
+        Beside("gain over beta frozen at 0 with relu", gained),
+    )
+    assert evidence.headline == (
+        "Learned gamma and beta improve test accuracy with relu (relu +7.0 points), and undo "
+        "up to 90% of the normalisation."
+    )
+    assert evidence.notes == ()
 
 
 def test_no_loss_and_nothing_undone_contradict_the_sources_plainly():
-    evidence = judge(SETTINGS, trained(without=0.97, undone=0.1))
+    evidence = judge(SETTINGS, trained(without=0.97, undone=-0.1))
     assert evidence.verdict == "does not hold"
-    assert "against its sources, SGD leaves the normalisation in place" in evidence.where
+    assert [part.shown for part in evidence.parts] == [False] * 3
+    assert evidence.headline == (
+        "Learned gamma and beta are not shown to improve test accuracy (relu +0.0 points), "
+        "and undo none of the normalisation."
+    )
+    (note,) = evidence.notes
+    assert note == (
+        "Against its sources, SGD leaves the normalisation in place: learned gamma and beta undo "
+        "less than 50% of it."
+    )
 
 
 def test_needed_without_undoing_holds_in_part():
     evidence = judge(SETTINGS, trained(undone=0.1))
     assert evidence.verdict == "holds in part"
-    assert evidence.where.startswith("holds for accuracy (relu, off); does not hold for undoing")
+    assert [part.shown for part in evidence.parts] == [True, False, False]
+    assert evidence.headline.endswith("and undo up to 10% of the normalisation.")
+
+
+def test_the_activations_that_need_them_are_named():
+    settings = Affine(activations=("sigmoid", "relu"))
+    results = [*trained(without=0.97, activation="sigmoid"), *trained(activation="relu")]
+    evidence = judge(settings, results)
+    assert [part.shown for part in evidence.parts] == [False, True, True, True, True, True]
+    improved = "improve test accuracy with relu (sigmoid +0.0, relu +7.0 points)"
+    assert improved in evidence.headline
 
 
 def test_two_seeds_show_nothing():
-    assert judge(SETTINGS, trained(seeds=2)).verdict == "not shown"
+    evidence = judge(SETTINGS, trained(seeds=2))
+    assert evidence.verdict == "not shown"
+    assert "are not shown to improve test accuracy (relu +7.0 points)" in evidence.headline
 
 
 def test_a_learned_run_that_diverged_undoes_nothing_known():
     results = trained()
     for row in results:
         row["undone"] = {"0.1": None}
-    assert "is not shown for undoing" in judge(SETTINGS, results).where
+    evidence = judge(SETTINGS, results)
+    assert evidence.parts[1] == Part("normalisation undone by gamma with relu", "unknown", None)
+    assert evidence.headline.endswith("and undo an unknown share of the normalisation.")
+    assert evidence.notes == ()
 
 
 @pytest.fixture

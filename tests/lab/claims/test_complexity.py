@@ -2,6 +2,7 @@
 
 import pytest
 
+from bnkit.lab.claiming.evidence import Beside, Part
 from bnkit.lab.claims.complexity import CLAIM, Complexity, judge
 from bnkit.lab.records import SIDES
 from invented import invented_run
@@ -36,26 +37,49 @@ def test_the_toy_run_measures_every_network():
 def test_a_gain_that_grows_from_nothing_holds():
     evidence = judge(SETTINGS, trained(GROWING))
     assert evidence.verdict == "holds"
-    assert "depth multiplies the gain in steps to 90% by 2.00" in evidence.measured
+    doubled = "2.00 (2.00 to 2.00) times the gain with each doubling"
+    assert evidence.parts == (
+        Part("a gain that grows with depth", doubled, True),
+        Part("a gain that grows with width", doubled, True),
+        Part(
+            "no gain in the simplest network, one hidden layer",
+            "1.00 (1.00 to 1.00) times as many steps without batch norm",
+            True,
+        ),
+    )
+    four = "4.00 (4.00 to 4.00) times as many steps without batch norm"
+    assert evidence.beside == (Beside("the gain with 4 hidden layers", four),)
+    assert evidence.headline == (
+        "To 90% the plain network takes 1 times the steps with one hidden layer, "
+        "and 4 times with 4 hidden layers."
+    )
     assert evidence.figures[0].lines[0].y == (1, 2, 4)
 
 
 def test_a_gain_that_is_there_at_every_size_does_not_hold():
     evidence = judge(SETTINGS, trained(CONSTANT))
     assert evidence.verdict == "does not hold"
-    assert "by 1.00 (1.00 to 1.00), each doubling of the width by 1.00" in evidence.measured
+    assert [part.figures for part in evidence.parts[:2]] == [
+        "1.00 (1.00 to 1.00) times the gain with each doubling"
+    ] * 2
+    assert evidence.headline == (
+        "To 90% the plain network takes 3 times the steps with one hidden layer, "
+        "and 3 times with 4 hidden layers."
+    )
 
 
 def test_a_gain_that_grows_with_depth_only_holds_in_part():
     deeper = {shape: shape[0] for shape in GROWING}
     evidence = judge(SETTINGS, trained(deeper))
     assert evidence.verdict == "holds in part"
-    assert "does not hold for a gain that grows with width" in evidence.where
+    assert [part.shown for part in evidence.parts] == [True, False, True]
+    assert evidence.parts[1].what == "a gain that grows with width"
 
 
 def test_a_simplest_network_that_gains_is_said_plainly():
     evidence = judge(SETTINGS, trained({shape: 2 * gain for shape, gain in GROWING.items()}))
-    assert "does not hold for no gain in the simplest network" in evidence.where
+    assert [part.shown for part in evidence.parts] == [True, True, False]
+    assert evidence.parts[2].figures == "2.00 (2.00 to 2.00) times as many steps without batch norm"
 
 
 @pytest.mark.parametrize(("gains", "seeds"), [(GROWING, 2), (dict.fromkeys(GROWING), 3)])
@@ -63,10 +87,25 @@ def test_too_few_seeds_and_runs_that_never_arrive_show_nothing(gains, seeds):
     assert judge(SETTINGS, trained(gains, seeds)).verdict == "not shown"
 
 
+def test_gains_that_are_unknown_are_told():
+    evidence = judge(SETTINGS, trained(dict.fromkeys(GROWING)))
+    assert [part.figures for part in evidence.parts] == [
+        "unknown: no seed has two gains",
+        "unknown: no seed has two gains",
+        "neither side gets there from 3 of 3 seeds",
+    ]
+    assert evidence.headline == (
+        "To 90% the plain network takes an unknown number of times the steps with one hidden "
+        "layer, and an unknown number of times with 4 hidden layers."
+    )
+
+
 def test_a_plain_network_that_never_arrives_makes_the_gain_a_bound():
     results = trained(GROWING)
     for result in results:
         if result["side"] == "plain" and result["depth"] == 4:
             result["runs"]["0.1"] = invented_run(length=200)
-    measured = judge(SETTINGS, results).measured
-    assert "with 4 hidden layers at least 20.00" in measured
+    evidence = judge(SETTINGS, results)
+    assert evidence.beside[0].what == "the gain with 4 hidden layers"
+    assert evidence.beside[0].figures.startswith("at least 20.00 (20.00 to 20.00) times as many")
+    assert evidence.headline.endswith("and at least 20 times with 4 hidden layers.")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from bnkit.lab.claiming.evidence import Part
 from bnkit.lab.claims.covariate_shift import (
     CLAIM,
     KINDS,
@@ -37,27 +38,75 @@ def found(*, drifts, shifts, steps, seeds=4):
     ]
 
 
+FASTER = "when noise moves them more, batch norm is still 2.5 times as fast (sigmoid)"
+NO_FASTER = "when noise moves them more, batch norm is no faster (sigmoid)"
+UNSURE = "whether stillness speeds up training, these runs cannot tell"
+
+
 @pytest.mark.parametrize(
-    ("drifts", "shifts", "steps", "verdict", "where"),
+    ("drifts", "shifts", "steps", "verdict", "shown", "told"),
     [
-        ((3, 1, 4), (2, 1, None), (50, 10, 50), "holds", ""),
-        ((3, 1, 4), (2, 1, None), (50, 10, 20), "holds in part", "against Ioffe and Szegedy"),
-        ((1, 3, 4), (1, 2, None), (50, 10, 20), "does not hold", "with Santurkar et al."),
+        ((3, 1, 4), (2, 1, None), (50, 10, 50), "holds", (True, True, True), NO_FASTER),
+        ((3, 1, 4), (2, 1, None), (50, 10, 20), "holds in part", (True, True, False), FASTER),
+        ((1, 3, 4), (1, 2, None), (50, 10, 20), "does not hold", (False, False, False), FASTER),
         # Noise that moves the inputs less than the plain network's asks nothing of the cause.
-        ((3, 1, 2), (2, 1, None), (50, 10, 20), "holds in part", "is not shown for the stability"),
+        ((3, 1, 2), (2, 1, None), (50, 10, 20), "holds in part", (True, True, None), UNSURE),
         # The plain network never gets there: its full length counts.
-        ((3, 1, 4), (2, 1, None), (999, 10, 20), "holds in part", "against Ioffe and Szegedy"),
+        (
+            (3, 1, 4),
+            (2, 1, None),
+            (999, 10, 20),
+            "holds in part",
+            (True, True, False),
+            FASTER.replace("2.5", "5"),
+        ),
     ],
 )
-def test_the_verdict_follows_from_the_evidence(drifts, shifts, steps, verdict, where):
+def test_the_verdict_follows_from_the_evidence(drifts, shifts, steps, verdict, shown, told):
     evidence = judge(INVENTED, found(drifts=drifts, shifts=shifts, steps=steps))
+    assert tuple(part.shown for part in evidence.parts) == shown
     assert evidence.verdict == verdict
-    assert where in evidence.where
+    far = "3" if drifts[0] == 3 else "0.33"
+    moved = f"Without batch norm a layer's inputs move {far} (sigmoid) times as far"
+    assert evidence.headline == f"{moved}; {told}."
+    against = (
+        "Against Ioffe and Szegedy, and with Santurkar et al., batch norm with sigmoid is faster "
+        "than the plain network even while noise moves its inputs more."
+    )
+    assert evidence.notes == ((against,) if shown[-1] is False else ())
+
+
+def test_parts_tell_how_far_inputs_and_gradients_move_and_what_noise_does():
+    evidence = judge(INVENTED, found(drifts=(3, 1, 4), shifts=(2, 1, None), steps=(50, 10, 20)))
+    inputs, gradients, cause = evidence.parts
+    assert inputs.what == "stiller inputs of sigmoid units"
+    assert inputs.figures == "move 2.96 (2.90 to 3.02) times as far without batch norm"
+    assert gradients == Part(
+        "stiller gradients of sigmoid layers",
+        "move 2.00 (2.00 to 2.00) times as far without batch norm",
+        True,
+    )
+    assert cause == Part(
+        "stiller inputs cause the speed with sigmoid",
+        "noise moves the inputs 1.35 (1.33 to 1.38) times as far as plain; plain takes 2.50 (2.50 "
+        "to 2.50) times the steps to 50%",
+        False,
+    )
+
+
+def test_inputs_that_no_run_could_follow_move_an_unknown_distance():
+    none = found(drifts=(3, 1, 4), shifts=(2, 1, None), steps=(50, 10, 20))
+    evidence = judge(INVENTED, [{**each, "drift": None} for each in none])
+    assert [part.shown for part in evidence.parts] == [None, True, None]
+    assert evidence.parts[0].figures == "move an unknown number of times as far without batch norm"
+    assert evidence.headline == f"How far a layer's inputs move is unknown; {UNSURE}."
 
 
 def test_two_seeds_show_nothing():
     few = found(drifts=(3, 1, 4), shifts=(2, 1, None), steps=(50, 10, 50), seeds=2)
-    assert judge(INVENTED, few).verdict == "not shown"
+    evidence = judge(INVENTED, few)
+    assert evidence.verdict == "not shown"
+    assert UNSURE in evidence.headline
 
 
 def test_a_toy_run_watches_every_kind_of_network():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from bnkit.lab.claiming.evidence import Beside, Part
 from bnkit.lab.claims.final_accuracy import CLAIM, FinalAccuracy, judge
 from bnkit.lab.records import SIDES
 from invented import invented_run
@@ -30,13 +31,18 @@ def test_the_toy_run_measures_the_lead_along_and_at_the_end():
 def test_a_lead_that_stays_holds():
     evidence = judge(SETTINGS, results([0.95, 0.96, 0.95], [0.98, 0.99, 0.98]))
     assert evidence.verdict == "holds"
-    assert "+3.00" in evidence.measured
+    assert evidence.parts == (
+        Part("a better end with relu", "+3.00 (+3.00 to +3.00) points", True),
+    )
+    assert evidence.headline == (
+        "Trained to its end, the network with batch norm is more accurate by 3.0 points with relu."
+    )
 
 
 def test_a_lead_that_is_caught_up_does_not_hold_however_large_it_was():
     evidence = judge(SETTINGS, results([0.98, 0.97, 0.98], [0.98, 0.97, 0.98]))
     assert evidence.verdict == "does not hold"
-    assert "leads by up to 88.0 points along" in evidence.measured
+    assert Beside("lead along training with relu", "up to 88.0 points") in evidence.beside
 
 
 def test_a_worse_end_does_not_hold():
@@ -61,10 +67,11 @@ def test_activations_that_disagree_hold_in_part():
     ]
     evidence = judge(settings, mixed)
     assert evidence.verdict == "holds in part"
-    assert evidence.where == "holds for relu; does not hold for tanh"
+    assert [part.shown for part in evidence.parts] == [True, False]
 
 
 def test_what_the_last_quarter_added_is_told():
     # Of ten evaluations the last three come after the first 70%; plain arrives with the ninth.
     evidence = judge(SETTINGS, results([0.9] * 3, [0.9] * 3, reached=(90, 10)))
-    assert "the plain network still gained 80.0 points" in evidence.measured
+    late = "+80.0 points plain, +0.0 with batch norm"
+    assert Beside("what the last quarter added with relu", late) in evidence.beside

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bnkit.lab.claiming.evidence import Beside, Part
 from bnkit.lab.claims.generative import CLAIM, KINDS, judge, run
 
 TOY = CLAIM.sizes["toy"]
@@ -27,29 +28,76 @@ def found(*scores, seeds=3):
 
 
 @pytest.mark.parametrize(
-    ("evidence", "verdict", "where"),
+    ("evidence", "verdict", "shown"),
     [
-        (found(30.0, 10.0, 15.0, 2.0), "holds", ""),
-        (found(30.0, 40.0, 15.0, 2.0), "holds in part", "does not hold for batch norm in the gen"),
-        (found(30.0, 40.0, 35.0, 32.0), "does not hold", ""),
-        (found(30.0, 10.0, 15.0, 2.0, seeds=2), "not shown", ""),
+        (found(30.0, 10.0, 15.0, 2.0), "holds", [True, True, True]),
+        (found(30.0, 40.0, 15.0, 2.0), "holds in part", [False, True, True]),
+        (found(30.0, 40.0, 35.0, 32.0), "does not hold", [False, False, False]),
+        (found(30.0, 10.0, 15.0, 2.0, seeds=2), "not shown", [None, None, None]),
         # Without batch norm no run ends in finite numbers: there is no ratio, and it is needed.
-        (found(None, 10.0, 15.0, 2.0), "holds", ""),
-        (found(30.0, None, 15.0, 2.0), "holds in part", "is not shown for batch norm in the gen"),
+        (found(None, 10.0, 15.0, 2.0), "holds", [True, True, True]),
+        (found(30.0, None, 15.0, 2.0), "holds in part", [None, True, True]),
     ],
     ids=["for", "mixed", "against", "too few seeds", "neither fails", "the generator's fails"],
 )
-def test_the_verdict_follows_from_the_evidence(evidence, verdict, where):
+def test_the_verdict_follows_from_the_evidence(evidence, verdict, shown):
     judged = judge(TOY, evidence)
     assert judged.verdict == verdict
-    assert where in judged.where
+    assert [part.shown for part in judged.parts] == shown
+
+
+@pytest.mark.parametrize(
+    ("scores", "both", "discriminator", "generator"),
+    [
+        ((30.0, 10.0, 15.0, 2.0), "15 times", "2 times", "3 times"),
+        ((30.0, 40.0, 35.0, 50.0), "0.61 times", "0.87 times", "0.76 times"),
+        ((30.0, None, 15.0, 2.0), "15 times", "2 times", "an unknown number of times"),
+    ],
+    ids=["for", "against", "unknown"],
+)
+def test_the_headline_tells_how_near_samples_come(scores, both, discriminator, generator):
+    assert judge(TOY, found(*scores)).headline == (
+        f"Batch norm in both networks brings samples {both} as near to the data, in the "
+        f"discriminator only {discriminator}, in the generator only {generator}."
+    )
 
 
 def test_ratios_are_neither_over_with():
     judged = judge(TOY, found(30.0, 10.0, 15.0, 2.0, seeds=1))
-    assert "in the generator only 3.00; " in judged.measured
-    assert "in both networks 15.00" in judged.measured
+    assert judged.parts == (
+        Part("nearer samples, batch norm in the generator only", "3.00 times", None),
+        Part("nearer samples, batch norm in the discriminator only", "2.00 times", None),
+        Part("nearer samples, batch norm in both networks", "15.00 times", None),
+    )
+    assert judged.beside == (
+        Beside("median distance without batch norm", "30"),
+        Beside("median distance with batch norm in the generator only", "10"),
+        Beside("median distance with batch norm in the discriminator only", "15"),
+        Beside("median distance with batch norm in both networks", "2"),
+        Beside("median distance of held-out images", "0.2"),
+    )
     assert "15.0 times as far" in judged.figures[0].title
+
+
+def test_runs_without_batch_norm_that_are_never_finite_are_told():
+    judged = judge(TOY, found(None, 10.0, 15.0, 2.0))
+    finite = "finite in 0/3 runs without, 3/3 with batch norm"
+    assert [part.figures for part in judged.parts] == [finite] * 3
+    assert judged.beside[0] == Beside("median distance without batch norm", "finite in no run")
+    assert judged.headline == (
+        "Without batch norm no run ends in finite numbers; with it in both networks 3 of 3 do."
+    )
+
+
+def test_runs_of_which_some_are_not_finite_are_counted():
+    rows = found(30.0, 10.0, 15.0, 2.0, seeds=4)
+    rows = [{**r, "score": None} if (r["kind"], r["seed"]) == ("both", 3) else r for r in rows]
+    judged = judge(TOY, rows)
+    figures = judged.parts[2].figures
+    assert (
+        figures == "15.15 (14.78 to 15.53) times, finite in 4/4 runs without, 3/4 with batch norm"
+    )
+    assert [part.shown for part in judged.parts] == [True, True, True]
 
 
 def test_a_toy_run_scores_every_placement_and_shows_its_samples():

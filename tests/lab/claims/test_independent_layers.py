@@ -3,6 +3,7 @@ from itertools import product
 import pytest
 import torch
 
+from bnkit.lab.claiming.evidence import Part
 from bnkit.lab.claiming.material import subject
 from bnkit.lab.claims.independent_layers import (
     CLAIM,
@@ -46,23 +47,60 @@ def found(plain, batch_norm, seeds=4, **others):
 
 
 @pytest.mark.parametrize(
-    ("evidence", "verdict", "where"),
+    ("evidence", "verdict", "shown"),
     [
-        (found(0.9, 0.1), "holds", ""),
-        (found(0.1, 0.9), "does not hold", ""),
-        (found(0.5, 0.49), "holds", ""),  # little, and shown: the interval is above 0
-        (found(0.9, 0.1, rise=(0.1, 0.9)), "holds in part", "does not hold for rise of the loss"),
-        (found(0.9, 0.1, change=(0.1, 0.9)), "holds in part", "change of the inputs by training"),
+        (found(0.9, 0.1), "holds", (3, 3, 2)),
+        (found(0.1, 0.9), "does not hold", (0, 0, 0)),
+        (found(0.5, 0.49), "holds", (3, 3, 2)),  # little, and shown: the interval is above 0
+        (found(0.9, 0.1, rise=(0.1, 0.9)), "holds in part", (3, 3, 0)),
+        (found(0.9, 0.1, change=(0.1, 0.9)), "holds in part", (3, 0, 2)),
     ],
 )
-def test_the_verdict_follows_from_the_evidence(evidence, verdict, where):
+def test_the_verdict_and_the_headline_follow_from_the_evidence(evidence, verdict, shown):
     judged = judge(INVENTED, evidence)
     assert judged.verdict == verdict
-    assert where in judged.where
+    each = [part.shown for part in judged.parts]
+    shift, change, rise = shown
+    assert each == [shift == 3] * 3 + [change == 3] * 3 + [rise == 2] * 2
+    assert judged.headline == (
+        "With batch norm a disturbed first layer demonstrably shifts later distributions less in "
+        f"{shift} of 3 cases, changes single inputs less in {change} of 3, and raises the loss "
+        f"less in {rise} of 2."
+    )
+
+
+def test_each_part_says_by_how_much_an_effect_is_smaller_with_batch_norm():
+    judged = judge(INVENTED, found(0.9, 0.1, rise=(0.1, 0.9)))
+    smaller = "by +0.80 (+0.80 to +0.80) standard deviations"
+    larger = "by -0.80 (-0.80 to -0.80) nats"
+    assert judged.parts == (
+        Part("smaller shift of the distributions by noise (relu)", smaller, True),
+        Part("smaller shift of the distributions by scaling (relu)", smaller, True),
+        Part("smaller shift of the distributions by training (relu)", smaller, True),
+        Part("smaller change of the inputs by noise (relu)", smaller, True),
+        Part("smaller change of the inputs by scaling (relu)", smaller, True),
+        Part("smaller change of the inputs by training (relu)", smaller, True),
+        Part("smaller rise of the loss by noise (relu)", larger, False),
+        Part("smaller rise of the loss by scaling (relu)", larger, False),
+    )
+    assert judged.notes == (
+        "With batch norm only gamma and beta move a distribution: that it stays is built in.",
+    )
 
 
 def test_two_seeds_show_nothing():
-    assert judge(INVENTED, found(0.9, 0.1, seeds=2)).verdict == "not shown"
+    judged = judge(INVENTED, found(0.9, 0.1, seeds=2))
+    assert judged.verdict == "not shown"
+    assert judged.parts[0].figures == "by +0.80 standard deviations"
+    assert "less in 0 of 3 cases" in judged.headline
+
+
+def test_effects_that_are_not_finite_are_unknown():
+    nothing = {kind: {effect: [None] for effect in EFFECTS} for kind in DISTURBANCES}
+    judged = judge(INVENTED, [{**row, **nothing} for row in found(0.9, 0.1)])
+    assert judged.verdict == "not shown"
+    assert {part.figures for part in judged.parts} == {"by an unknown amount"}
+    assert "raises the loss less in 0 of 2." in judged.headline
 
 
 def test_in_a_toy_run_batch_norm_is_blind_to_scale_and_keeps_distributions_whatever_the_seed():

@@ -3,12 +3,14 @@
 import pytest
 
 from bnkit.lab.claiming.claim import ClaimSettings
+from bnkit.lab.claiming.evidence import Part
 from bnkit.lab.claiming.material import trial
 from bnkit.lab.claims.initialisation import CLAIM, Initialisation, judge, training
 from bnkit.lab.records import SIDES
 
 SETTINGS = Initialisation(deviations=(0.01, 0.1, 1.0), activations=("relu",), learning_rates=(0.1,))
 ALL, NONE = (1, 1, 1), (0, 0, 0)
+MORE = "more initial weights with relu at rate 0.1"
 
 
 def trained(plain, batch_norm, *, seeds=5, activation="relu"):
@@ -39,31 +41,50 @@ def test_the_toy_run_counts_every_run():
 def test_more_deviations_but_not_all_hold():
     evidence = judge(SETTINGS, trained((0, 1, 0), (1, 1, 0)))
     assert evidence.verdict == "holds"
-    assert "relu at 0.1 +1.0" in evidence.measured
-    assert "0/5 runs (relu at 0.1, standard deviation 1)" in evidence.measured
+    assert evidence.parts == (
+        Part(MORE, "+1.0 (+1.0 to +1.0) of 3 standard deviations", True),
+        Part(
+            "not fixing everything",
+            "10/15 runs train with batch norm, 0/5 from a deviation of 1 (relu at rate 0.1)",
+            True,
+        ),
+    )
+    assert evidence.headline == (
+        "From initial weights of 3 standard deviations 5 of 15 runs train without batch norm "
+        "and 10 with it, but 0/5 from a deviation of 1 (relu at rate 0.1)."
+    )
 
 
 def test_all_deviations_are_more_than_the_sources_say():
     # Fifteen of fifteen runs do not exclude a rate under 90%; forty-five of forty-five do.
-    assert "is not shown for not fixing" in judge(SETTINGS, trained((0, 1, 0), ALL)).where
+    few = judge(SETTINGS, trained((0, 1, 0), ALL))
+    assert few.parts[1] == Part("not fixing everything", "15/15 runs train with batch norm", None)
     many = judge(SETTINGS, trained((0, 1, 0), ALL, seeds=15))
     assert many.verdict == "holds in part"
-    assert "does not hold for not fixing everything" in many.where
+    assert many.parts[1] == Part("not fixing everything", "45/45 runs train with batch norm", False)
+    assert many.headline == (
+        "From initial weights of 3 standard deviations 15 of 45 runs train without batch norm "
+        "and 45 with it."
+    )
 
 
 def test_as_many_deviations_without_it_do_not_hold():
-    assert judge(SETTINGS, trained(ALL, ALL, seeds=15)).verdict == "does not hold"
+    evidence = judge(SETTINGS, trained(ALL, ALL, seeds=15))
+    assert evidence.verdict == "does not hold"
+    assert "45 of 45 runs train without batch norm and 45 with it." in evidence.headline
 
 
 def test_fewer_deviations_with_it_do_not_hold_however_little_it_fixes():
     evidence = judge(SETTINGS, trained(ALL, (0, 1, 0)))
-    assert evidence.where == (
-        "holds for not fixing everything; does not hold for more initial weights with relu at 0.1"
-    )
+    assert evidence.parts[0] == Part(MORE, "-2.0 (-2.0 to -2.0) of 3 standard deviations", False)
+    assert [part.shown for part in evidence.parts] == [False, True]
+    assert "15 of 15 runs train without batch norm and 5 with it, but 0/5" in evidence.headline
 
 
 def test_two_seeds_show_nothing():
-    assert judge(SETTINGS, trained((0, 1, 0), ALL, seeds=2)).verdict == "not shown"
+    evidence = judge(SETTINGS, trained((0, 1, 0), ALL, seeds=2))
+    assert evidence.verdict == "not shown"
+    assert evidence.parts[0] == Part(MORE, "+2.0 of 3 standard deviations", None)
 
 
 def test_activations_that_disagree_hold_in_part():
@@ -73,7 +94,11 @@ def test_activations_that_disagree_hold_in_part():
     results = [*trained(NONE, (1, 1, 0)), *trained(ALL, ALL, activation="sigmoid")]
     evidence = judge(settings, results)
     assert evidence.verdict == "holds in part"
-    assert "does not hold for more initial weights with sigmoid at 0.1" in evidence.where
+    assert [(part.what, part.shown) for part in evidence.parts] == [
+        (MORE, True),
+        ("more initial weights with sigmoid at rate 0.1", False),
+        ("not fixing everything", True),
+    ]
 
 
 def test_a_run_that_diverged_did_not_train():

@@ -4,6 +4,7 @@ from itertools import product
 import pytest
 import torch
 
+from bnkit.lab.claiming.evidence import Part
 from bnkit.lab.claiming.material import subject
 from bnkit.lab.claims.jacobians import CLAIM, WHENS, Jacobians, judge, run, singular_values, summary
 from bnkit.lab.data import load
@@ -32,32 +33,53 @@ def found(start, end, seeds=4):
 
 
 @pytest.mark.parametrize(
-    ("start", "end", "verdict", "where"),
+    ("start", "end", "verdict", "shown", "told"),
     [
-        ((0.1, 0.8), (0.2, 0.9), "holds", ""),
-        ((0.9, 0.3), (0.9, 0.4), "does not hold", ""),
-        (
-            (0.1, 0.3),
-            (0.2, 0.4),
-            "holds in part",
-            "does not hold for most values close to 1 (relu)",
-        ),
-        (
-            (0.1, 0.8),
-            (0.9, 0.6),
-            "holds in part",
-            "does not hold for values brought closer to 1 (relu from glorot after",
-        ),
+        ((0.1, 0.8), (0.2, 0.9), "holds", (True, True, True), "85% (relu); 2 of 2"),
+        ((0.9, 0.3), (0.9, 0.4), "does not hold", (False, False, False), "35% (relu); 0 of 2"),
+        ((0.1, 0.3), (0.2, 0.4), "holds in part", (True, True, False), "35% (relu); 2 of 2"),
+        ((0.1, 0.8), (0.9, 0.6), "holds in part", (True, False, True), "70% (relu); 1 of 2"),
+        ((0.1, 0.8), (0.1, 0.4), "holds in part", (True, True, None), "60% (relu); 2 of 2"),
     ],
 )
-def test_the_verdict_follows_from_the_evidence(start, end, verdict, where):
+def test_the_verdict_follows_from_the_evidence(start, end, verdict, shown, told):
     evidence = judge(INVENTED, found(start, end))
+    assert tuple(part.shown for part in evidence.parts) == shown
     assert evidence.verdict == verdict
-    assert where in evidence.where
+    share, more = told.split("; ")
+    assert evidence.headline == (
+        f"With batch norm {share} of the singular values are close to 1; {more} comparisons show "
+        f"more than without it."
+    )
+
+
+def test_parts_tell_the_gains_and_the_shares():
+    evidence = judge(INVENTED, found((0.1, 0.8), (0.9, 0.6)))
+    assert evidence.parts == (
+        Part(
+            "closer to 1: relu from glorot, at the start", "+70.15 (+69.94 to +70.36) points", True
+        ),
+        Part(
+            "closer to 1: relu from glorot, after training",
+            "-29.85 (-30.06 to -29.64) points",
+            False,
+        ),
+        Part("most values close to 1: relu", "70%, from 60% to 80% over the runs", True),
+    )
 
 
 def test_two_seeds_show_nothing():
-    assert judge(INVENTED, found((0.1, 0.8), (0.2, 0.9), seeds=2)).verdict == "not shown"
+    evidence = judge(INVENTED, found((0.1, 0.8), (0.2, 0.9), seeds=2))
+    assert evidence.verdict == "not shown"
+    assert [part.shown for part in evidence.parts] == [None] * 3
+    assert "; 0 of 2 comparisons show more" in evidence.headline
+
+
+def test_without_a_single_network_nothing_is_known():
+    evidence = judge(INVENTED, [])
+    assert [part.shown for part in evidence.parts] == [None] * 3
+    assert evidence.parts[-1].figures == "unknown"
+    assert evidence.headline.startswith("With batch norm an unknown share of the singular values")
 
 
 def test_a_toy_run_measures_both_sides_at_both_moments():

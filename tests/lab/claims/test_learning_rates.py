@@ -2,9 +2,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bnkit.lab.claiming.evidence import Part
 from bnkit.lab.claiming.material import subject
 from bnkit.lab.claims.learning_rates import CLAIM, LearningRates, judge, line_search, run
 from bnkit.lab.loaders import first_of
+from bnkit.lab.records import SIDES
 
 SETTINGS = LearningRates(learning_rates=(0.1, 1.0, 10.0), step_sizes=(1.0, 10.0, 100.0))
 
@@ -19,7 +21,11 @@ def searched(side, seed, *ratios):
 
 
 LOW, HIGH = (0.95, 0.1, None), (0.95, 0.95, 0.95)
+NONE = (0.1, 0.1, None)
 SHORT, LONG = (1.0, 2e3, 1.0), (1.0, 1.0, 2.0)
+EXPLODING = (2e3, 2e3, 2e3)
+RATE = "the largest learning rate that trains"
+STEP = "the longest step before the loss explodes"
 
 
 def evidence(plain_rates, bn_rates, plain_search, bn_search, seeds=4):
@@ -33,19 +39,31 @@ def evidence(plain_rates, bn_rates, plain_search, bn_search, seeds=4):
 def test_higher_rates_and_longer_steps_hold():
     found = evidence(LOW, HIGH, SHORT, LONG)
     assert found.verdict == "holds"
-    assert "100.00 (100.00 to 100.00) times as large" in found.measured
+    assert found.parts == (
+        Part(RATE, "100.00 (100.00 to 100.00) times as large with batch norm", True),
+        Part(STEP, "100.00 (100.00 to 100.00) times as long with batch norm", True),
+    )
+    assert found.headline == (
+        "With batch norm the largest learning rate that trains is 100 times as large, "
+        "and the longest first step before the loss explodes is 100 times as long."
+    )
 
 
 def test_equal_rates_and_steps_do_not_hold():
-    assert evidence(LOW, LOW, SHORT, SHORT).verdict == "does not hold"
+    found = evidence(LOW, LOW, SHORT, SHORT)
+    assert found.verdict == "does not hold"
+    assert found.headline == (
+        "With batch norm the largest learning rate that trains is 1 times as large, "
+        "and the longest first step before the loss explodes is 1 times as long."
+    )
 
 
 def test_only_one_of_them_holds_in_part():
     found = evidence(LOW, HIGH, LONG, SHORT)
     assert found.verdict == "holds in part"
-    assert found.where == (
-        "holds for the largest learning rate that trains; does not hold for the longest first step"
-    )
+    assert [(part.what, part.shown) for part in found.parts] == [(RATE, True), (STEP, False)]
+    assert found.parts[1].figures == "0.01 (0.01 to 0.01) times as long with batch norm"
+    assert found.headline.endswith("the loss explodes is 0.01 times as long.")
 
 
 def test_two_seeds_show_nothing():
@@ -53,9 +71,38 @@ def test_two_seeds_show_nothing():
 
 
 def test_a_plain_network_that_trains_at_no_rate_is_counted():
-    found = evidence((0.1, 0.1, None), HIGH, SHORT, LONG)
+    found = evidence(NONE, HIGH, SHORT, LONG)
     assert found.verdict == "holds"
     assert found.details[0]["largest rate"] is None
+    assert found.parts[0] == Part(RATE, "only with batch norm from 4 of 4 seeds", True)
+    assert "the largest learning rate that trains has no plain counterpart," in found.headline
+
+
+def test_a_rate_that_only_the_plain_network_trains_at_does_not_speak_for_batch_norm():
+    found = evidence(HIGH, NONE, SHORT, SHORT)
+    assert found.parts[0] == Part(RATE, "only without from 4 of 4 seeds", None)
+    assert "the largest learning rate that trains does not exist," in found.headline
+
+
+def test_rates_that_train_neither_side_are_unknown():
+    found = evidence(NONE, NONE, EXPLODING, EXPLODING)
+    assert found.verdict == "not shown"
+    assert {part.figures for part in found.parts} == {"on neither side from 4 of 4 seeds"}
+    assert found.headline == (
+        "With batch norm the largest learning rate that trains is unknown, "
+        "and the longest first step before the loss explodes is unknown."
+    )
+
+
+def test_seeds_with_a_rate_on_one_side_only_are_counted_beside_the_others():
+    trained = [rates("plain", s, *LOW) for s in range(4)]
+    trained += [rates("batch norm", s, *(NONE if s == 3 else HIGH)) for s in range(4)]
+    steps = [searched(side, s, *LONG) for side in SIDES for s in range(4)]
+    found = judge(SETTINGS, trained, steps)
+    assert found.parts[0].figures == (
+        "100.00 (100.00 to 100.00) times as large with batch norm; only without from 1 of 4 seeds"
+    )
+    assert "is 100 times as large where both sides have one, " in found.headline
 
 
 def test_the_line_search_is_the_loss_after_a_step_of_sgd():

@@ -2,11 +2,13 @@
 
 import pytest
 
+from bnkit.lab.claiming.evidence import Part
 from bnkit.lab.claims.placement import AFTER, BEFORE, CLAIM, Placements, judge
 from invented import invented_run
 
 MLP, VGG = ("mlp", "relu", 100), ("vgg", "relu", 100)
-SETTINGS = Placements(networks=(MLP,))
+RATES = (0.01, 0.1, 1.0)  # the invented runs are at the middle one
+SETTINGS = Placements(networks=(MLP,), learning_rates=RATES)
 
 
 def trained(before, after, *, network="mlp", ends=((0.97,) * 3, (0.97,) * 3)):
@@ -35,14 +37,20 @@ def test_the_toy_run_measures_each_network_with_both_placements():
 def test_fewer_steps_before_hold():
     evidence = judge(SETTINGS, trained(20, 40))
     assert evidence.verdict == "holds"
-    assert "2.00 (2.00 to 2.00) times the steps" in evidence.measured
+    figures = (
+        "steps to 90%, after ÷ before: 2.00 (2.00 to 2.00); "
+        "final accuracy, before − after: +0.00 (+0.00 to +0.00) points"
+    )
+    assert evidence.parts == (Part("better before the activation in mlp with relu", figures, True),)
+    assert evidence.notes == ()
 
 
 def test_a_higher_end_before_holds():
     ends = ((0.98, 0.99, 0.98), (0.95, 0.96, 0.95))
     evidence = judge(SETTINGS, trained(40, 40, ends=ends))
     assert evidence.verdict == "holds"
-    assert "+3.00" in evidence.measured
+    (part,) = evidence.parts
+    assert part.figures.endswith("before − after: +3.00 (+3.00 to +3.00) points")
 
 
 @pytest.mark.parametrize(
@@ -56,13 +64,18 @@ def test_a_higher_end_before_holds():
 def test_after_does_better_and_the_sources_are_contradicted_plainly(steps, ends):
     evidence = judge(SETTINGS, trained(*steps, ends=ends))
     assert evidence.verdict == "does not hold"
-    assert "against its sources, after the activation is better for mlp" in evidence.where
+    assert [part.shown for part in evidence.parts] == [False]
+    (note,) = evidence.notes
+    assert note == (
+        "Against its sources, Ioffe and Szegedy and Udacity's lesson, after the activation is "
+        "better in mlp with relu, as fast.ai says."
+    )
 
 
 def test_no_difference_does_not_hold_and_is_no_win_for_after():
     evidence = judge(SETTINGS, trained(40, 40))
     assert evidence.verdict == "does not hold"
-    assert evidence.where == ""
+    assert evidence.notes == ()
 
 
 @pytest.mark.parametrize(
@@ -78,9 +91,48 @@ def test_what_cannot_be_told_shows_nothing(steps, ends):
     assert judge(SETTINGS, trained(*steps, ends=ends)).verdict == "not shown"
 
 
+def test_a_target_that_is_never_reached_is_said_in_words():
+    (part,) = judge(SETTINGS, trained(None, None)).parts
+    assert "after ÷ before: no pair in which both reach the target;" in part.figures
+
+
+@pytest.mark.parametrize(
+    ("mlp", "vgg", "found"),
+    [
+        ((20, 40), (20, 40), "before the activation in 2 (mlp with relu, vgg with relu)"),
+        (
+            (20, 40),
+            (40, 20),
+            "before the activation in 1 (mlp with relu), after the activation in 1 (vgg with relu)",
+        ),
+        ((40, 20), (40, 40), "after the activation in 1 (mlp with relu), neither in 1"),
+        ((20, 40), (None, None), "before the activation in 1 (mlp with relu), not shown in 1"),
+    ],
+    ids=["for", "mixed", "against", "unknown"],
+)
+def test_the_headline_says_which_place_is_better(mlp, vgg, found):
+    results = [*trained(*mlp), *trained(*vgg, network="vgg")]
+    evidence = judge(Placements(networks=(MLP, VGG), learning_rates=RATES), results)
+    assert evidence.headline == f"Of 2 networks, the better place for batch norm is {found}."
+
+
 def test_networks_that_disagree_hold_in_part():
     results = [*trained(20, 40), *trained(40, 20, network="vgg")]
-    evidence = judge(Placements(networks=(MLP, VGG)), results)
+    evidence = judge(Placements(networks=(MLP, VGG), learning_rates=RATES), results)
     assert evidence.verdict == "holds in part"
-    assert evidence.where.startswith("holds for mlp with relu; does not hold for vgg with relu")
-    assert "after the activation is better for vgg with relu" in evidence.where
+    assert [(part.what, part.shown) for part in evidence.parts] == [
+        ("better before the activation in mlp with relu", True),
+        ("better before the activation in vgg with relu", False),
+    ]
+    (note,) = evidence.notes
+    assert "after the activation is better in vgg with relu" in note
+
+
+def test_a_best_rate_at_the_edge_of_the_sweep_is_told():
+    settings = Placements(networks=(MLP,), learning_rates=(0.1, 1.0))
+    assert judge(settings, trained(20, 40)).notes == (
+        (
+            "A wider sweep might find a better learning rate than the smallest, 0.1, for mlp with "
+            "relu (before), mlp with relu (after)."
+        ),
+    )

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from bnkit.lab.claiming.evidence import Beside, Part
 from bnkit.lab.claims.pretrained import (
     CLAIM,
     PLAIN,
@@ -15,12 +16,26 @@ from bnkit.lab.claims.pretrained import (
     with_batch_norm,
 )
 
+AGAINST = (
+    "Against its source, the published recipe, the variance as weight, changes what the network "
+    "computes."
+)
+ROOT_MOVES, VARIANCE_MOVES, GAIN, LEAD = (
+    "no change, inserted by the root of the variance",
+    "no change, inserted by the variance, as published",
+    "a higher accuracy after fine-tuning than before",
+    "a higher accuracy than fine-tuning without batch norm",
+)
+
 
 def found(*, root=1e-7, variance=0.5, plain=0.95, tuned=0.96, seeds=3):
-    """Return networks of 95% that end fine-tuning at `plain` and, with batch norm, at `tuned`."""
+    """Return networks of 95% that end fine-tuning at `plain` and, with batch norm, at `tuned`.
 
-    def network(moved, end):
-        before, after = ({"loss": 0.2, "accuracy": accuracy} for accuracy in (0.95, end))
+    The variance as weight takes them to 60% at first.
+    """
+
+    def network(moved, end, start=0.95):
+        before, after = ({"loss": 0.2, "accuracy": accuracy} for accuracy in (start, end))
         curve = {"steps": [10, 20], "accuracies": [0.95, end]}
         return {"moved": moved, "before": before, "after": after, **curve}
 
@@ -29,7 +44,7 @@ def found(*, root=1e-7, variance=0.5, plain=0.95, tuned=0.96, seeds=3):
             "seed": seed,
             PLAIN: network(0.0, plain),
             ROOT: network(root, tuned),
-            VARIANCE: network(variance, tuned),
+            VARIANCE: network(variance, tuned, start=0.6),
         }
         for seed in range(seeds)
     ]
@@ -41,40 +56,77 @@ def test_the_toy_run_inserts_without_a_change_by_the_root_alone():
     assert len(evidence.details) == 9  # three seeds of three networks
     for row in evidence.details:
         assert (row["outputs moved"] < 1e-4) == (row["network"] != VARIANCE)
-    assert "the published recipe, the variance as weight, changes the network" in evidence.where
+    assert evidence.notes == (AGAINST,)
 
 
 def test_insertions_that_change_nothing_and_a_gain_hold():
     evidence = judge(found(variance=1e-6))
     assert evidence.verdict == "holds"
-    assert "by +1.00 (+1.00 to +1.00) points" in evidence.measured
+    assert evidence.parts == (
+        Part(ROOT_MOVES, "outputs move by 1e-07 to 1e-07 times the largest, over seeds", True),
+        Part(VARIANCE_MOVES, "outputs move by 1e-06 to 1e-06 times the largest, over seeds", True),
+        Part(GAIN, "+1.00 (+1.00 to +1.00) points", True),
+        Part(LEAD, "+1.00 (+1.00 to +1.00) points", True),
+    )
+    assert evidence.notes == ()
+    assert evidence.headline == (
+        "Inserted by the root of the variance, batch norm changes no output, and fine-tuning adds "
+        "+1.0 points (+0.0 without it); by the variance, as published, it takes accuracy from 95.0 "
+        "to 60.0%."
+    )
+
+
+def test_what_the_variance_as_weight_does_is_told_beside():
+    assert judge(found()).beside == (
+        Beside("test loss on insertion by the variance", "from 0.200 to 0.200"),
+        Beside("test accuracy on insertion by the variance", "from 95.00% to 60.00%"),
+    )
 
 
 def test_the_published_recipe_that_changes_the_network_is_said_plainly():
     evidence = judge(found())
     assert evidence.verdict == "holds in part"
-    assert "does not hold for an insertion that changes nothing, by the variance" in evidence.where
-    assert "against its source" in evidence.where
+    assert [part.shown for part in evidence.parts] == [True, False, True, True]
+    assert evidence.parts[1].what == VARIANCE_MOVES
+    assert evidence.notes == (AGAINST,)
 
 
 def test_insertions_that_change_the_network_and_no_gain_do_not_hold():
+    evidence = judge(found(root=0.1, plain=0.97, tuned=0.94))
+    assert evidence.verdict == "does not hold"
+    assert [part.shown for part in evidence.parts] == [False] * 4
+    assert evidence.headline.startswith(
+        "Inserted by the root of the variance, batch norm changes outputs, and fine-tuning adds "
+        "-1.0 points (+2.0 without it);"
+    )
+
+
+def test_no_gain_at_all_does_not_hold():
     assert judge(found(root=0.1, tuned=0.95)).verdict == "does not hold"
 
 
 def test_a_gain_that_fine_tuning_brings_without_batch_norm_too_holds_in_part():
     evidence = judge(found(variance=1e-6, plain=0.97, tuned=0.96))
-    assert evidence.where.endswith(
-        "does not hold for a higher accuracy than fine-tuning without batch norm"
-    )
+    assert evidence.verdict == "holds in part"
+    assert [part.shown for part in evidence.parts] == [True, True, True, False]
+    assert evidence.parts[3] == Part(LEAD, "-1.00 (-1.00 to -1.00) points", False)
 
 
 def test_two_seeds_show_nothing():
-    assert judge(found(seeds=2)).verdict == "not shown"
+    evidence = judge(found(seeds=2))
+    assert evidence.verdict == "not shown"
+    assert evidence.parts[2].figures == "+1.00 points"
+    assert "batch norm may change outputs, and" in evidence.headline
+    assert evidence.notes == ()
 
 
 def test_insertions_that_move_outputs_with_some_seeds_only_are_not_shown():
     rows = [*found(seeds=2), *found(root=0.1, seeds=1)]
-    assert "is not shown for an insertion that changes nothing, by the root" in judge(rows).where
+    evidence = judge(rows)
+    assert evidence.parts[0] == Part(
+        ROOT_MOVES, "outputs move by 1e-07 to 0.1 times the largest, over seeds", None
+    )
+    assert "batch norm may change outputs, and" in evidence.headline
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from bnkit.lab.claiming.evidence import Beside, Part
 from bnkit.lab.claims.regularisation import (
     CLAIM,
     Regularisation,
@@ -19,7 +20,7 @@ SETTINGS = Regularisation(batch_sizes=(8,), noise_sizes=(2, 128))
 
 
 def evidence(*, noise=0.4, plain=0.06, batch_norm=0.03, dropout=0.03, shift=1.5, **changed):
-    """Return the verdict on invented results of `seeds` seeds; a gap is also the test error."""
+    """Return what is judged of invented results of `seeds` seeds; a gap is also the test error."""
     settings = replace(SETTINGS, batch_sizes=changed.get("batch_sizes", (8,)))
     seeds, train = range(changed.get("seeds", 3)), changed.get("train", 1.0)
     gaps = [
@@ -57,28 +58,63 @@ def test_the_toy_run_has_noise_that_falls_and_a_variance_that_dropout_shifts():
 def test_all_parts_hold():
     found = evidence()
     assert found.verdict == "holds"
-    assert "4.00 (4.00 to 4.00) times as much" in found.measured
-    assert "+3.00 (+3.00 to +3.00) points at 8" in found.measured
+    noise = "4.00 (4.00 to 4.00) times as much at 2 examples as at 128"
+    assert found.parts == (
+        Part("noise that falls with the mini-batch size", noise, True),
+        Part("a narrower gap at mini-batches of 8", "+3.00 (+3.00 to +3.00) points", True),
+        Part(
+            "no loss when batch norm replaces dropout",
+            "+0.00 (+0.00 to +0.00) points of test accuracy",
+            True,
+        ),
+        Part(
+            "variance enlarged by dropout right before batch norm",
+            "1.50 (1.50 to 1.50) times that in use",
+            True,
+        ),
+    )
+    regained = "accuracy regained by statistics without dropout"
+    assert found.beside == (Beside(regained, "+10.00 (+10.00 to +10.00) points"),)
+    assert found.headline == (
+        "With batch norm the generalisation gap is 3.0 points narrower at mini-batches of 8; where "
+        "it replaces dropout, test accuracy is the same."
+    )
 
 
 def test_no_noise_no_gain_and_no_shift_do_not_hold():
-    found = evidence(noise=0.1, plain=0.03, batch_norm=0.03, dropout=0.01, shift=1.0)
+    found = evidence(noise=0.1, plain=0.03, batch_norm=0.035, dropout=0.01, shift=1.0)
     assert found.verdict == "does not hold"
+    assert [part.shown for part in found.parts] == [False] * 4
+    assert found.headline == (
+        "With batch norm the generalisation gap is 0.5 points wider at mini-batches of 8; where it "
+        "replaces dropout, test accuracy is 2.5 points lower."
+    )
 
 
 def test_a_gap_that_only_narrows_at_one_size_holds_in_part():
     found = evidence(batch_sizes=(8, 32))
     assert found.verdict == "holds in part"
-    assert "does not hold for the gap at mini-batches of 32" in found.where
+    shown = {part.what: part.shown for part in found.parts}
+    assert shown["a narrower gap at mini-batches of 8"] is True
+    assert shown["a narrower gap at mini-batches of 32"] is False
+    sizes = "3.0 points narrower at mini-batches of 8 and the same at mini-batches of 32"
+    assert sizes in found.headline
 
 
 def test_networks_that_did_not_train_have_no_gap_to_compare():
     found = evidence(train=0.5)
-    assert "is not shown for the gap at mini-batches of 8" in found.where
+    unknown = "an unknown number of points"
+    assert Part("a narrower gap at mini-batches of 8", unknown, None) in found.parts
+    assert found.headline == (
+        "With batch norm the generalisation gap is not comparable at mini-batches of 8; where it "
+        "replaces dropout, test accuracy is not comparable."
+    )
 
 
 def test_two_seeds_show_nothing():
-    assert evidence(seeds=2).verdict == "not shown"
+    found = evidence(seeds=2)
+    assert found.verdict == "not shown"
+    assert found.parts[1].figures == "+3.00 points"
 
 
 def test_a_network_without_batch_norm_has_no_noise_and_batch_norm_that_of_its_mean():

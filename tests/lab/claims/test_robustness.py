@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from bnkit.lab.claiming.evidence import Part
 from bnkit.lab.claims.robustness import CLAIM, Robustness, judge, training, written
 from bnkit.lab.data import Examples
 
@@ -42,11 +43,25 @@ def test_the_toy_run_measures_every_ink_with_and_without_batch_norm_and_adapted(
     assert max(map(max, pictures[1].values)) == pytest.approx(0.4)  # grey 0.6
 
 
+def spread(value):
+    return f"(+{value:.2f} to +{value:.2f})"
+
+
 def test_a_smaller_loss_holds():
     evidence = judge(SETTINGS, trained(0.5, 0.7, 0.9))
     assert evidence.verdict == "holds"
-    assert "+20.00 (+20.00 to +20.00) points (mlp, batch norm as it is over" in evidence.measured
-    assert "+40.00 (+40.00 to +40.00) points (mlp, batch norm adapted over" in evidence.measured
+    assert evidence.parts == (
+        Part("mlp keeps more accuracy with batch norm", f"+20.00 {spread(20)} points", True),
+        Part(
+            "mlp keeps more accuracy with adapted batch norm", f"+40.00 {spread(40)} points", True
+        ),
+        Part("mlp keeps more accuracy adapted than unadapted", f"+20.00 {spread(20)} points", True),
+    )
+    assert evidence.notes == ()
+    assert evidence.headline == (
+        "Batch norm changes the accuracy kept in other inks by +20 points (mlp); adapted to the "
+        "ink, by +40 points (mlp)."
+    )
 
 
 def test_a_better_network_that_loses_as_much_does_not_hold():
@@ -54,19 +69,74 @@ def test_a_better_network_that_loses_as_much_does_not_hold():
     for row in [row for case in cases for row in case]:
         if row["kind"] != "plain" and row["ink"] == "black":
             row["accuracy"] = 1.05  # ten points above plain in the own ink as in the others
-    assert judge(SETTINGS, cases).verdict == "does not hold"
+    evidence = judge(SETTINGS, cases)
+    assert evidence.verdict == "does not hold"
+    assert [part.shown for part in evidence.parts] == [False, False, False]
+    assert evidence.headline == (
+        "Batch norm changes the accuracy kept in other inks by +0.0 points (mlp); adapted to the "
+        "ink, by +0.0 points (mlp)."
+    )
 
 
 def test_a_loss_that_only_adapting_mends_holds_in_part():
     evidence = judge(SETTINGS, trained(0.7, 0.6, 0.9))
     assert evidence.verdict == "holds in part"
-    name = "mlp, batch norm as it is over plain"
-    assert f"does not hold for {name}" in evidence.where
-    assert f"against its sources, more is lost with {name}" in evidence.where
+    assert [part.shown for part in evidence.parts] == [False, True, True]
+    assert evidence.parts[0].figures == "-10.00 (-10.00 to -10.00) points"
+    assert evidence.notes == (
+        "Against its sources, mlp keeps less accuracy in other inks with batch norm.",
+    )
+    assert evidence.headline == (
+        "Batch norm changes the accuracy kept in other inks by -10 points (mlp); adapted to the "
+        "ink, by +20 points (mlp)."
+    )
 
 
 def test_networks_that_did_not_train_show_nothing():
-    assert judge(SETTINGS, trained(0.2, 0.7, 0.9, own=0.7)).verdict == "not shown"
+    evidence = judge(SETTINGS, trained(0.2, 0.7, 0.9, own=0.7))
+    assert evidence.verdict == "not shown"
+    assert {(part.figures, part.shown) for part in evidence.parts} == {
+        ("an unknown number of points", None)
+    }
+    assert evidence.headline == (
+        "In no pair of runs do both sides learn their own ink, so others tell nothing."
+    )
+    [note] = evidence.notes
+    assert note == (
+        "With mlp nothing is compared with plain: in no pair of runs do both sides reach 80% in "
+        "their own ink."
+    )
+
+
+def test_a_network_that_does_not_train_without_batch_norm_is_told_of_apart():
+    cases = [*trained(0.5, 0.7, 0.9), *trained(0.2, 0.7, 0.9, network="vgg")]
+    for row in [row for case in cases for row in case]:
+        if (row["network"], row["kind"], row["ink"]) == ("vgg", "plain", "black"):
+            row["accuracy"] = 0.3
+    settings = Robustness(networks=(("mlp", 10, 0.1), ("vgg", 10, 0.1)), others=INKS)
+    evidence = judge(settings, cases)
+    assert [part.shown for part in evidence.parts] == [True, True, True, None, None, True]
+    assert evidence.headline == (
+        "Batch norm changes the accuracy kept in other inks by +20 points (mlp); adapted to the "
+        "ink, by +40 points (mlp)."
+    )
+    [note] = evidence.notes
+    assert note == (
+        "With vgg nothing is compared with plain: in no pair of runs do both sides reach 80% in "
+        "their own ink."
+    )
+
+
+def test_each_network_has_its_own_parts_and_figures():
+    settings = Robustness(networks=(("mlp", 10, 0.1), ("vgg", 10, 0.1)), others=INKS)
+    evidence = judge(settings, [*trained(0.5, 0.7, 0.9), *trained(0.7, 0.675, 0.7, network="vgg")])
+    assert [part.shown for part in evidence.parts] == [True, True, True, False, False, True]
+    assert evidence.headline == (
+        "Batch norm changes the accuracy kept in other inks by +20 points (mlp) and -2.5 points "
+        "(vgg); adapted to the ink, by +40 points (mlp) and +0.0 points (vgg)."
+    )
+    rows = [dot.row for dot in evidence.figures[1].dots]
+    assert rows[2:4] == ["mlp, adapted over as it is", "vgg, batch norm as it is over plain"]
 
 
 def test_two_seeds_show_nothing():

@@ -25,8 +25,11 @@ INVENTED = RounderCost(learning_rates=(0.1,), steps=10, every=10)
 SURFACE = {"axis": [-1.0, 1.0], "values": [[1.0, 2.0], [3.0, 4.0]]}
 
 
-def evidence(raw, spread, along, seeds=4):
-    """The verdict on conditions and measures that are so many times as large as the others."""
+def evidence(raw, spread, along, seeds=4, lost=0):
+    """The verdict on conditions and measures that are so many times as large as the others.
+
+    Without batch norm the measures of the first `lost` seeds, or of all, are not finite.
+    """
     by_side = {"plain": 1.0, "batch norm": 0.0}
     apart = [1 + 0.01 * seed for seed in range(seeds)]
     regressions = [
@@ -50,12 +53,18 @@ def evidence(raw, spread, along, seeds=4):
         }
         for side, seed in sides
     ]
+
+    def measured(side, seed):
+        if side == "plain" and (along is None or seed < lost):
+            return [1.0, None]
+        return [((along or 1) * apart[seed]) ** by_side[side]] * 2
+
     walked = [
         {
             "side": side,
             "seed": seed,
             "rate": 0.1,
-            **{name: [(along * apart[seed]) ** by_side[side]] * 2 for name in MEASURES},
+            **{name: measured(side, seed) for name in MEASURES},
         }
         for side, seed in sides
     ]
@@ -63,22 +72,71 @@ def evidence(raw, spread, along, seeds=4):
 
 
 @pytest.mark.parametrize(
-    ("times", "verdict", "where"),
+    ("times", "verdict", "shown", "headline"),
     [
-        ((1e6, 5.0, 3.0), "holds", ""),
-        ((0.5, 0.5, 0.5), "does not hold", ""),
-        ((1e6, 5.0, 0.5), "holds in part", "does not hold for loss range at learning rate 0.1"),
-        ((1e6, 0.5, 3.0), "holds in part", "does not hold for the curvature of a hidden layer"),
+        ((1e6, 5.0, 3.0), "holds", [True] * 5, "5.1 times as elongated, and ... 3 times"),
+        (
+            (0.5, 0.5, 0.5),
+            "does not hold",
+            [False] * 5,
+            "0.51 times as elongated, and ... 0.51 times",
+        ),
+        (
+            (1e6, 5.0, 0.5),
+            "holds in part",
+            [True, True, False, False, False],
+            "5.1 times as elongated, and ... 0.51 times",
+        ),
+        (
+            (1e6, 0.5, 15.0),
+            "holds in part",
+            [True, False, True, True, True],
+            "0.51 times as elongated, and ... 15 times",
+        ),
     ],
 )
-def test_the_verdict_follows_from_the_evidence(times, verdict, where):
+def test_the_verdict_follows_from_the_evidence(times, verdict, shown, headline):
     found = evidence(*times)
     assert found.verdict == verdict
-    assert where in found.where
+    assert [part.shown for part in found.parts] == shown
+    told = headline.replace("...", "loss and gradient change")
+    assert found.headline == (
+        f"Without batch norm the cost of a hidden layer is {told} as much along a step."
+    )
+
+
+def test_each_condition_and_each_measure_is_a_part():
+    assert [(part.what, part.figures) for part in evidence(1e6, 5.0, 3.0).parts] == [
+        (
+            "rounder cost of logistic regression, inputs normalised",
+            "1,000,000 (990,000 to 1,000,000) times",
+        ),
+        ("rounder cost of a hidden layer", "5.07 (4.97 to 5.18) times"),
+        ("smaller change of the loss at learning rate 0.1", "3.04 (2.98 to 3.11) times"),
+        ("smaller change of the gradient at learning rate 0.1", "3.04 (2.98 to 3.11) times"),
+        ("slower turn of the gradient at learning rate 0.1", "3.04 (2.98 to 3.11) times"),
+    ]
 
 
 def test_two_seeds_show_nothing():
-    assert evidence(1e6, 5.0, 3.0, seeds=2).verdict == "not shown"
+    found = evidence(1e6, 5.0, 3.0, seeds=2)
+    assert found.verdict == "not shown"
+    assert {part.shown for part in found.parts} == {None}
+
+
+def test_measures_that_are_not_finite_are_unknown():
+    found = evidence(1e6, 5.0, None)
+    assert [part.shown for part in found.parts] == [True, True, None, None, None]
+    assert found.parts[2].figures == "no pair in which both sides stay finite"
+    assert found.headline == (
+        "Without batch norm the cost of a hidden layer is 5.1 times as elongated; no pair of runs "
+        "stays finite along a step."
+    )
+
+
+def test_what_is_finite_in_some_runs_only_is_said_to_be():
+    found = evidence(1e6, 5.0, 3.0, lost=1)
+    assert found.headline.endswith("3.1 times as much along a step, where both sides stay finite.")
 
 
 def test_a_toy_run_finds_logistic_regression_rounder_whatever_the_seed():

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bnkit
+from bnkit.lab.claiming.evidence import Beside, Part
 from bnkit.lab.claims.run_time import CLAIM, RunTime, answers, judge, own_answers
 
 SETTINGS = RunTime(
@@ -49,38 +50,84 @@ def test_the_toy_run_answers_single_examples_with_one_class():
     for row in evidence.details:
         assert row["share of the most frequent answer"] == 1  # a dense network: zeros throughout
         assert row["one at a time"] < 0.3 < row["population statistics"]
-    assert "holds for single examples, which fail with mlp" in evidence.where
+    assert evidence.parts[0].what == "single examples fail with mlp"
+    assert evidence.parts[0].shown is True
+    assert Beside("single examples given the same answer, mlp", "100%") in evidence.beside
+
+
+def spread(value):
+    return f"+{value:.2f} (+{value:.2f} to +{value:.2f}) points"
 
 
 def test_single_examples_that_fail_and_averages_that_arrive_late_hold():
     evidence = judge(SETTINGS, asked(0.05), followed(LATE))
     assert evidence.verdict == "holds"
-    assert "5% of single examples" in evidence.measured
-    assert "by step 90" in evidence.measured
+    assert evidence.parts == (
+        Part("single examples fail with mlp", f"{spread(92)} lost", True),
+        Part("moving averages mislead early, momentum 0.01", f"{spread(60)} behind", True),
+        Part("moving averages serve at the end, momentum 0.01", f"{spread(0)} behind", True),
+    )
+    assert evidence.beside == (
+        Beside(
+            "single examples that are right with mlp",
+            "5% by their own statistics, 97% by the population's",
+        ),
+        Beside("single examples given the same answer, mlp", "100%"),
+        Beside("moving averages arrive, momentum 0.01", "within a point by step 90"),
+    )
+    assert evidence.headline == (
+        "Single examples lose 92 (mlp) points of accuracy by their own statistics; moving averages "
+        "lose up to 60 along training and 0.0 at its end."
+    )
 
 
 def test_single_examples_that_are_right_and_averages_that_never_lag_or_always_do():
     never = judge(SETTINGS, asked(0.96), followed([0.9] * 4))
     assert never.verdict == "holds in part"
-    assert never.where.startswith("holds for moving averages as good at the end")
-    assert judge(SETTINGS, asked(0.96), followed([0.88] * 4)).verdict == "does not hold"
+    assert [part.shown for part in never.parts] == [False, False, True]
+    assert never.headline == (
+        "Single examples lose 1 (mlp) points of accuracy by their own statistics; moving averages "
+        "lose up to 0 along training and 0.0 at its end."
+    )
+    always = judge(SETTINGS, asked(0.96), followed([0.88] * 4))
+    assert always.verdict == "does not hold"
+    assert [part.shown for part in always.parts] == [False, False, False]
+    assert always.headline.endswith(
+        "moving averages lose up to 2 along training and 2.0 at its end."
+    )
+
+
+def test_averages_that_are_ahead_lose_nothing():
+    evidence = judge(SETTINGS, asked(0.05), followed([0.95] * 4))
+    assert [part.shown for part in evidence.parts] == [True, False, True]
+    assert evidence.headline.endswith("lose up to 0 along training and 0.0 at its end.")
 
 
 def test_averages_that_stay_behind_are_said_to_arrive_at_no_time():
     evidence = judge(SETTINGS, asked(0.05), followed([0.3, 0.6, 0.8, 0.8]))
-    assert "at no time" in evidence.measured
-    assert "does not hold for moving averages as good at the end" in evidence.where
+    arrival = Beside("moving averages arrive, momentum 0.01", "within a point at no time")
+    assert arrival in evidence.beside
+    assert [part.shown for part in evidence.parts] == [True, True, False]
+    assert evidence.parts[2].what == "moving averages serve at the end, momentum 0.01"
 
 
 def test_a_network_that_does_without_population_statistics_is_named():
     both = replace(SETTINGS, networks=(*SETTINGS.networks, ("resnet", 120, 0.1)))
     results = [*asked(0.05), *asked(0.95, "resnet")]
     evidence = judge(both, results, followed(LATE))
-    assert "does not hold for single examples, which fail with resnet" in evidence.where
+    assert evidence.parts[0].shown is True
+    assert evidence.parts[1] == Part("single examples fail with resnet", f"{spread(2)} lost", False)
+    assert evidence.headline.startswith("Single examples lose 92 (mlp) and 2 (resnet) points of")
 
 
 def test_two_seeds_show_nothing():
-    assert judge(SETTINGS, asked(0.05, seeds=2), followed(LATE, seeds=2)).verdict == "not shown"
+    evidence = judge(SETTINGS, asked(0.05, seeds=2), followed(LATE, seeds=2))
+    assert evidence.verdict == "not shown"
+    assert [(part.figures, part.shown) for part in evidence.parts] == [
+        ("+92.00 points lost", None),
+        ("+60.00 points behind", None),
+        ("+0.00 points behind", None),
+    ]
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import json
 
 from bnkit.lab.claiming.checked import Checked, CheckedClaim
 from bnkit.lab.claiming.claim import Source
-from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.evidence import Beside, Evidence, Part
 from bnkit.lab.claiming.figures import Axis, Dot, Dots
 from bnkit.report.claims import write_claims
 
@@ -22,7 +22,14 @@ def claim(name, **found):
     )
 
 
-FOUND = Evidence("holds", "it takes 2.0 times", figures=(CHART,), details=({"seed": 0, "r": 2.0},))
+FOUND = Evidence(
+    headline="It takes 2.0 times the steps.",
+    parts=(Part("fewer steps", "2.0 (1.5 to 2.5) times", True),),
+    beside=(Beside("<seconds>", "1.2 times"),),
+    notes=("Its source says ten.",),
+    figures=(CHART,),
+    details=({"seed": 0, "r": 2.0},),
+)
 
 
 def test_every_claim_has_a_page_with_its_chart_and_the_list_links_to_it(tmp_path):
@@ -34,6 +41,9 @@ def test_every_claim_has_a_page_with_its_chart_and_the_list_links_to_it(tmp_path
     assert "Batch norm is &lt;faster&gt;." in page
     assert "bnkit claims faster" in page
     assert '"faster-1-0"' in page
+    assert "It takes 2.0 times the steps." in index
+    shown = ["It takes 2.0 times", "Its source says ten.", "fewer steps", "(1.5 to 2.5)"]
+    assert all(text in page for text in [*shown, "&lt;seconds&gt;", "beside"])
     assert (tmp_path / "charts" / "faster-1.png").stat().st_size > 1000
     assert Checked.from_json(json.loads((tmp_path / "claims.json").read_text())) == checked
 

@@ -38,13 +38,12 @@ class CheckedClaim:
 
     @property
     def measured(self) -> str:
-        """What was measured, in a sentence or two, or why it could not be."""
-        return self.reason if self.evidence is None else _sentence(self.evidence.measured)
+        """What was measured, in a sentence, or why it could not be."""
+        return self.reason if self.evidence is None else self.evidence.headline
 
-    @property
-    def where(self) -> str:
-        """Where it holds and where it does not; empty where it is the same everywhere."""
-        return "" if self.evidence is None else self.evidence.where
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as plain lists, numbers and strings."""
+        return {**asdict(self), "evidence": self.evidence and self.evidence.to_json()}
 
 
 @dataclass(frozen=True)
@@ -65,14 +64,15 @@ class Checked:
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as plain lists, numbers and strings."""
-        return asdict(self)
+        claims = [claim.to_json() for claim in self.claims]
+        return {"environment": dict(self.environment), "claims": claims}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Checked":
         """Return what `to_json` wrote down.
 
         >>> claim = CheckedClaim("a", "A holds.", (), "measured", "judged", {}, "bnkit claims a",
-        ...                      Evidence("holds", "3 times"))
+        ...                      Evidence("3 times.", ()))
         >>> Checked.from_json(Checked({}, (claim,)).to_json()).claims[0] == claim
         True
         """
@@ -89,7 +89,3 @@ def _claim(fields: Mapping[str, Any]) -> CheckedClaim:
 def _row(claim: CheckedClaim) -> tuple[str, str, str, str]:
     says = "; ".join(source.who for source in claim.sources)
     return claim.name, says, claim.measured, claim.verdict
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]

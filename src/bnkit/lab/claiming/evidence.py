@@ -2,46 +2,86 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from bnkit.lab.claiming.figures import Figure, figure_from_json
+from bnkit.lab.claiming.judging import Verdict, together, word_for
 
-Verdict = Literal["holds", "holds in part", "does not hold", "not shown"]
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that a claim says, the figures that were measured for it, and what they show.
+
+    `shown` is True where they show it, False where they refute it, None where the runs are too few
+    to tell.
+    """
+
+    what: str
+    figures: str
+    shown: bool | None
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict on this part alone.
+
+        >>> Part("less time with relu", "4.33 (3.48 to 5.40) times", True).verdict
+        'holds'
+        """
+        return word_for(self.shown)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What was measured beside the parts of a claim, and does not count for its verdict."""
+
+    what: str
+    figures: str
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The verdict on a claim, the figures that it rests on in one or two sentences, and charts.
+    """What was measured for a claim: in a sentence, part by part, in charts and row by row.
 
-    `verdict` is "not shown" where the runs are too few to tell. `where` says where a claim holds
-    and where it does not, and where it comes out against its sources. `details` are the numbers
-    behind, row by row, for tables and other programs.
+    `headline` is the sentence that people read first, with the one or two figures that matter
+    most. The verdict follows from `parts` alone. `notes` are sentences on what the parts do not
+    tell, such as that a claim comes out against its sources. `details` are the numbers behind, for
+    tables and other programs.
     """
 
-    verdict: Verdict
-    measured: str
-    where: str = ""
+    headline: str
+    parts: tuple[Part, ...]
+    beside: tuple[Beside, ...] = ()
+    notes: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
     details: tuple[Mapping[str, Any], ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.verdict not in VERDICTS:
-            raise ValueError(f"`verdict` is {self.verdict!r}: choose from {VERDICTS}")
-        if self.verdict == "holds in part" and not self.where:
-            raise ValueError("`where` is empty, and a claim that holds in part holds somewhere")
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict on the claim (see `together`).
+
+        >>> relu, sigmoid = Part("relu", "2.1 times", True), Part("sigmoid", "0.9 times", False)
+        >>> Evidence("It takes 2.1 times the steps with relu.", (relu, sigmoid)).verdict
+        'holds in part'
+        """
+        return together(part.shown for part in self.parts)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the evidence as plain lists, numbers and strings."""
-        return asdict(self)
+        """Return the evidence, with its verdict, as plain lists, numbers and strings."""
+        return {"verdict": self.verdict, **asdict(self)}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Evidence":
         """Return the evidence that `to_json` wrote down.
 
-        >>> evidence = Evidence("holds", "3 times as fast", details=({"seed": 0, "ratio": 3.0},))
+        >>> evidence = Evidence("3 times.", (Part("fewer steps", "3 times", True),))
         >>> Evidence.from_json(evidence.to_json()) == evidence
         True
         """
-        figures = tuple(map(figure_from_json, fields["figures"]))
-        return cls(**{**fields, "figures": figures, "details": tuple(fields["details"])})
+        return cls(
+            headline=fields["headline"],
+            parts=tuple(Part(**part) for part in fields["parts"]),
+            beside=tuple(Beside(**each) for each in fields["beside"]),
+            notes=tuple(fields["notes"]),
+            figures=tuple(map(figure_from_json, fields["figures"])),
+            details=tuple(fields["details"]),
+        )

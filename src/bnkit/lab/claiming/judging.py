@@ -1,16 +1,9 @@
 """From parts of evidence to a verdict: by bars that are written down before any run."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Literal
 
-from bnkit.lab.claiming.evidence import Verdict
-
-
-class Judgement(NamedTuple):
-    """A verdict, and where it holds and where it does not (empty where it is the same for all)."""
-
-    verdict: Verdict
-    where: str
+Verdict = Literal["holds", "holds in part", "does not hold", "not shown"]
 
 
 def beyond(low: float | None, high: float | None, *, bar: float, negligible: float) -> bool | None:
@@ -32,25 +25,27 @@ def beyond(low: float | None, high: float | None, *, bar: float, negligible: flo
     return False if high < negligible else None
 
 
-def judgement(parts: Mapping[str, bool | None]) -> Judgement:
-    """Return the verdict on a claim from the parts that it consists of.
+def together(shown: Iterable[bool | None]) -> Verdict:
+    """Return the verdict on a claim from what is shown of its parts.
 
-    True is a part that is shown, False one that is refuted, None one that the runs cannot tell.
+    True is a part that is shown, False one that is refuted, None one that the runs cannot tell. A
+    claim without parts is not shown.
 
-    >>> judgement({"sigmoid": True, "ReLU": False})
-    Judgement(verdict='holds in part', where='holds for sigmoid; does not hold for ReLU')
-    >>> judgement({"sigmoid": True, "ReLU": True})
-    Judgement(verdict='holds', where='')
+    >>> together([True, True]), together([True, None]), together([False, None]), together([])
+    ('holds', 'holds in part', 'does not hold', 'not shown')
     """
-    shown = set(parts.values())
-    if len(shown) == 1:
-        return Judgement(_ALONE[shown.pop()], "")
-    named = {
-        word: [part for part, found in parts.items() if found is kind] for kind, word in _WORDS
-    }
-    where = "; ".join(f"{word} for {', '.join(names)}" for word, names in named.items() if names)
-    return Judgement("holds in part" if True in shown else "does not hold", where)
+    found = set(shown)
+    if len(found) == 1:
+        return word_for(found.pop())
+    if not found:
+        return "not shown"
+    return "holds in part" if True in found else "does not hold"
 
 
-_ALONE: dict[bool | None, Verdict] = {True: "holds", False: "does not hold", None: "not shown"}
-_WORDS = ((True, "holds"), (False, "does not hold"), (None, "is not shown"))
+def word_for(shown: bool | None) -> Verdict:
+    """Return the verdict on one part.
+
+    >>> word_for(None)
+    'not shown'
+    """
+    return "not shown" if shown is None else "holds" if shown else "does not hold"

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypedDict
 from bnkit.lab.claiming.claim import ClaimSettings
 from bnkit.lab.claiming.judging import beyond
 from bnkit.lab.claiming.material import trial
+from bnkit.lab.claiming.pairing import rounded
 from bnkit.lab.records import Side
 from bnkit.lab.statistics import PairedRatio, paired_ratio
 
@@ -99,6 +100,29 @@ def own_best(
     return dict(sorted(best.items()))
 
 
+def edge_notes(
+    best: Mapping[str, Mapping[int, tuple[float, Run]]], rates: Sequence[float]
+) -> tuple[str, ...]:
+    """Return a note on what has its best learning rate at an edge of the sweep over `rates`.
+
+    `best` is what `own_best` found, by the name of what was trained.
+
+    >>> run = Run(length=20, steps=[20], accuracies=[0.9], test=0.9, diverged=False)
+    >>> edge_notes({"plain": {0: (0.1, run)}, "batch norm": {0: (1.0, run)}}, [0.1, 1.0, 10.0])
+    ('A wider sweep might find a better learning rate than the smallest, 0.1, for plain.',)
+    """
+    found = {
+        edge: [name for name, runs in best.items() if rate in {own for own, _ in runs.values()}]
+        for edge, rate in (("smallest", min(rates)), ("largest", max(rates)))
+    }
+    told = " and ".join(
+        f"the {edge}, {rate:g}, for {', '.join(found[edge])}"
+        for edge, rate in (("smallest", min(rates)), ("largest", max(rates)))
+        if found[edge]
+    )
+    return (f"A wider sweep might find a better learning rate than {told}.",) if told else ()
+
+
 class StepRatio(NamedTuple):
     """How many times as many steps (or seconds) the first of each pair of runs took to the target.
 
@@ -120,9 +144,28 @@ class StepRatio(NamedTuple):
         unsure = self.at_most if found else self.at_least
         return None if unsure else found
 
-    def __str__(self) -> str:
+    @property
+    def roughly(self) -> str:
+        """The ratio to two digits; runs that never arrive on both sides leave it open."""
+        unknown = self.at_least and self.at_most
+        return f"{self._bound}{rounded(None if unknown else self.ratio.ratio)} times"
+
+    def without(self, times: str) -> str:
+        """Return the ratio, plain ÷ batch norm, in words: `times` is "as many" or "as long"."""
+        seeds = self.ratio.both + self.ratio.neither
+        never = f"neither side gets there from {self.ratio.neither} of {seeds} seeds"
+        if self.ratio.ratio is None:
+            return never
+        ratio = f"{self} times {times} without batch norm"
+        return f"{ratio}; {never}" if self.ratio.neither else ratio
+
+    @property
+    def _bound(self) -> str:
         bound = {(True, False): "at least ", (False, True): "at most "}
-        return bound.get((self.at_least, self.at_most), "") + str(self.ratio)
+        return bound.get((self.at_least, self.at_most), "")
+
+    def __str__(self) -> str:
+        return f"{self._bound}{self.ratio}"
 
 
 def step_ratio(

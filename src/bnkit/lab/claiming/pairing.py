@@ -57,5 +57,14 @@ def ranged(row: str, name: str, values: Sequence[float | None], side: Side | Non
     return Dot(row, name, known[len(known) // 2], known[0], known[-1], side)
 
 
+def rounded(ratio: float | None) -> str:
+    """Return a ratio to two digits, as it is said in a headline.
+
+    >>> rounded(15.16), rounded(7.13), rounded(0.476), rounded(None)
+    ('15', '7.1', '0.48', 'an unknown number of')
+    """
+    return "an unknown number of" if ratio is None else f"{float(f'{ratio:.2g}'):g}"
+
+
 def _seeds(found: Found) -> list[int]:
     return sorted({each["seed"] for each in found})

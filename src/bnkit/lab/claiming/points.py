@@ -21,11 +21,11 @@ def points(difference: PairedDifference) -> str:
     if difference.difference is None:
         return "an unknown number of points"
     interval = (
-        f" ({100 * difference.low:+.2f} to {100 * difference.high:+.2f})"
+        f" ({100 * difference.low:+z.2f} to {100 * difference.high:+z.2f})"
         if difference.low is not None and difference.high is not None
         else ""
     )
-    return f"{100 * difference.difference:+.2f}{interval} points"
+    return f"{100 * difference.difference:+z.2f}{interval} points"
 
 
 def in_points(row: str, difference: PairedDifference, name: str = "") -> Dot:

@@ -1,6 +1,6 @@
 """Claim 3: with batch norm more activations can be used in deep networks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import median
@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.lab.claiming.claim import Claim, ClaimSettings, Each, Source
-from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.evidence import Beside, Evidence, Part
 from bnkit.lab.claiming.figures import Axis, Dot, Dots, Rule
 from bnkit.lab.claiming.in_turn import in_turn
-from bnkit.lab.claiming.judging import judgement
 from bnkit.lab.claiming.material import subject
-from bnkit.lab.claiming.own_rates import Run, final_accuracy, own_best
+from bnkit.lab.claiming.own_rates import Run, edge_notes, final_accuracy, own_best
 from bnkit.lab.loaders import first_of
 from bnkit.lab.networks import activation as activation_named
 from bnkit.lab.records import SIDES, Side
@@ -121,19 +120,20 @@ def judge(settings: Activations, trained: Results) -> Evidence:
     }
     rates = {key: _success(settings, [run for _, run in b.values()]) for key, b in best.items()}
     flat = {key: _flat(_of(trained, *key), b) for key, b in best.items()}
-    parts = {
-        name: _rescued(*(_trains(rates[name, side]) for side in SIDES))
-        for name in settings.activations
-        if [_trains(rates[name, side]) for side in SIDES] != [True, True]
-    }
-    found = judgement(parts or {"any activation": None})
-    needless = [name for name in settings.activations if name not in parts]
-    without = f"{', '.join(needless)} trained without it too" if needless else ""
+    needless = [
+        name for name in settings.activations if all(_trains(rates[name, side]) for side in SIDES)
+    ]
+    parts = {name: _part(rates, name) for name in settings.activations if name not in needless}
     return Evidence(
-        verdict=found.verdict,
-        measured=_sentence(settings, rates, flat),
-        where="; ".join(
-            part for part in (found.where, without, _desaturated(settings, flat)) if part
+        headline=_headline(settings, rates, [name for name in parts if parts[name].shown]),
+        parts=tuple(parts.values()) or (Part("activations that need help", "none", None),),
+        beside=tuple(_beside(settings, rates, flat, needless)),
+        notes=(
+            *_notes(settings, flat, needless),
+            *edge_notes(
+                {f"{side} with {name}": found for (name, side), found in best.items()},
+                settings.learning_rates,
+            ),
         ),
         figures=(_success_chart(settings, rates), _flat_chart(settings, flat)),
         details=tuple(
@@ -169,6 +169,11 @@ def _trains(rate: SuccessRate) -> bool | None:
     return True if low > 0.5 else False if high < 0.5 else None
 
 
+def _part(rates: Rates, activation: str) -> Part:
+    plain, batch_norm = (_trains(rates[activation, side]) for side in SIDES)
+    return Part(f"{activation} made usable", _told(rates, activation), _rescued(plain, batch_norm))
+
+
 def _rescued(plain: bool | None, batch_norm: bool | None) -> bool | None:
     """Return whether batch norm trains what plain does not; None where either is not clear."""
     if batch_norm is False:
@@ -176,48 +181,56 @@ def _rescued(plain: bool | None, batch_norm: bool | None) -> bool | None:
     return True if batch_norm and plain is False else None
 
 
-def _desaturated(settings: Activations, flat: Flat) -> str:
-    """Return where the interval shows fewer saturated units with batch norm, or that none does."""
-    shares = {
-        name: [(flat[name, "plain"][seed], flat[name, "batch norm"][seed]) for seed in by_seed]
+def _told(rates: Rates, activation: str) -> str:
+    plain, batch_norm = (rates[activation, side] for side in SIDES)
+    return f"{plain} runs train without, {batch_norm} with batch norm"
+
+
+def _headline(settings: Activations, rates: Rates, rescued: Sequence[str]) -> str:
+    plain, batch_norm = (_count(settings, rates, side) for side in SIDES)
+    return (
+        f"At {settings.depth} hidden layers {batch_norm} of {len(settings.activations)} "
+        f"activations clearly train with batch norm and {plain} without it; it rescues "
+        f"{', '.join(rescued) or 'none'}."
+    )
+
+
+def _count(settings: Activations, rates: Rates, side: Side) -> int:
+    return sum(bool(_trains(rates[name, side])) for name in settings.activations)
+
+
+def _beside(
+    settings: Activations, rates: Rates, flat: Flat, needless: Sequence[str]
+) -> Iterator[Beside]:
+    for name in needless:
+        yield Beside(f"{name}, which needs no help", _told(rates, name))
+    for name in settings.activations:
+        plain, batch_norm = (f"{median(flat[name, side].values()):.0%}" for side in SIDES)
+        shares = f"{plain} without, {batch_norm} with batch norm"
+        yield Beside(f"saturated units with {name}", shares)
+
+
+def _notes(settings: Activations, flat: Flat, needless: Sequence[str]) -> Iterator[str]:
+    if needless:
+        yield f"These train on both sides and so say nothing: {', '.join(needless)}."
+    highs = {
+        name: paired_difference((share, with_it[seed]) for seed, share in without.items()).high
         for name in settings.activations
-        for by_seed in [flat[name, "plain"]]
+        for without, with_it in [(flat[name, "plain"], flat[name, "batch norm"])]
     }
-    highs = {name: paired_difference(pairs).high for name, pairs in shares.items()}
     fewer = [name for name, high in highs.items() if high is not None and high < 0]
     if fewer:
-        return f"fewer units saturate with {', '.join(fewer)}"
-    return "against the paper, clearly fewer units saturate with none of them"
-
-
-def _sentence(settings: Activations, rates: Rates, flat: Flat) -> str:
-    trained = ", ".join(
-        f"{name} {rates[name, 'plain']} and {rates[name, 'batch norm']}"
-        for name in settings.activations
-    )
-    shares = ", ".join(
-        f"{name} {_percent(flat[name, 'plain'])} and {_percent(flat[name, 'batch norm'])}"
-        for name in settings.activations
-    )
-    return (
-        f"Of the runs at {settings.depth} hidden layers these train without and with batch norm, "
-        f"each side at its own best learning rate: {trained}. Units saturated at the end: {shares}."
-    )
-
-
-def _percent(shares: Mapping[int, float]) -> str:
-    return f"{median(shares.values()):.0%}"
+        yield f"Clearly fewer units saturate with batch norm for {', '.join(fewer)}."
+    elif None not in highs.values():
+        yield "Against its sources, there is no activation of which clearly fewer units saturate."
 
 
 def _success_chart(settings: Activations, rates: Rates) -> Dots:
-    count = {
-        side: sum(bool(_trains(rates[name, side])) for name in settings.activations)
-        for side in SIDES
-    }
+    plain, batch_norm = (_count(settings, rates, side) for side in SIDES)
     return Dots(
         title=(
-            f"{count['batch norm']} of {len(settings.activations)} activations train with batch "
-            f"norm at depth {settings.depth}, {count['plain']} without"
+            f"{batch_norm} of {len(settings.activations)} activations train with batch "
+            f"norm at depth {settings.depth}, {plain} without"
         ),
         x=Axis(f"runs that end at {settings.target:.0%} or above (%), with 95% interval"),
         dots=tuple(
@@ -277,7 +290,9 @@ CLAIM = Claim(
             target=0.5,
         ),
         "digits": Activations(),
-        "mnist": Activations(data="mnist", width=100, steps=600),
+        "mnist": Activations(
+            data="mnist", learning_rates=(0.03, 0.1, 0.3, 1.0), width=100, steps=600
+        ),
     },
     run=run,
 )

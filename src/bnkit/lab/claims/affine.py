@@ -1,6 +1,6 @@
 """Claim 21: gamma and beta are needed, since SGD would undo the normalisation without them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from bnkit.lab.claiming.bands import band
 from bnkit.lab.claiming.claim import Claim, ClaimSettings, Each, Source
-from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.evidence import Beside, Evidence, Part
 from bnkit.lab.claiming.figures import Axis, Dots, Lines, Rule
 from bnkit.lab.claiming.in_turn import in_turn
-from bnkit.lab.claiming.judging import beyond, judgement
+from bnkit.lab.claiming.judging import beyond
 from bnkit.lab.claiming.material import subject
-from bnkit.lab.claiming.own_rates import Run, final_accuracy, own_best
+from bnkit.lab.claiming.own_rates import Run, edge_notes, final_accuracy, own_best
 from bnkit.lab.claiming.pairing import Found, of, ranged
 from bnkit.lab.claiming.points import evaluated, in_points, points
 from bnkit.lab.networks import HIDDEN
@@ -173,31 +173,28 @@ def judge(settings: Affine, trained: Found) -> Evidence:
         for activation, variant in product(settings.activations, VARIANTS)
         if variant != "learned"
     }
+    gains = {name: losses[f"{name}, off"] for name in settings.activations}
     undone = {
-        f"{activation}, {name}": _undone(best, trained, activation, name)
+        f"{name} with {activation}": _undone(best, trained, activation, name)
         for activation, name in product(settings.activations, ("gamma", "beta"))
     }
-    needed = {
-        f"accuracy ({name})": beyond(d.low, d.high, bar=0, negligible=settings.negligible)
-        for name, d in losses.items()
-        if name.endswith("off")
-    }
-    undoing = {
-        f"undoing ({name})": beyond(d.low, d.high, bar=settings.undone, negligible=settings.undone)
-        for name, d in undone.items()
-    }
-    found = judgement({**needed, **undoing})
-    kept = "against its sources, SGD leaves the normalisation in place"
-    against = kept if set(undoing.values()) == {False} else ""
-    lost = "; ".join(f"{points(d)} ({name})" for name, d in losses.items())
-    shares = "; ".join(f"{_percent(d)} ({name})" for name, d in undone.items())
+    needed = {name: _needed(settings, name, gain) for name, gain in gains.items()}
+    undoing = tuple(_undoing(settings, name, share) for name, share in undone.items())
     return Evidence(
-        verdict=found.verdict,
-        measured=(
-            f"Learned gamma and beta, against other variants, gain in final test accuracy: {lost}. "
-            f"Where they learn, they undo this share of the normalisation: {shares}."
+        headline=_headline(needed, gains, undone),
+        parts=(*needed.values(), *undoing),
+        beside=tuple(
+            Beside(f"gain over {variant} with {name}", points(losses[f"{name}, {variant}"]))
+            for name, variant in product(settings.activations, VARIANTS)
+            if "frozen" in variant
         ),
-        where="; ".join(part for part in (found.where, against) if part),
+        notes=(
+            *_against(settings, undoing),
+            *edge_notes(
+                {f"{variant} with {name}": found for (name, variant), found in best.items()},
+                settings.learning_rates,
+            ),
+        ),
         figures=(_curves(settings, best), _ends(losses), _shares(best, trained)),
         details=tuple(
             {
@@ -211,6 +208,51 @@ def judge(settings: Affine, trained: Found) -> Evidence:
             for seed, (rate, run) in by_seed.items()
         ),
     )
+
+
+def _headline(
+    needed: Mapping[str, Part],
+    gains: Mapping[str, PairedDifference],
+    undone: Mapping[str, PairedDifference],
+) -> str:
+    helped = " and ".join(name for name, part in needed.items() if part.shown)
+    improve = (
+        f"improve test accuracy with {helped}"
+        if helped
+        else "are not shown to improve test accuracy"
+    )
+    by = ", ".join(f"{name} {100 * (d.difference or 0):+.1f}" for name, d in gains.items())
+    return (
+        f"Learned gamma and beta {improve} ({by} points), and undo {_most(undone)} of the "
+        f"normalisation."
+    )
+
+
+def _most(undone: Mapping[str, PairedDifference]) -> str:
+    known = [share.difference for share in undone.values() if share.difference is not None]
+    if len(known) < len(undone):
+        return "an unknown share"
+    return f"up to {max(known):.0%}" if max(known) >= 0.005 else "none"
+
+
+def _needed(settings: Affine, activation: str, gain: PairedDifference) -> Part:
+    shown = beyond(gain.low, gain.high, bar=0, negligible=settings.negligible)
+    return Part(f"accuracy gained by gamma and beta with {activation}", points(gain), shown)
+
+
+def _undoing(settings: Affine, name: str, share: PairedDifference) -> Part:
+    shown = beyond(share.low, share.high, bar=settings.undone, negligible=settings.undone)
+    return Part(f"normalisation undone by {name}", _percent(share), shown)
+
+
+def _against(settings: Affine, undoing: Sequence[Part]) -> tuple[str, ...]:
+    if any(part.shown is not False for part in undoing):
+        return ()
+    note = (
+        "Against its sources, SGD leaves the normalisation in place: learned gamma and beta undo "
+        f"less than {settings.undone:.0%} of it."
+    )
+    return (note,)
 
 
 Best = Mapping[tuple[str, str], Mapping[int, tuple[float, Run]]]
@@ -246,11 +288,11 @@ def _percent(share: PairedDifference) -> str:
     if share.difference is None:
         return "unknown"
     interval = (
-        f" ({share.low:.0%} to {share.high:.0%})"
+        f" ({share.low:.1%} to {share.high:.1%})"
         if share.low is not None and share.high is not None
         else ""
     )
-    return f"{share.difference:.0%}{interval}"
+    return f"{share.difference:.1%}{interval}"
 
 
 def _curves(settings: Affine, best: Best) -> Lines:
@@ -340,7 +382,9 @@ CLAIM = Claim(
             steps=60,
         ),
         "digits": Affine(),
-        "mnist": Affine(data="mnist", steps=1500, evaluate_every=100),
+        "mnist": Affine(
+            data="mnist", learning_rates=(0.1, 0.3, 1.0, 3.0), steps=1500, evaluate_every=100
+        ),
     },
     run=run,
 )

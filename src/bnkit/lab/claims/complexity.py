@@ -8,11 +8,19 @@ from statistics import median
 from typing import Any
 
 from bnkit.lab.claiming.claim import Claim, ClaimSettings, Each, Source
-from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.evidence import Beside, Evidence, Part
 from bnkit.lab.claiming.figures import Axis, Line, Lines, Rule
 from bnkit.lab.claiming.in_turn import in_turn
-from bnkit.lab.claiming.judging import beyond, judgement
-from bnkit.lab.claiming.own_rates import StepRatio, own_best, runs_over, slowness, step_ratio
+from bnkit.lab.claiming.judging import beyond
+from bnkit.lab.claiming.own_rates import (
+    Run,
+    StepRatio,
+    edge_notes,
+    own_best,
+    runs_over,
+    slowness,
+    step_ratio,
+)
 from bnkit.lab.records import SIDES, Side
 from bnkit.lab.statistics import PairedRatio, paired_ratio
 
@@ -82,22 +90,29 @@ def judge(settings: Complexity, trained: Results) -> Evidence:
     deeper, wider = _growth(gains, settings.deeper), _growth(gains, settings.wider)
     simplest, deepest = _pooled(gains, settings.deeper[0]), _pooled(gains, settings.deeper[-1])
     gained = simplest.beyond(1, negligible=1.1)
-    found = judgement(
-        {
-            "a gain that grows with depth": _grows(deeper),
-            "a gain that grows with width": _grows(wider),
-            "no gain in the simplest network": None if gained is None else not gained,
-        }
-    )
+    first, last = _layers(settings.depths[0]), _layers(settings.depths[-1])
     return Evidence(
-        verdict=found.verdict,
-        measured=(
-            f"Each doubling of the depth multiplies the gain in steps to {settings.target:.0%} by "
-            f"{deeper}, each doubling of the width by {wider}. With "
-            f"{_layers(settings.depths[0])} of {settings.width} units the plain network takes "
-            f"{simplest} times the steps, with {_layers(settings.depths[-1])} {deepest} times."
+        headline=(
+            f"To {settings.target:.0%} the plain network takes {simplest.roughly} the steps "
+            f"with {first}, and {deepest.roughly} with {last}."
         ),
-        where=found.where,
+        parts=(
+            Part("a gain that grows with depth", _doubling(deeper), _grows(deeper)),
+            Part("a gain that grows with width", _doubling(wider), _grows(wider)),
+            Part(
+                f"no gain in the simplest network, {first}",
+                simplest.without("as many steps"),
+                None if gained is None else not gained,
+            ),
+        ),
+        beside=(Beside(f"the gain with {last}", deepest.without("as many steps")),),
+        notes=edge_notes(
+            {
+                f"{side} ({_layers(shape[0])} of {shape[1]})": _best(settings, trained, shape, side)
+                for shape, side in product(shapes, SIDES)
+            },
+            settings.learning_rates,
+        ),
         figures=(
             _chart(gains, settings.deeper, 0, "hidden layers"),
             _chart(gains, settings.wider, 1, "units in each hidden layer"),
@@ -111,17 +126,18 @@ def judge(settings: Complexity, trained: Results) -> Evidence:
 
 
 def _gains(settings: Complexity, trained: Results, shape: Shape) -> dict[int, StepRatio]:
-    sides = [
-        own_best(
-            [r for r in trained if (r["depth"], r["width"], r["side"]) == (*shape, side)],
-            slowness(settings.target),
-        )
-        for side in SIDES
-    ]
+    sides = [_best(settings, trained, shape, side) for side in SIDES]
     return {
         seed: step_ratio([(plain, sides[1][seed][1])], settings.target)
         for seed, (_, plain) in sides[0].items()
     }
+
+
+def _best(
+    settings: Complexity, trained: Results, shape: Shape, side: Side
+) -> dict[int, tuple[float, Run]]:
+    results = [r for r in trained if (r["depth"], r["width"], r["side"]) == (*shape, side)]
+    return own_best(results, slowness(settings.target))
 
 
 def _pooled(gains: Gains, shape: Shape) -> StepRatio:
@@ -153,6 +169,12 @@ def _factor(gains: Gains, shapes: Sequence[Shape], seed: int) -> float | None:
 
 def _grows(growth: PairedRatio) -> bool | None:
     return beyond(growth.low, growth.high, bar=1, negligible=1.05)
+
+
+def _doubling(growth: PairedRatio) -> str:
+    if growth.ratio is None:
+        return "unknown: no seed has two gains"
+    return f"{growth} times the gain with each doubling"
 
 
 def _median_gain(gains: Sequence[StepRatio]) -> str:
@@ -221,7 +243,12 @@ CLAIM = Claim(
         ),
         "digits": Complexity(),
         "mnist": Complexity(
-            data="mnist", width=100, widths=(20, 100, 400), steps=1000, evaluate_every=20
+            data="mnist",
+            learning_rates=(0.1, 0.3, 1.0),
+            width=100,
+            widths=(20, 100, 400),
+            steps=1000,
+            evaluate_every=20,
         ),
     },
     run=run,

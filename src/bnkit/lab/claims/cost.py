@@ -1,7 +1,7 @@
 """Claim 12: batch norm makes biases redundant, and costs no parameters, but time."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnkit.lab.claiming.claim import Claim, ClaimSettings, Each, Source
-from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.evidence import Beside, Evidence, Part
 from bnkit.lab.claiming.figures import Axis, Dot, Dots, Rule
 from bnkit.lab.claiming.in_turn import in_turn
-from bnkit.lab.claiming.judging import beyond, judgement
+from bnkit.lab.claiming.judging import beyond
 from bnkit.lab.claiming.material import subject
-from bnkit.lab.claiming.pairing import of, ranged, ratio_of
+from bnkit.lab.claiming.pairing import of, ranged, ratio_of, rounded
 from bnkit.lab.loaders import first_of
 from bnkit.lab.records import SIDES, Side
 from bnkit.lab.statistics import PairedRatio
@@ -160,37 +160,72 @@ def _answer(model: nn.Module, inputs: Tensor, times: int) -> None:
 def judge(settings: Cost, moved: Results, counted: Results, timed: Results) -> Evidence:
     """Return the verdict: biases that do nothing, fewer parameters, and slower steps."""
     steps = {name: _slowdown(of(timed, network=name), "step") for name in settings.networks}
-    found = judgement(
-        {
-            **{f"redundant biases in {name}": _redundant(moved, name) for name in steps},
-            **{
-                f"fewer parameters in {row['network']}": row["batch norm"] < row["plain"]
-                for row in counted
-            },
-            **{
-                f"slower steps in {name}": beyond(ratio.low, ratio.high, bar=1, negligible=1.1)
-                for name, ratio in steps.items()
-            },
-        }
-    )
-    more = [row["network"] for row in counted if row["batch norm"] > row["plain"]]
-    against = f"against a source, batch norm brings more parameters in {', '.join(more)}"
+    biases = [_biases_part(name, moved) for name in settings.networks]
+    counts = [_count_part(row) for row in counted]
+    more = ", ".join(row["network"] for row in counted if row["batch norm"] > row["plain"])
+    against = f"Against a source, batch norm brings more parameters, not fewer, in {more}."
     return Evidence(
-        verdict=found.verdict,
-        measured=" ".join(
-            [f"{_bias_sentence(moved)}.", *(_sentence(row, timed) for row in counted)],
-        ),
-        where="; ".join(part for part in (found.where, against if more else "") if part),
+        headline=_headline(biases, counts, steps.values()),
+        parts=(*biases, *counts, *(_seconds_part(name, ratio) for name, ratio in steps.items())),
+        beside=tuple(_beside(moved, counted, timed)),
+        notes=(against,) if more else (),
         figures=(_seconds_chart(steps, timed), _numbers_chart(counted), _bias_chart(moved)),
         details=(*counted, *moved),
     )
 
 
-def _redundant(moved: Results, network: str) -> bool | None:
+def _headline(
+    biases: Collection[Part], counts: Collection[Part], steps: Iterable[PairedRatio]
+) -> str:
+    redundant, fewer = (
+        f"{sum(part.shown is True for part in parts)} of {len(parts)}" for parts in (biases, counts)
+    )
+    known = sorted(step.ratio for step in steps if step.ratio is not None)
+    times = " to ".join(dict.fromkeys(map(rounded, (*known[:1], *known[-1:]))))
+    return (
+        f"With batch norm biases prove redundant in {redundant} networks, parameters are fewer in "
+        f"{fewer}, and a training step takes {times or rounded(None)} times as long."
+    )
+
+
+def _biases_part(network: str, moved: Results) -> Part:
     rows = of(moved, network=network, side="batch norm")
+    output, gradient = (max(row[what] for row in rows) for what in ("output", "gradient"))
+    figures = (
+        f"outputs move by at most {output:.1g} of their size, gradient {gradient:.1g} of the "
+        f"weights'"
+    )
+    return Part(f"redundant biases in {network}", figures, _redundant(rows))
+
+
+def _redundant(rows: Results) -> bool | None:
     if len(rows) < 3:
         return None
     return all(max(row["output"], row["gradient"]) < ROUNDING for row in rows)
+
+
+def _count_part(row: Mapping[str, Any]) -> Part:
+    plain, batch_norm = row["plain"], row["batch norm"]
+    figures = f"{plain:,} without, {batch_norm:,} with batch norm"
+    return Part(f"fewer parameters in {row['network']}", figures, batch_norm < plain)
+
+
+def _seconds_part(network: str, ratio: PairedRatio) -> Part:
+    shown = beyond(ratio.low, ratio.high, bar=1, negligible=1.1)
+    return Part(f"slower steps in {network}", f"{ratio} times as long", shown)
+
+
+def _beside(moved: Results, counted: Results, timed: Results) -> Iterator[Beside]:
+    most = max(row["output"] for row in of(moved, side="plain"))
+    yield Beside(
+        "the same biases in plain networks", f"outputs move by up to {most:.2g} of their size"
+    )
+    for row in counted:
+        network, rows = row["network"], of(timed, network=row["network"])
+        yield Beside(f"running statistics in {network}", f"{row['running']:,}")
+        yield Beside(f"answers by {network}", f"{_slowdown(rows, 'answer')} times as long")
+        folded = f"{_slowdown(rows, 'answer', FOLDED)} times as long, {row[FOLDED]:,} parameters"
+        yield Beside(f"answers by {network}, folded", folded)
 
 
 def _slowdown(timed: Results, what: str, side: str = "batch norm") -> PairedRatio:
@@ -203,16 +238,6 @@ def _bias_sentence(moved: Results) -> str:
     return (
         f"Random biases before batch norm move outputs by at most {most['batch norm']:.0e} of "
         f"their size, in the plain networks by up to {most['plain']:.2g}"
-    )
-
-
-def _sentence(row: Mapping[str, Any], timed: Results) -> str:
-    rows = of(timed, network=row["network"])
-    return (
-        f"{row['network']}: {row['plain']:,} parameters are {row['batch norm']:,} with batch norm, "
-        f"beside {row['running']:,} running statistics, and {row[FOLDED]:,} when folded; a "
-        f"training step takes {_slowdown(rows, 'step')} times as long, answers "
-        f"{_slowdown(rows, 'answer')} times, folded {_slowdown(rows, 'answer', FOLDED)}."
     )
 
 
@@ -267,7 +292,10 @@ def _bias_chart(moved: Results) -> Dots:
     ]
     return Dots(
         title=_bias_sentence(moved),
-        x=Axis("relative change of outputs, and gradient of biases ÷ of weights", logarithmic=True),
+        x=Axis(
+            "relative change of outputs; gradient, biases ÷ weights; range",
+            logarithmic=True,
+        ),
         dots=tuple(dots),
         rule=Rule(ROUNDING, "rounding"),
     )

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from bnkit.lab.claiming.bands import band
 from bnkit.lab.claiming.claim import Claim, ClaimSettings, Each, Source
-from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.evidence import Evidence, Part
 from bnkit.lab.claiming.figures import Axis, Dot, Dots, Lines, Rule
 from bnkit.lab.claiming.in_turn import in_turn
-from bnkit.lab.claiming.judging import beyond, judgement
+from bnkit.lab.claiming.judging import beyond
 from bnkit.lab.claiming.material import subject
-from bnkit.lab.claiming.pairing import Found, of, ranged, ratio_of
+from bnkit.lab.claiming.pairing import Found, of, ranged, ratio_of, rounded
 from bnkit.lab.claiming.shifts import gradient_shift, inputs_and_outputs
 from bnkit.lab.claiming.stretches import in_stretches
 from bnkit.lab.data import load
@@ -179,27 +179,14 @@ def judge(settings: CovariateShift, found: Found) -> Evidence:
         for name in settings.activations
     }
     noise = {name: _noise(settings, found, name) for name in settings.activations}
-    verdict = judgement(
-        {
-            **{f"the inputs of {name} units": _less(r) for name, r in moves.items()},
-            **{f"the gradients of {name} layers": _less(r) for name, r in turns.items()},
-            **{
-                f"the stability as the cause of the gain ({name})": _cause(*ratios)
-                for name, ratios in noise.items()
-            },
-        }
-    )
-    kept = [name for name, ratios in noise.items() if _cause(*ratios) is False]
     return Evidence(
-        verdict=verdict.verdict,
-        measured=" ".join(
-            f"{name}: without batch norm the inputs of the last hidden layer move {moves[name]} "
-            f"times as far, and the gradients of the layers {turns[name]} times as far; with noise "
-            f"after it the inputs move {noise[name][0]} times as far as the plain network's, which "
-            f"takes {noise[name][1]} times as many steps as the noisy one to {settings.target:.0%}."
-            for name in settings.activations
+        headline=f"{_movement(moves)}; {_with_noise(noise)}.",
+        parts=(
+            *(_stiller(f"stiller inputs of {name} units", r) for name, r in moves.items()),
+            *(_stiller(f"stiller gradients of {name} layers", r) for name, r in turns.items()),
+            *(_caused(settings, name, *ratios) for name, ratios in noise.items()),
         ),
-        where=_where(verdict.where, kept),
+        notes=_against(noise),
         figures=(
             _percentile_chart(settings, found),
             _drift_chart(settings, found),
@@ -210,14 +197,55 @@ def judge(settings: CovariateShift, found: Found) -> Evidence:
     )
 
 
-def _where(where: str, kept: Sequence[str]) -> str:
-    if not kept:
-        return where
-    against = (
-        f"against Ioffe and Szegedy, and with Santurkar et al.: with {' and '.join(kept)} the "
-        f"network learns faster even while noise moves its inputs more than the plain network's"
+Noise = Mapping[str, tuple[PairedRatio, PairedRatio]]
+
+
+def _movement(moves: Mapping[str, PairedRatio]) -> str:
+    known = [f"{rounded(r.ratio)} ({name})" for name, r in moves.items() if r.ratio is not None]
+    if not known:
+        return "How far a layer's inputs move is unknown"
+    return f"Without batch norm a layer's inputs move {' and '.join(known)} times as far"
+
+
+def _with_noise(noise: Noise) -> str:
+    words = {True: "no faster", False: "still {} times as fast"}
+    told = [
+        f"{words[cause].format(rounded(faster.ratio))} ({name})"
+        for name, (moved, faster) in noise.items()
+        for cause in [_cause(moved, faster)]
+        if cause is not None
+    ]
+    if not told:
+        return "whether stillness speeds up training, these runs cannot tell"
+    return f"when noise moves them more, batch norm is {' and '.join(told)}"
+
+
+def _stiller(what: str, ratio: PairedRatio) -> Part:
+    return Part(what, f"move {_known(ratio)} times as far without batch norm", _less(ratio))
+
+
+def _caused(settings: CovariateShift, name: str, moved: PairedRatio, faster: PairedRatio) -> Part:
+    figures = (
+        f"noise moves the inputs {_known(moved)} times as far as plain; plain takes "
+        f"{_known(faster)} times the steps to {settings.target:.0%}"
     )
-    return "; ".join(filter(None, [where, against]))
+    return Part(f"stiller inputs cause the speed with {name}", figures, _cause(moved, faster))
+
+
+def _known(ratio: PairedRatio) -> str:
+    return "an unknown number of" if ratio.ratio is None else str(ratio)
+
+
+def _against(noise: Noise) -> tuple[str, ...]:
+    kept = [name for name, ratios in noise.items() if _cause(*ratios) is False]
+    if not kept:
+        return ()
+    note = (
+        "Against Ioffe and Szegedy, and with Santurkar et al., batch norm with "
+        f"{' and '.join(kept)} is faster than the plain network even while noise moves its inputs "
+        "more."
+    )
+    return (note,)
 
 
 def _less(ratio: PairedRatio) -> bool | None:

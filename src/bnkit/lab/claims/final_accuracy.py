@@ -1,6 +1,6 @@
 """Claim 18: batch norm makes a network better in the end, not only faster."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import median
@@ -8,11 +8,12 @@ from typing import Any
 
 from bnkit.lab.claiming.bands import band
 from bnkit.lab.claiming.claim import Claim, ClaimSettings, Each, Source
-from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.evidence import Beside, Evidence, Part
 from bnkit.lab.claiming.figures import Axis, Dot, Dots, Lines, Rule
 from bnkit.lab.claiming.in_turn import in_turn
-from bnkit.lab.claiming.judging import beyond, judgement
-from bnkit.lab.claiming.own_rates import Run, final_accuracy, own_best, runs_over
+from bnkit.lab.claiming.judging import beyond
+from bnkit.lab.claiming.own_rates import Run, edge_notes, final_accuracy, own_best, runs_over
+from bnkit.lab.claiming.points import points
 from bnkit.lab.records import SIDES, Side
 from bnkit.lab.statistics import PairedDifference, paired_difference
 
@@ -81,16 +82,17 @@ class Lead:
 def judge(settings: FinalAccuracy, trained: Results) -> Evidence:
     """Return the verdict: the lead in test accuracy at the end, by activation."""
     leads = {name: _lead(trained, name) for name in settings.activations}
-    found = judgement(
-        {
-            name: beyond(lead.end.low, lead.end.high, bar=0, negligible=settings.negligible)
-            for name, lead in leads.items()
-        }
-    )
     return Evidence(
-        verdict=found.verdict,
-        measured=" ".join(_sentence(name, lead) for name, lead in leads.items()),
-        where=found.where,
+        headline=_headline(leads),
+        parts=tuple(_part(settings, name, lead) for name, lead in leads.items()),
+        beside=tuple(each for name, lead in leads.items() for each in _beside(name, lead)),
+        notes=edge_notes(
+            {
+                f"{side} with {name}": _best(trained, name, side)
+                for name, side in product(settings.activations, SIDES)
+            },
+            settings.learning_rates,
+        ),
         figures=(_along(settings, leads), _ends(leads)),
         details=tuple(
             {
@@ -106,10 +108,7 @@ def judge(settings: FinalAccuracy, trained: Results) -> Evidence:
 
 
 def _lead(trained: Results, activation: str) -> Lead:
-    sides = [
-        own_best([r for r in trained if (r["activation"], r["side"]) == (activation, side)], _error)
-        for side in SIDES
-    ]
+    sides = [_best(trained, activation, side) for side in SIDES]
     both = list(zip(*(side.values() for side in sides), strict=True))
     pairs = tuple((plain[1], batch_norm[1]) for plain, batch_norm in both)
     return Lead(
@@ -119,24 +118,35 @@ def _lead(trained: Results, activation: str) -> Lead:
     )
 
 
+def _best(trained: Results, activation: str, side: Side) -> dict[int, tuple[float, Run]]:
+    results = [r for r in trained if (r["activation"], r["side"]) == (activation, side)]
+    return own_best(results, _error)
+
+
 def _error(run: Run) -> float:
     return 1 - final_accuracy(run)
 
 
-def _sentence(activation: str, lead: Lead) -> str:
-    late = [median(_late_gain(pair[side]) for pair in lead.pairs) for side in range(2)]
-    interval = (
-        f" ({100 * lead.end.low:+.2f} to {100 * lead.end.high:+.2f})"
-        if lead.end.low is not None and lead.end.high is not None
-        else ""
+def _headline(leads: Mapping[str, Lead]) -> str:
+    ends = " and ".join(
+        f"{100 * (lead.end.difference or 0):.1f} points with {name}" for name, lead in leads.items()
     )
-    return (
-        f"With {activation} batch norm leads by up to {100 * lead.largest:.1f} points along "
-        f"training and by {100 * (lead.end.difference or 0):+.2f}{interval} points of test "
-        f"accuracy at its end, each side at its own best learning rate. Over its last quarter the "
-        f"plain network still gained {100 * late[0]:.1f} points, that with batch norm "
-        f"{100 * late[1]:.1f}."
+    return f"Trained to its end, the network with batch norm is more accurate by {ends}."
+
+
+def _part(settings: FinalAccuracy, activation: str, lead: Lead) -> Part:
+    shown = beyond(lead.end.low, lead.end.high, bar=0, negligible=settings.negligible)
+    return Part(f"a better end with {activation}", points(lead.end), shown)
+
+
+def _beside(activation: str, lead: Lead) -> Iterator[Beside]:
+    plain, batch_norm = (
+        100 * median(_late_gain(pair[side]) for pair in lead.pairs) for side in range(2)
     )
+    largest = f"up to {100 * lead.largest:.1f} points"
+    yield Beside(f"lead along training with {activation}", largest)
+    late = f"{plain:+.1f} points plain, {batch_norm:+.1f} with batch norm"
+    yield Beside(f"what the last quarter added with {activation}", late)
 
 
 def _late_gain(run: Run) -> float:
@@ -200,7 +210,12 @@ CLAIM = Claim(
         ),
         "digits": FinalAccuracy(),
         "mnist": FinalAccuracy(
-            data="mnist", activations=("relu", "tanh"), seeds=4, steps=6000, evaluate_every=300
+            data="mnist",
+            activations=("relu", "tanh"),
+            learning_rates=(0.03, 0.1, 0.3, 1.0),
+            seeds=4,
+            steps=6000,
+            evaluate_every=300,
         ),
     },
     run=run,

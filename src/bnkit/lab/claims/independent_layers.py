@@ -2,9 +2,9 @@
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from typing import Any, Literal
 
 import torch
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from bnkit.lab.claiming.bands import band
 from bnkit.lab.claiming.claim import Claim, ClaimSettings, Each, Source
-from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.evidence import Evidence, Part
 from bnkit.lab.claiming.figures import Axis, Lines, Rule
 from bnkit.lab.claiming.in_turn import in_turn
-from bnkit.lab.claiming.judging import beyond, judgement
+from bnkit.lab.claiming.judging import beyond
 from bnkit.lab.claiming.material import subject
 from bnkit.lab.claiming.pairing import Found, difference_of, of
 from bnkit.lab.claiming.shifts import inputs_and_outputs
@@ -164,25 +164,13 @@ def change_of(before: Tensor, after: Tensor) -> float:
 
 def judge(settings: IndependentLayers, found: Found) -> Evidence:
     """Return the verdict: each effect of each disturbance is smaller with batch norm."""
-    gains = {
-        (activation, kind, effect): _gain(of(found, activation=activation), kind, effect)
-        for activation, kind, effect in product(settings.activations, DISTURBANCES, EFFECTS)
-        if (kind, effect) != ("training", "rise")  # which is a fall
-    }
-    verdict = judgement(
-        {
-            f"{_EFFECT[effect]} by {_KIND[kind]} ({activation})": _smaller(settings, effect, gain)
-            for (activation, kind, effect), gain in gains.items()
-        }
-    )
+    parts = {effect: tuple(_parts(settings, found, effect)) for effect in EFFECTS}
     return Evidence(
-        verdict=verdict.verdict,
-        measured=" ".join(
-            f"{_EFFECT[effect].capitalize()}, plain − batch norm: {_listed(gains, effect)}."
-            for effect in EFFECTS
-        )
-        + " With batch norm only gamma and beta move a distribution: that it stays is built in.",
-        where=verdict.where,
+        headline=_headline(parts),
+        parts=tuple(chain.from_iterable(parts.values())),
+        notes=(
+            "With batch norm only gamma and beta move a distribution: that it stays is built in.",
+        ),
         figures=tuple(_chart(settings, found, kind, effect) for kind, effect in _CHARTS),
         details=tuple(_rows(settings, found)),
     )
@@ -203,6 +191,14 @@ _EFFECT = {
 }
 
 
+def _parts(settings: IndependentLayers, found: Found, effect: str) -> Iterator[Part]:
+    for activation, kind in product(settings.activations, DISTURBANCES):
+        if (kind, effect) != ("training", "rise"):  # which is a fall
+            gain = _gain(of(found, activation=activation), kind, effect)
+            what = f"smaller {_EFFECT[effect]} by {_KIND[kind]} ({activation})"
+            yield Part(what, _reduced(effect, gain), _smaller(settings, effect, gain))
+
+
 def _gain(found: Found, kind: Disturbance, effect: str) -> PairedDifference:
     """Return batch norm − plain at the middle strength."""
     rows = [{**each, effect: each[kind][effect][len(each[kind][effect]) // 2]} for each in found]
@@ -218,18 +214,28 @@ def _smaller(settings: IndependentLayers, effect: str, gain: PairedDifference) -
     return beyond(-gain.high, -gain.low, bar=0, negligible=negligible)
 
 
-def _listed(gains: Mapping[tuple[str, Disturbance, str], PairedDifference], effect: str) -> str:
-    return ", ".join(
-        f"{_reduced(gain)} by {_KIND[kind]} ({activation})"
-        for (activation, kind, name), gain in gains.items()
-        if name == effect
+def _reduced(effect: str, gain: PairedDifference) -> str:
+    if gain.difference is None:
+        return "by an unknown amount"
+    interval = (
+        f" ({-gain.high:+.2f} to {-gain.low:+.2f})"
+        if gain.low is not None and gain.high is not None
+        else ""
     )
+    unit = "nats" if effect == "rise" else "standard deviations"
+    return f"by {-gain.difference:+.2f}{interval} {unit}"
 
 
-def _reduced(gain: PairedDifference) -> str:
-    if gain.difference is None or gain.low is None or gain.high is None:
-        return "unknown"
-    return f"{-gain.difference:+.2f} ({-gain.high:+.2f} to {-gain.low:+.2f})"
+def _headline(parts: Mapping[str, Sequence[Part]]) -> str:
+    shift, change, rise = (
+        f"{sum(part.shown is True for part in parts[effect])} of {len(parts[effect])}"
+        for effect in EFFECTS
+    )
+    return (
+        f"With batch norm a disturbed first layer demonstrably shifts later distributions less in "
+        f"{shift} cases, changes single inputs less in {change}, and raises the loss less in "
+        f"{rise}."
+    )
 
 
 def _rows(settings: IndependentLayers, found: Found) -> Iterator[dict[str, Any]]:
@@ -271,9 +277,9 @@ _STRENGTH = {
     "training": "further training steps of the first layer",
 }
 _UNIT = {
-    "shift": "shift of the last hidden layer's inputs (standard deviations)",
-    "change": "change of the last hidden layer's inputs (standard deviations)",
-    "rise": "rise of the held-out loss (nats)",
+    "shift": "shift of the last hidden layer's inputs (standard deviations), median and range",
+    "change": "change of the last hidden layer's inputs (standard deviations), median and range",
+    "rise": "rise of the held-out loss (nats), median and range",
 }
 
 

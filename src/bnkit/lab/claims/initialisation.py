@@ -1,21 +1,22 @@
 """Claim 4: batch norm makes training less dependent on the initial weights, within bounds."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from bnkit.lab.claiming.claim import Claim, ClaimSettings, Each, Source
-from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.evidence import Evidence, Part
 from bnkit.lab.claiming.figures import Axis, Line, Lines
 from bnkit.lab.claiming.in_turn import in_turn
-from bnkit.lab.claiming.judging import beyond, judgement
+from bnkit.lab.claiming.judging import beyond
 from bnkit.lab.claiming.material import trial
 from bnkit.lab.records import SIDES, Side
 from bnkit.lab.statistics import PairedDifference, SuccessRate, paired_difference
 
 Results = Sequence[Mapping[str, Any]]
 Setting = tuple[str, float]  # activation, learning rate
+Rates = Mapping[tuple[Setting, float], SuccessRate]  # by setting and standard deviation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,26 +79,10 @@ def judge(settings: Initialisation, trained: Results) -> Evidence:
         (setting, deviation): _rate(settings, trained, setting, "batch norm", deviation)
         for setting, deviation in product(settings.settings, settings.deviations)
     }
-    found = judgement(
-        {
-            **{
-                f"more initial weights with {_name(setting)}": beyond(
-                    gain.low, gain.high, bar=0, negligible=0.5
-                )
-                for setting, gain in gains.items()
-            },
-            "not fixing everything": _not_everything(settings, list(with_it.values())),
-        }
-    )
-    (setting, deviation), worst = min(with_it.items(), key=lambda item: item[1].successes)
+    more = (_more(settings, *named) for named in gains.items())
     return Evidence(
-        verdict=found.verdict,
-        measured=(
-            f"Of {len(settings.deviations)} standard deviations, batch norm trains from so many "
-            f"more: {'; '.join(_counted(*named) for named in gains.items())}. Its worst rate is "
-            f"{worst} runs ({_name(setting)}, standard deviation {deviation:g})."
-        ),
-        where=found.where,
+        headline=_headline(settings, trained, with_it),
+        parts=(*more, _not_everything(settings, with_it)),
         figures=(_chart(settings, trained),),
         details=tuple(_details(settings, trained)),
     )
@@ -133,22 +118,56 @@ def _gain(settings: Initialisation, trained: Results, setting: Setting) -> Paire
     return paired_difference((count, counts[1][seed]) for seed, count in counts[0].items())
 
 
-def _not_everything(settings: Initialisation, rates: Sequence[SuccessRate]) -> bool | None:
+def _more(settings: Initialisation, setting: Setting, gain: PairedDifference) -> Part:
+    interval = "" if gain.low is None else f" ({gain.low:+.1f} to {gain.high:+.1f})"
+    return Part(
+        f"more initial weights with {_name(setting)}",
+        f"{gain.difference or 0:+.1f}{interval} of {len(settings.deviations)} standard deviations",
+        beyond(gain.low, gain.high, bar=0, negligible=0.5),
+    )
+
+
+def _not_everything(settings: Initialisation, with_it: Rates) -> Part:
     """Return whether some initialisation fails too often for sure; False if hardly any run does."""
-    if any(rate.interval[1] < settings.enough for rate in rates):
-        return True
-    every = SuccessRate(sum(r.successes for r in rates), sum(r.runs for r in rates))
-    return False if every.interval[0] > settings.enough else None
+    every = _together(with_it.values())
+    fails = any(rate.interval[1] < settings.enough for rate in with_it.values())
+    fixed = every.interval[0] > settings.enough
+    return Part(
+        "not fixing everything",
+        f"{every} runs train with batch norm{_worst(with_it, ', ')}",
+        True if fails else False if fixed else None,
+    )
+
+
+def _together(rates: Iterable[SuccessRate]) -> SuccessRate:
+    found = list(rates)
+    return SuccessRate(sum(r.successes for r in found), sum(r.runs for r in found))
+
+
+def _worst(with_it: Rates, link: str) -> str:
+    (setting, deviation), rate = min(with_it.items(), key=lambda item: item[1].successes)
+    if rate.successes == rate.runs:
+        return ""
+    return f"{link}{rate} from a deviation of {deviation:g} ({_name(setting)})"
+
+
+def _headline(settings: Initialisation, trained: Results, with_it: Rates) -> str:
+    plain, batch_norm = (
+        _together(
+            _rate(settings, trained, setting, side, deviation) for setting, deviation in with_it
+        )
+        for side in SIDES
+    )
+    return (
+        f"From initial weights of {len(settings.deviations)} standard deviations "
+        f"{plain.successes} of {plain.runs} runs train without batch norm and "
+        f"{batch_norm.successes} with it{_worst(with_it, ', but ')}."
+    )
 
 
 def _name(setting: Setting) -> str:
     activation, rate = setting
-    return f"{activation} at {rate:g}"
-
-
-def _counted(setting: Setting, gain: PairedDifference) -> str:
-    interval = "" if gain.low is None else f" ({gain.low:+.1f} to {gain.high:+.1f})"
-    return f"{_name(setting)} {gain.difference or 0:+.1f}{interval}"
+    return f"{activation} at rate {rate:g}"
 
 
 def _chart(settings: Initialisation, trained: Results) -> Lines:

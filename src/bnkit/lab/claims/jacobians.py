@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from bnkit.lab.claiming.bands import band
 from bnkit.lab.claiming.claim import Claim, ClaimSettings, Each, Source
-from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.evidence import Evidence, Part
 from bnkit.lab.claiming.figures import Axis, Dots, Lines, Rule
 from bnkit.lab.claiming.in_turn import in_turn
-from bnkit.lab.claiming.judging import beyond, judgement
+from bnkit.lab.claiming.judging import beyond
 from bnkit.lab.claiming.material import subject
 from bnkit.lab.claiming.pairing import Found, difference_of, of, ranged
+from bnkit.lab.claiming.points import points
 from bnkit.lab.claiming.stretches import in_stretches
 from bnkit.lab.data import load
 from bnkit.lab.records import SIDES, Side
@@ -111,30 +112,26 @@ def judge(settings: Jacobians, found: Found) -> Evidence:
     """Return the verdict: closer to 1 than without batch norm, and close to 1 for the most part."""
     setups = list(product(settings.activations, settings.inits))
     gains = {
-        f"{_named(activation, init)} {when}": difference_of(
+        f"{_named(activation, init)}, {when}": difference_of(
             _shares(of(found, activation=activation, init=init), when), "close"
         )
         for activation, init in setups
         for when in WHENS
     }
     shares = {name: _with_batch_norm(found, name) for name in settings.activations}
-    verdict = judgement(
-        {
-            **{
-                f"values brought closer to 1 ({n})": _closer(settings, gain)
-                for n, gain in gains.items()
-            },
-            **{f"most values close to 1 ({n})": _mostly(s) for n, s in shares.items()},
-        }
+    closer = tuple(
+        Part(f"closer to 1: {name}", points(gain), _closer(settings, gain))
+        for name, gain in gains.items()
     )
     return Evidence(
-        verdict=verdict.verdict,
-        measured=(
-            f"Singular values within a factor of {settings.within:g} of 1, batch norm − plain, in "
-            f"points: {'; '.join(f'{name} {_points(gain)}' for name, gain in gains.items())}. With "
-            f"batch norm they are {_medians(shares)} of all."
+        headline=_headline(shares, closer),
+        parts=(
+            *closer,
+            *(
+                Part(f"most values close to 1: {n}", _range(s), _mostly(s))
+                for n, s in shares.items()
+            ),
         ),
-        where=verdict.where,
         figures=(_spectrum_chart(settings, found), _share_chart(settings, found)),
         details=tuple(
             {
@@ -172,14 +169,19 @@ def _mostly(shares: Sequence[float]) -> bool | None:
     return False if max(shares) <= 0.5 else None
 
 
-def _points(gain: PairedDifference) -> str:
-    if gain.difference is None or gain.low is None or gain.high is None:
+def _headline(shares: Mapping[str, Sequence[float]], closer: Sequence[Part]) -> str:
+    close = " and ".join(f"{median(values):.0%} ({n})" for n, values in shares.items() if values)
+    more = sum(part.shown is True for part in closer)
+    return (
+        f"With batch norm {close or 'an unknown share'} of the singular values are close to 1; "
+        f"{more} of {len(closer)} comparisons show more than without it."
+    )
+
+
+def _range(shares: Sequence[float]) -> str:
+    if not shares:
         return "unknown"
-    return f"{100 * gain.difference:+.0f} ({100 * gain.low:+.0f} to {100 * gain.high:+.0f})"
-
-
-def _medians(shares: Mapping[str, Sequence[float]]) -> str:
-    return ", ".join(f"{median(values):.0%} ({name})" for name, values in shares.items() if values)
+    return f"{median(shares):.0%}, from {min(shares):.0%} to {max(shares):.0%} over the runs"
 
 
 def _spectrum_chart(settings: Jacobians, found: Found) -> Lines:

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnkit.lab.claiming.claim import Claim, ClaimSettings, Each, Source
-from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.evidence import Beside, Evidence, Part
 from bnkit.lab.claiming.figures import Axis, Dot, Dots, Line, Lines, Rule
 from bnkit.lab.claiming.in_turn import in_turn
-from bnkit.lab.claiming.judging import beyond, judgement
+from bnkit.lab.claiming.judging import beyond
 from bnkit.lab.claiming.material import subject, trial
+from bnkit.lab.claiming.pairing import rounded
 from bnkit.lab.loaders import first_of
 from bnkit.lab.records import SIDES, Side
 from bnkit.lab.statistics import PairedRatio, paired_ratio
@@ -99,19 +100,16 @@ def judge(
     rates = {(r["side"], r["seed"]): _largest(r["accuracies"], settings.target) for r in trained}
     steps = {(r["side"], r["seed"]): _longest(r["ratios"], settings) for r in searched}
     rate, step = _ratio(rates), _ratio(steps)
-    found = judgement(
-        {
-            "the largest learning rate that trains": _shown(rate),
-            "the longest first step": _shown(step),
-        }
-    )
     return Evidence(
-        verdict=found.verdict,
-        measured=(
-            f"The largest learning rate that trains is {rate} times as large with batch norm; "
-            f"the first gradient step can be {step} times as long before the loss explodes."
+        headline=(
+            f"With batch norm the largest learning rate that trains {_roughly(rate, 'as large')}, "
+            f"and the longest first step before the loss explodes {_roughly(step, 'as long')}."
         ),
-        where=found.where,
+        parts=(
+            Part("the largest learning rate that trains", _told(rate, "as large"), _shown(rate)),
+            Part("the longest step before the loss explodes", _told(step, "as long"), _shown(step)),
+        ),
+        beside=(Beside("learning rates tried", ", ".join(map(str, settings.learning_rates))),),
         figures=(_accuracy_chart(settings, trained), _search_chart(settings, searched)),
         details=tuple(
             {"side": side, "seed": seed, "largest rate": value, "longest step": steps[side, seed]}
@@ -124,6 +122,29 @@ def _shown(ratio: PairedRatio) -> bool | None:
     if ratio.only_batch_norm >= 3 and not ratio.both and not ratio.only_plain:
         return True  # the plain network trains at no rate of the sweep, and batch norm does
     return beyond(ratio.low, ratio.high, bar=1, negligible=1.1)
+
+
+def _roughly(ratio: PairedRatio, times: str) -> str:
+    lone = (ratio.only_batch_norm > 0, ratio.only_plain > 0)
+    if ratio.ratio is not None:
+        both = " where both sides have one" if any(lone) else ""
+        return f"is {rounded(ratio.ratio)} times {times}{both}"
+    one_side = {(True, False): "has no plain counterpart", (False, True): "does not exist"}
+    return one_side.get(lone, "is unknown")
+
+
+def _told(ratio: PairedRatio, times: str) -> str:
+    """Return the ratio over the seeds with both values, and how many seeds have one or none."""
+    lone = {
+        "only with batch norm": ratio.only_batch_norm,
+        "only without": ratio.only_plain,
+        "on neither side": ratio.neither,
+    }
+    seeds = ratio.both + sum(lone.values())
+    known = [f"{ratio} times {times} with batch norm"] if ratio.both else []
+    return "; ".join(
+        known + [f"{side} from {count} of {seeds} seeds" for side, count in lone.items() if count]
+    )
 
 
 def _ratio(values: Mapping[tuple[str, int], float | None]) -> PairedRatio:

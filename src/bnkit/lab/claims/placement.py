@@ -7,25 +7,27 @@ from typing import Any, Literal
 
 from bnkit.lab.claiming.bands import band
 from bnkit.lab.claiming.claim import Claim, ClaimSettings, Each, Source
-from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.evidence import Evidence, Part
 from bnkit.lab.claiming.figures import Axis, Dot, Dots, Lines, Rule
 from bnkit.lab.claiming.in_turn import in_turn
-from bnkit.lab.claiming.judging import judgement
 from bnkit.lab.claiming.own_rates import (
     Run,
     StepRatio,
+    edge_notes,
     final_accuracy,
     own_best,
     runs_over,
     slowness,
     step_ratio,
 )
+from bnkit.lab.claiming.points import points
 from bnkit.lab.statistics import PairedDifference, paired_difference
 from bnkit.surgery.addition import Placement
 
 Results = Sequence[Mapping[str, Any]]
 BEFORE: Placement = "before_activation"
 AFTER: Placement = "after_activation"
+PLACE: Mapping[Placement, str] = {BEFORE: "before", AFTER: "after"}
 Winner = Literal["before", "after", "neither"]
 Trainee = tuple[str, str, int]  # network, activation, training steps
 
@@ -127,14 +129,10 @@ def _same(found: set[Winner | None]) -> Winner | None:
 def judge(settings: Placements, trained: Results) -> Evidence:
     """Return the verdict: before the activation is better, network by network."""
     contests = {name: _contest(settings, trained, name) for name in map(_name, settings.networks)}
-    winners = {name: contest.winner for name, contest in contests.items()}
-    found = judgement({name: winner and winner == "before" for name, winner in winners.items()})
-    after = [name for name, winner in winners.items() if winner == "after"]
-    reverse = f"against its sources, after the activation is better for {', '.join(after)}"
     return Evidence(
-        verdict=found.verdict,
-        measured=" ".join(_sentence(settings, *named) for named in contests.items()),
-        where="; ".join(part for part in (found.where, reverse if after else "") if part),
+        headline=_headline(contests),
+        parts=tuple(_part(settings, *named) for named in contests.items()),
+        notes=(*_against(contests), *_edges(settings, trained)),
         figures=(_ratios(contests), _curves(settings, contests)),
         details=tuple(
             {
@@ -148,13 +146,26 @@ def judge(settings: Placements, trained: Results) -> Evidence:
     )
 
 
+def _edges(settings: Placements, trained: Results) -> tuple[str, ...]:
+    best = {
+        f"{name} ({PLACE[placement]})": own_best(_of(trained, name, placement), _error)
+        for name, placement in product(map(_name, settings.networks), PLACE)
+    }
+    return edge_notes(best, settings.learning_rates)
+
+
+def _of(trained: Results, name: str, placement: Placement) -> list[Mapping[str, Any]]:
+    return [r for r in trained if (r["network"], r["placement"]) == (name, placement)]
+
+
+def _error(run: Run) -> float:
+    return 1 - final_accuracy(run)
+
+
 def _contest(settings: Placements, trained: Results, name: str) -> Contest:
-    before, after = (
-        [r for r in trained if (r["network"], r["placement"]) == (name, placement)]
-        for placement in (BEFORE, AFTER)
-    )
+    before, after = (_of(trained, name, placement) for placement in (BEFORE, AFTER))
     quickest = [_best(results, slowness(settings.target)) for results in (before, after)]
-    highest = [_best(results, lambda run: -final_accuracy(run)) for results in (before, after)]
+    highest = [_best(results, _error) for results in (before, after)]
     return Contest(
         before=quickest[0],
         after=quickest[1],
@@ -167,18 +178,45 @@ def _best(results: Results, cost: Callable[[Run], float]) -> tuple[Run, ...]:
     return tuple(run for _, run in own_best(results, cost).values())
 
 
-def _sentence(settings: Placements, name: str, contest: Contest) -> str:
-    lead = contest.accuracy
-    interval = (
-        f" ({100 * lead.low:+.2f} to {100 * lead.high:+.2f})"
-        if lead.low is not None and lead.high is not None
-        else ""
+_PLACES: Mapping[Winner | None, str] = {
+    "before": "before the activation in {count} ({names})",
+    "after": "after the activation in {count} ({names})",
+    "neither": "neither in {count}",
+    None: "not shown in {count}",
+}
+
+
+def _headline(contests: Mapping[str, Contest]) -> str:
+    found = ", ".join(
+        place.format(count=len(names), names=", ".join(names))
+        for winner, place in _PLACES.items()
+        if (names := _won(contests, winner))
     )
-    return (
-        f"{name}: after the activation it takes {contest.steps} times the steps to "
-        f"{settings.target:.0%} that it takes before; before, it ends "
-        f"{100 * (lead.difference or 0):+.2f}{interval} points higher."
+    return f"Of {len(contests)} networks, the better place for batch norm is {found}."
+
+
+def _won(contests: Mapping[str, Contest], winner: Winner | None) -> list[str]:
+    return [name for name, contest in contests.items() if contest.winner == winner]
+
+
+def _part(settings: Placements, name: str, contest: Contest) -> Part:
+    return Part(
+        what=f"better before the activation in {name}",
+        figures=(
+            f"steps to {settings.target:.0%}, after ÷ before: {contest.steps}; "
+            f"final accuracy, before − after: {points(contest.accuracy)}"
+        ),
+        shown=contest.winner and contest.winner == "before",
     )
+
+
+def _against(contests: Mapping[str, Contest]) -> tuple[str, ...]:
+    names = ", ".join(_won(contests, "after"))
+    note = (
+        "Against its sources, Ioffe and Szegedy and Udacity's lesson, after the activation is "
+        f"better in {names}, as fast.ai says."
+    )
+    return (note,) if names else ()
 
 
 def _ratios(contests: Mapping[str, Contest]) -> Dots:
@@ -253,7 +291,8 @@ CLAIM = Claim(
                 ("mlp", "sigmoid", 400),
                 ("dlology", "relu", 120),
             ),
-            evaluations=8,
+            learning_rates=(0.1, 0.3, 1.0),
+            evaluations=20,
             seeds=3,
         ),
     },

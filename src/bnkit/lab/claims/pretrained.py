@@ -14,12 +14,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnkit.dataflow import duplicate
 from bnkit.lab.claiming.bands import band
 from bnkit.lab.claiming.claim import Claim, ClaimSettings, Each, Source
-from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.evidence import Beside, Evidence, Part
 from bnkit.lab.claiming.figures import Axis, Dots, Lines, Rule
 from bnkit.lab.claiming.in_turn import in_turn
-from bnkit.lab.claiming.judging import beyond, judgement
+from bnkit.lab.claiming.judging import beyond
 from bnkit.lab.claiming.material import subject
 from bnkit.lab.claiming.pairing import ranged
+from bnkit.lab.claiming.points import points
 from bnkit.lab.loaders import Loaders
 from bnkit.lab.statistics import PairedDifference, paired_difference
 from bnkit.lab.training import Batches, Training, accuracy, train
@@ -152,18 +153,16 @@ def judge(found: Results) -> Evidence:
     """Return the verdict: which insertion changes nothing, and what fine-tuning gains."""
     gain = _gain(found, lambda row: row[PLAIN]["before"], lambda row: row[ROOT]["after"])
     lead = _gain(found, lambda row: row[PLAIN]["after"], lambda row: row[ROOT]["after"])
-    verdict = judgement(
-        {
-            "an insertion that changes nothing, by the root of the variance": _same(found, ROOT),
-            "an insertion that changes nothing, by the variance": _same(found, VARIANCE),
-            "a higher accuracy after fine-tuning than before": _higher(gain),
-            "a higher accuracy than fine-tuning without batch norm": _higher(lead),
-        }
-    )
     return Evidence(
-        verdict=verdict.verdict,
-        measured=_words(found, gain, lead),
-        where="; ".join(filter(None, (verdict.where, _against(found)))),
+        headline=_headline(found, gain, lead),
+        parts=(
+            _unmoved("no change, inserted by the root of the variance", found, ROOT),
+            _unmoved("no change, inserted by the variance, as published", found, VARIANCE),
+            _higher("a higher accuracy after fine-tuning than before", gain),
+            _higher("a higher accuracy than fine-tuning without batch norm", lead),
+        ),
+        beside=(_by_variance(found, "loss", ".3f"), _by_variance(found, "accuracy", ".2%")),
+        notes=_against(found),
         figures=(_losses(found), _curves(found)),
         details=tuple(
             {
@@ -189,46 +188,45 @@ def _same(found: Results, name: str) -> bool | None:
 
 
 def _gain(found: Results, earlier: Any, later: Any) -> PairedDifference:
-    return paired_difference(
-        (100 * earlier(row)["accuracy"], 100 * later(row)["accuracy"]) for row in found
+    return paired_difference((earlier(row)["accuracy"], later(row)["accuracy"]) for row in found)
+
+
+def _higher(what: str, gain: PairedDifference) -> Part:
+    return Part(what, points(gain), beyond(gain.low, gain.high, bar=0, negligible=0.001))
+
+
+def _unmoved(what: str, found: Results, name: str) -> Part:
+    moved = [float(row[name]["moved"]) for row in found]
+    figures = f"outputs move by {min(moved):.2g} to {max(moved):.2g} times the largest, over seeds"
+    return Part(what, figures, _same(found, name))
+
+
+def _by_variance(found: Results, what: str, form: str) -> Beside:
+    plain, variance = (format(_of(found, name, what), form) for name in (PLAIN, VARIANCE))
+    return Beside(f"test {what} on insertion by the variance", f"from {plain} to {variance}")
+
+
+def _against(found: Results) -> tuple[str, ...]:
+    note = (
+        "Against its source, the published recipe, the variance as weight, changes what the "
+        "network computes."
     )
+    return (note,) if _same(found, VARIANCE) is False else ()
 
 
-def _higher(gain: PairedDifference) -> bool | None:
-    return beyond(gain.low, gain.high, bar=0, negligible=0.1)
-
-
-def _against(found: Results) -> str:
-    if _same(found, VARIANCE) is not False:
-        return ""
-    return "against its source, the published recipe, the variance as weight, changes the network"
-
-
-def _words(found: Results, gain: PairedDifference, lead: PairedDifference) -> str:
+def _headline(found: Results, gain: PairedDifference, lead: PairedDifference) -> str:
+    outputs = {True: "changes no output", False: "changes outputs", None: "may change outputs"}
+    tuned, more = (100 * (each.difference or 0) for each in (gain, lead))
+    plain, variance = (100 * _of(found, name, "accuracy") for name in (PLAIN, VARIANCE))
     return (
-        f"Inserted by the root of the variance, batch norm moves the outputs by at most "
-        f"{_most(found, ROOT):.0e} of their size; by the variance, as published, by up to "
-        f"{_most(found, VARIANCE):.2g}: the loss goes from {_of(found, PLAIN, 'loss'):.3f} to "
-        f"{_of(found, VARIANCE, 'loss'):.3f}, the accuracy from "
-        f"{100 * _of(found, PLAIN, 'accuracy'):.2f} to "
-        f"{100 * _of(found, VARIANCE, 'accuracy'):.2f}%. Fine-tuning after insertion changes the "
-        f"accuracy by {_points(gain)} points, and ends {_points(lead)} points above fine-tuning "
-        f"without batch norm."
+        f"Inserted by the root of the variance, batch norm {outputs[_same(found, ROOT)]}, and "
+        f"fine-tuning adds {tuned:+z.1f} points ({tuned - more:+z.1f} without it); by the "
+        f"variance, as published, it takes accuracy from {plain:.1f} to {variance:.1f}%."
     )
-
-
-def _most(found: Results, name: str) -> float:
-    return max(float(row[name]["moved"]) for row in found)
 
 
 def _of(found: Results, name: str, what: str, when: str = "before") -> float:
     return median(float(row[name][when][what]) for row in found)
-
-
-def _points(gain: PairedDifference) -> str:
-    if gain.low is None or gain.high is None:
-        return f"{gain.difference or 0:+.2f}"
-    return f"{gain.difference or 0:+.2f} ({gain.low:+.2f} to {gain.high:+.2f})"
 
 
 LABELS = {PLAIN: "plain", ROOT: "root of the variance", VARIANCE: "variance, as published"}

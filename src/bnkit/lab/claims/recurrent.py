@@ -10,11 +10,12 @@ from torch import nn
 
 from bnkit.lab.claiming.bands import band
 from bnkit.lab.claiming.claim import Claim, ClaimSettings, Each, Source
-from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.evidence import Beside, Evidence, Part
 from bnkit.lab.claiming.figures import Axis, Dots, Lines
 from bnkit.lab.claiming.in_turn import in_turn
-from bnkit.lab.claiming.judging import beyond, judgement
+from bnkit.lab.claiming.judging import beyond
 from bnkit.lab.claiming.pairing import Found, of, ranged
+from bnkit.lab.claiming.points import points
 from bnkit.lab.claiming.reading import ORDERS, Order, Reader, average_statistics, order_of
 from bnkit.lab.data import Examples, batches, load
 from bnkit.lab.loaders import seed_everything
@@ -125,24 +126,15 @@ def judge(settings: Recurrent, found: Found) -> Evidence:
     speed = {order: _more(found, order, "plain", _mean_accuracy) for order in ORDERS}
     final = {order: _more(found, order, "plain", _test_accuracy) for order in ORDERS}
     small = _more(found, "permuted", "gamma 1", _test_accuracy)
-    verdict = judgement(
-        {
-            "the speed on pixels in order": _shown(speed["in order"]),
-            "the speed on permuted pixels": _shown(speed["permuted"]),
-            "the final accuracy on permuted pixels": _shown(final["permuted"]),
-            "gamma 0.1 rather than 1 on permuted pixels": _shown(small),
-        }
-    )
     return Evidence(
-        verdict=verdict.verdict,
-        measured=(
-            f"With recurrent batch norm (gamma 0.1) the accuracy, averaged over the training, is "
-            f"higher by {_points(speed['in order'])} points on pixels in order and by "
-            f"{_points(speed['permuted'])} on permuted ones; after it, on the test images, by "
-            f"{_points(final['in order'])} and {_points(final['permuted'])}. Gamma 0.1 ends "
-            f"{_points(small)} points above gamma 1 on permuted pixels."
+        headline=_headline(speed["permuted"], final["permuted"], small),
+        parts=(
+            _part("faster learning on pixels in order", speed["in order"], _ALONG),
+            _part("faster learning on permuted pixels", speed["permuted"], _ALONG),
+            _part("a better end on permuted pixels", final["permuted"], _END),
+            _part("gamma 0.1 rather than 1 on permuted pixels", small, _END),
         ),
-        where=verdict.where,
+        beside=(Beside("a better end on pixels in order", f"{points(final['in order'])} {_END}"),),
         figures=(_curves(settings, found, speed), _final_chart(found, final)),
         details=tuple(
             {**{k: v for k, v in row.items() if k != "accuracies"}, "mean": _mean_accuracy(row)}
@@ -160,22 +152,35 @@ def _test_accuracy(row: Any) -> float:
 
 
 def _more(found: Found, order: Order, than: Kind, value: Any) -> PairedDifference:
-    """Return by how many percentage points gamma 0.1 exceeds `than`, over seeds."""
+    """Return by how much gamma 0.1 exceeds `than`, over seeds."""
     lower, upper = (
-        {row["seed"]: 100 * value(row) for row in of(found, order=order, kind=kind)}
+        {row["seed"]: value(row) for row in of(found, order=order, kind=kind)}
         for kind in (than, "gamma 0.1")
     )
     return paired_difference((lower[seed], upper[seed]) for seed in sorted(upper))
 
 
 def _shown(difference: PairedDifference) -> bool | None:
-    return beyond(difference.low, difference.high, bar=0, negligible=0.5)
+    return beyond(difference.low, difference.high, bar=0, negligible=0.005)
 
 
-def _points(difference: PairedDifference) -> str:
-    if difference.low is None:
-        return f"{difference.difference:.1f}"
-    return f"{difference.difference:.1f} ({difference.low:.1f} to {difference.high:.1f})"
+_ALONG, _END = "averaged over training", "at the end"
+
+
+def _part(what: str, difference: PairedDifference, when: str) -> Part:
+    return Part(what, f"{points(difference)} {when}", _shown(difference))
+
+
+def _headline(speed: PairedDifference, final: PairedDifference, small: PairedDifference) -> str:
+    return (
+        f"On permuted pixels an LSTM's accuracy with recurrent batch norm is {_higher(speed)} over "
+        f"training and {_higher(final)} at its end; gamma 0.1 ends {_higher(small)} than gamma 1."
+    )
+
+
+def _higher(difference: PairedDifference) -> str:
+    by = 100 * (difference.difference or 0)
+    return f"{abs(by):.0f} points {'lower' if by < 0 else 'higher'}"
 
 
 def _name(kind: Kind) -> str:
@@ -214,7 +219,9 @@ def _curves(settings: Recurrent, found: Found, speed: dict[Order, PairedDifferen
 
 
 def _final_chart(found: Found, final: dict[Order, PairedDifference]) -> Dots:
-    gains = ", ".join(f"{final[order].difference:+.1f} points {order}" for order in ORDERS)
+    gains = ", ".join(
+        f"{100 * (final[order].difference or 0):+.1f} points {order}" for order in ORDERS
+    )
     return Dots(
         title=f"Recurrent batch norm ends {gains}",
         x=Axis("test accuracy (%), median and range"),

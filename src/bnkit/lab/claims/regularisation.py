@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from bnkit.lab.claiming.bands import band
 from bnkit.lab.claiming.claim import Claim, ClaimSettings, Each, Source
-from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.evidence import Beside, Evidence, Part
 from bnkit.lab.claiming.figures import Axis, Dot, Dots, Lines
 from bnkit.lab.claiming.in_turn import in_turn
-from bnkit.lab.claiming.judging import beyond, judgement
+from bnkit.lab.claiming.judging import beyond
 from bnkit.lab.claiming.material import subject
 from bnkit.lab.claiming.pairing import Found, of, ranged
 from bnkit.lab.claiming.points import evaluated, finished, points
@@ -189,32 +189,53 @@ def judge(settings: Regularisation, noises: Found, gaps: Found, traps: Found) ->
     instead = _instead(settings, gaps)
     shift = paired_ratio((each["shift"], 1.0) for each in traps)
     mended = paired_difference((each["trapped"], each["mended"]) for each in traps)
-    found = judgement(
-        {
-            "noise that falls with the size of the mini-batch": _above_one(first_last),
-            **{f"the gap at mini-batches of {n}": _less(d) for n, d in narrowed.items()},
-            "batch norm in place of dropout": beyond(
-                instead.low, instead.high, bar=-settings.close, negligible=-settings.close
-            ),
-            "the variance shift by dropout right before it": _above_one(shift),
-        }
-    )
-    by_size = "; ".join(f"{points(d)} at {n}" for n, d in narrowed.items())
     return Evidence(
-        verdict=found.verdict,
-        measured=(
-            f"An example's outputs vary with the rest of its mini-batch {first_last} times as much "
-            f"in mini-batches of {settings.noise_sizes[0]} as of {settings.noise_sizes[-1]}. The "
-            f"gap between training and test accuracy is narrower by, for each mini-batch size: "
-            f"{by_size}. The test accuracy of batch norm without dropout exceeds that of dropout "
-            f"without batch norm by {points(instead)}. Dropout right before batch norm makes the "
-            f"variance in training {shift} times that in use; statistics measured without dropout "
-            f"change the accuracy by {points(mended)}."
+        headline=_headline(narrowed, instead),
+        parts=(
+            Part(
+                "noise that falls with the mini-batch size",
+                f"{first_last} times as much at {settings.noise_sizes[0]} examples as at "
+                f"{settings.noise_sizes[-1]}",
+                _above_one(first_last),
+            ),
+            *(
+                Part(f"a narrower gap at mini-batches of {n}", points(d), _less(d))
+                for n, d in narrowed.items()
+            ),
+            Part(
+                "no loss when batch norm replaces dropout",
+                f"{points(instead)} of test accuracy",
+                beyond(instead.low, instead.high, bar=-settings.close, negligible=-settings.close),
+            ),
+            Part(
+                "variance enlarged by dropout right before batch norm",
+                f"{shift} times that in use",
+                _above_one(shift),
+            ),
         ),
-        where=found.where,
+        beside=(Beside("accuracy regained by statistics without dropout", points(mended)),),
         figures=(_noise_chart(settings, noises), _gap_chart(settings, gaps), _trap_chart(traps)),
         details=(*gaps, *traps),
     )
+
+
+def _headline(narrowed: Mapping[int, PairedDifference], instead: PairedDifference) -> str:
+    gaps = " and ".join(
+        f"{_by(d, 'narrower', 'wider')} at mini-batches of {n}" for n, d in narrowed.items()
+    )
+    return (
+        f"With batch norm the generalisation gap is {gaps}; where it replaces dropout, test "
+        f"accuracy is {_by(instead, 'higher', 'lower')}."
+    )
+
+
+def _by(difference: PairedDifference, more: str, less: str) -> str:
+    if difference.difference is None:
+        return "not comparable"
+    size = f"{100 * abs(difference.difference):.1f}"
+    if size == "0.0":
+        return "the same"
+    return f"{size} points {more if difference.difference > 0 else less}"
 
 
 def _above_one(ratio: PairedRatio) -> bool | None:
@@ -261,7 +282,7 @@ def _noise_chart(settings: Regularisation, noises: Found) -> Lines:
     return Lines(
         title=f"The noise of one output falls from {line.y[0]:.0f}% to {line.y[-1]:.1f}%",
         x=Axis("examples in the mini-batch", logarithmic=True),
-        y=Axis("deviation over mini-batches ÷ over examples (%)", logarithmic=True),
+        y=Axis("deviation over mini-batches ÷ over examples (%), with range", logarithmic=True),
         lines=(line, root),
     )
 
@@ -273,8 +294,8 @@ def _gap_chart(settings: Regularisation, gaps: Found) -> Dots:
     }
     dots = [
         ranged(
-            f"mini-batches of {size}, {name}",
-            side,
+            f"mini-batches of {size}",
+            name,
             [100 * gap for gap in _by_seed(gaps, "gap", size, side, dropout=dropout).values()],
             side,
         )

@@ -1,7 +1,7 @@
 """Claim 9: batch norm makes the cost rounder and smoother, so that gradients lead further."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from bnkit.lab.claiming.bands import band
 from bnkit.lab.claiming.claim import Claim, ClaimSettings, Each, Source
-from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.evidence import Evidence, Part
 from bnkit.lab.claiming.figures import Axis, Dots, Lines, Rule, Surface, Surfaces
 from bnkit.lab.claiming.gradients import distance, gradient_at, norm, parameters_of
 from bnkit.lab.claiming.in_turn import in_turn
-from bnkit.lab.claiming.judging import beyond, judgement
+from bnkit.lab.claiming.judging import beyond
 from bnkit.lab.claiming.material import subject
-from bnkit.lab.claiming.pairing import Found, of, ranged, ratio_of
+from bnkit.lab.claiming.pairing import Found, of, ranged, ratio_of, rounded
 from bnkit.lab.claiming.stretches import in_stretches
 from bnkit.lab.loaders import first_of
 from bnkit.lab.records import SIDES, Side
@@ -223,24 +223,19 @@ def judge(settings: RounderCost, regressions: Found, curved: Found, walked: Foun
     regression = paired_ratio((each["raw"], each["normalised"]) for each in regressions)
     hidden = ratio_of(curved, "spread")
     along = {
-        f"{name} at learning rate {rate:g}": ratio_of(_means(of(walked, rate=rate), name), name)
+        (name, rate): ratio_of(_means(of(walked, rate=rate), name), name)
         for name, rate in product(MEASURES, settings.learning_rates)
     }
-    verdict = judgement(
-        {
-            "logistic regression": _smaller(regression),
-            "the curvature of a hidden layer": _smaller(hidden),
-            **{name: _smaller(ratio) for name, ratio in along.items()},
-        }
-    )
     return Evidence(
-        verdict=verdict.verdict,
-        measured=(
-            f"Raw inputs make the condition number of logistic regression {_large(regression)} "
-            f"times as large. Plain ÷ batch norm: curvature of a hidden layer, largest ÷ middle, "
-            f"{hidden}; {'; '.join(f'{name} {ratio}' for name, ratio in along.items())}."
+        headline=_headline(hidden, along.values()),
+        parts=(
+            _part("rounder cost of logistic regression, inputs normalised", regression),
+            _part("rounder cost of a hidden layer", hidden),
+            *(
+                _part(f"{_SMALLER[name]} at learning rate {rate:g}", ratio)
+                for (name, rate), ratio in along.items()
+            ),
         ),
-        where=verdict.where,
         figures=(
             _input_chart(regressions, regression),
             _plane_chart(curved, hidden),
@@ -255,12 +250,29 @@ def judge(settings: RounderCost, regressions: Found, curved: Found, walked: Foun
     )
 
 
-def _smaller(ratio: PairedRatio) -> bool | None:
-    return beyond(ratio.low, ratio.high, bar=1, negligible=1.1)
+def _headline(hidden: PairedRatio, along: Collection[PairedRatio]) -> str:
+    start = f"Without batch norm the cost of a hidden layer is {_times([hidden])} as elongated"
+    if all(ratio.ratio is None for ratio in along):
+        return f"{start}; no pair of runs stays finite along a step."
+    finite = all(ratio.both == hidden.both for ratio in along)
+    where = "" if finite else ", where both sides stay finite"
+    return f"{start}, and loss and gradient change {_times(along)} as much along a step{where}."
+
+
+def _times(ratios: Iterable[PairedRatio]) -> str:
+    known = sorted(ratio.ratio for ratio in ratios if ratio.ratio is not None)
+    ends = dict.fromkeys(map(rounded, (*known[:1], *known[-1:])))
+    return f"{' to '.join(ends)} times"
+
+
+def _part(what: str, ratio: PairedRatio) -> Part:
+    shown = beyond(ratio.low, ratio.high, bar=1, negligible=1.1)
+    unknown = "no pair in which both sides stay finite"
+    return Part(what, unknown if ratio.ratio is None else f"{_large(ratio)} times", shown)
 
 
 def _large(ratio: PairedRatio) -> str:
-    if ratio.ratio is None or ratio.low is None or ratio.high is None:
+    if ratio.ratio is None or ratio.low is None or ratio.high is None or ratio.ratio < 1000:
         return str(ratio)
     mean, low, high = (f"{float(f'{v:.2g}'):,.0f}" for v in (ratio.ratio, ratio.low, ratio.high))
     return f"{mean} ({low} to {high})"
@@ -330,6 +342,11 @@ def _step_chart(settings: RounderCost, walked: Found, name: str) -> Lines:
     return Lines(title, Axis("training step"), Axis(axis, logarithmic=True), tuple(lines))
 
 
+_SMALLER = {
+    "loss range": "smaller change of the loss",
+    "gradient predictiveness": "smaller change of the gradient",
+    "effective smoothness": "slower turn of the gradient",
+}
 _TITLES = {
     "loss range": (
         "How much the loss changes along the gradient, half a step to four ahead",

@@ -1,6 +1,6 @@
 """Claim 11: at run time batch norm needs the statistics of its training data."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise, product
 from operator import itemgetter
@@ -14,12 +14,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnkit.dataflow import duplicate
 from bnkit.lab.claiming.bands import band
 from bnkit.lab.claiming.claim import Claim, ClaimSettings, Each, Source
-from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.evidence import Beside, Evidence, Part
 from bnkit.lab.claiming.figures import Axis, Lines
 from bnkit.lab.claiming.in_turn import in_turn
-from bnkit.lab.claiming.judging import beyond, judgement
+from bnkit.lab.claiming.judging import beyond
 from bnkit.lab.claiming.material import subject
 from bnkit.lab.claiming.pairing import of
+from bnkit.lab.claiming.points import points
 from bnkit.lab.loaders import Loaders, first_of
 from bnkit.lab.statistics import PairedDifference, paired_difference
 from bnkit.lab.subject import Subject
@@ -30,6 +31,8 @@ from bnkit.recalibration import recalibrate
 
 Results = Sequence[Mapping[str, Any]]
 Trainee = tuple[str, int, float]  # network, training steps, learning rate
+ByName = Mapping[str, PairedDifference]
+ByMomentum = Mapping[float, PairedDifference]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,28 +189,10 @@ def judge(settings: RunTime, asked: Results, followed: Results) -> Evidence:
     lost = {name: _lost(of(asked, network=name)) for name, _, _ in settings.networks}
     last = {m: _behind(of(followed, momentum=m), itemgetter(-1)) for m in settings.momenta}
     most = {m: _behind(of(followed, momentum=m), max) for m in settings.momenta}
-    found = judgement(
-        {
-            **{f"single examples, which fail with {n}": _over(lost[n], 50) for n in lost},
-            **{
-                f"moving averages that mislead early at momentum {m:g}": _over(most[m], 5)
-                for m in most
-            },
-            **{
-                f"moving averages as good at the end at momentum {m:g}": _within(last[m])
-                for m in last
-            },
-        }
-    )
     return Evidence(
-        verdict=found.verdict,
-        measured=" ".join(
-            [
-                *(_asked_sentence(name, of(asked, network=name)) for name in lost),
-                *(_followed_sentence(settings, m, followed, last[m], most[m]) for m in most),
-            ]
-        ),
-        where=found.where,
+        headline=_headline(lost, most, last),
+        parts=tuple(_parts(lost, most, last)),
+        beside=tuple(_beside(settings, asked, followed)),
         figures=(_sizes_chart(settings, asked), _training_chart(settings, followed)),
         details=tuple(
             {
@@ -222,54 +207,67 @@ def judge(settings: RunTime, asked: Results, followed: Results) -> Evidence:
     )
 
 
+def _headline(lost: ByName, most: ByMomentum, last: ByMomentum) -> str:
+    single = " and ".join(f"{round(100 * (d.difference or 0))} ({n})" for n, d in lost.items())
+    worst, end = (
+        max(0, *(100 * (d.difference or 0) for d in found.values())) for found in (most, last)
+    )
+    return (
+        f"Single examples lose {single} points of accuracy by their own statistics; moving "
+        f"averages lose up to {round(worst)} along training and {end:.1f} at its end."
+    )
+
+
+def _parts(lost: ByName, most: ByMomentum, last: ByMomentum) -> Iterator[Part]:
+    for name, d in lost.items():
+        yield Part(f"single examples fail with {name}", f"{points(d)} lost", _over(d, 0.5))
+    for momentum, d in most.items():
+        what = f"moving averages mislead early, momentum {momentum:g}"
+        yield Part(what, f"{points(d)} behind", _over(d, 0.05))
+    for momentum, d in last.items():
+        what = f"moving averages serve at the end, momentum {momentum:g}"
+        yield Part(what, f"{points(d)} behind", _within(d))
+
+
+def _beside(settings: RunTime, asked: Results, followed: Results) -> Iterator[Beside]:
+    for name, _, _ in settings.networks:
+        own, population, same = (
+            _percent(of(asked, network=name), what)
+            for what in ("single", "population", "one_answer")
+        )
+        right = f"{own} by their own statistics, {population} by the population's"
+        yield Beside(f"single examples that are right with {name}", right)
+        yield Beside(f"single examples given the same answer, {name}", same)
+    for momentum in settings.momenta:
+        arrival = f"within a point {_arrival(settings, of(followed, momentum=momentum))}"
+        yield Beside(f"moving averages arrive, momentum {momentum:g}", arrival)
+
+
 def _lost(asked: Results) -> PairedDifference:
-    """Return by how many points the accuracy falls where examples come one at a time."""
-    return paired_difference((100 * r["single"], 100 * r["population"]) for r in asked)
+    """Return by how much the accuracy falls where examples come one at a time."""
+    return paired_difference((r["single"], r["population"]) for r in asked)
 
 
 def _behind(followed: Results, chosen: Callable[[list[float]], float]) -> PairedDifference:
-    """Return by how many points moving averages lie behind: at the end, or where it is most."""
+    """Return by how much moving averages lie behind: at the end, or where it is most."""
     return paired_difference((0.0, chosen(_gaps(row))) for row in followed)
 
 
 def _gaps(row: Mapping[str, Any]) -> list[float]:
-    return [100 * (p - m) for m, p in zip(row["moving"], row["population"], strict=True)]
+    return [p - m for m, p in zip(row["moving"], row["population"], strict=True)]
 
 
-def _over(found: PairedDifference, points: float) -> bool | None:
-    return beyond(found.low, found.high, bar=points, negligible=points)
+def _over(found: PairedDifference, bar: float) -> bool | None:
+    return beyond(found.low, found.high, bar=bar, negligible=bar)
 
 
-def _within(found: PairedDifference, points: float = 0.5) -> bool | None:
-    behind = _over(found, points)
+def _within(found: PairedDifference) -> bool | None:
+    behind = _over(found, 0.005)
     return None if behind is None else not behind
-
-
-def _asked_sentence(name: str, asked: Results) -> str:
-    return (
-        f"{name}: {_percent(asked, 'single')} of single examples are right by their own "
-        f"statistics, {_percent(asked, 'population')} by the population's; the most frequent "
-        f"answer to single examples is {_percent(asked, 'one_answer')} of all."
-    )
 
 
 def _percent(rows: Results, what: str) -> str:
     return f"{median(100 * row[what] for row in rows):.0f}%"
-
-
-def _followed_sentence(
-    settings: RunTime,
-    momentum: float,
-    followed: Results,
-    last: PairedDifference,
-    most: PairedDifference,
-) -> str:
-    at_end = round(last.difference or 0, 2) + 0.0  # no −0.00
-    return (
-        f"At momentum {momentum:g} the moving averages come within a point of population "
-        f"statistics {_arrival(settings, of(followed, momentum=momentum))}; before, they lie up "
-        f"to {most.difference or 0:.1f} points behind, at the end {at_end:+.2f}."
-    )
 
 
 def _arrival(settings: RunTime, followed: Results) -> str:
@@ -281,7 +279,7 @@ def _arrival(settings: RunTime, followed: Results) -> str:
 
 def _arrived(gaps: Sequence[float]) -> int:
     """Return the number of the look from which on no gap exceeds a point."""
-    return max((place + 1 for place, gap in enumerate(gaps) if gap > 1), default=0)
+    return max((place + 1 for place, gap in enumerate(gaps) if gap > 0.01), default=0)
 
 
 def _sizes_chart(settings: RunTime, asked: Results) -> Lines:

@@ -1,7 +1,7 @@
 """Claim 7: batch norm makes a layer independent of the scale of its weights."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from bnkit.functional import batch_norm
 from bnkit.lab.claiming.bands import band
 from bnkit.lab.claiming.claim import Claim, ClaimSettings, Each, Source
-from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.evidence import Beside, Evidence, Part
 from bnkit.lab.claiming.figures import Axis, Line, Lines, Rule
 from bnkit.lab.claiming.in_turn import in_turn
-from bnkit.lab.claiming.judging import beyond, judgement
+from bnkit.lab.claiming.judging import beyond
 from bnkit.lab.claiming.material import subject
 from bnkit.lab.claiming.pairing import Found, of, ratio_of
 from bnkit.lab.claiming.stretches import in_stretches
@@ -24,6 +24,7 @@ from bnkit.lab.records import SIDES, Side
 from bnkit.lab.statistics import PairedRatio
 
 ROUNDING = 1e-9  # far above float64's rounding of such sums, far below any effect
+HUGE = 1000  # growth of the norm beyond which a run diverges, and its chart would show nothing else
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,29 +168,28 @@ def judge(settings: ScaleInvariance, scaled: Found, trained: Found) -> Evidence:
     exact = max(worst(each["without eps"][i]) for each in scaled for i in _places(settings))
     used = [max(worst(each["with eps"][i]) for each in scaled) for i in _places(settings)]
     growth = {r: ratio_of(of(trained, rate=r), "growth") for r in settings.learning_rates}
-    found = judgement(
-        {
-            "the identities without eps": exact < ROUNDING,
-            **{
-                f"weights times {a:g} with eps {settings.eps:g}": error < settings.visible
-                for a, error in zip(settings.scales, used, strict=True)
-            },
-            **{
-                f"stable growth of the weights at learning rate {rate:g}": _stable(ratio)
-                for rate, ratio in growth.items()
-            },
-        }
-    )
+    along = ", ".join(f"{_mean_along(trained, side)} {side}" for side in SIDES)
     return Evidence(
-        verdict=found.verdict,
-        measured=(
-            f"Without eps the three identities hold to {exact:.0e}; with eps {settings.eps:g} the "
-            f"worst error is {_listed(settings.scales, used)}. How much the hidden weights grow, "
-            f"plain ÷ batch norm: {_growths(growth)}. The share of a unit's gradient "
-            f"along its weights is {_mean_along(trained, 'plain')} plain, "
-            f"{_mean_along(trained, 'batch norm')} with batch norm."
+        headline=_headline(settings, used, growth),
+        parts=(
+            Part("the same layer without eps", _off(exact, ".0e"), exact < ROUNDING),
+            *(
+                Part(
+                    f"the same layer with weights times {a:g}", _off(e, ".2%"), e < settings.visible
+                )
+                for a, e in zip(settings.scales, used, strict=True)
+            ),
+            *(
+                Part(
+                    f"less growth of weights at learning rate {rate:g}",
+                    _growth(ratio),
+                    _stable(ratio),
+                )
+                for rate, ratio in growth.items()
+            ),
         ),
-        where=_where(settings, found.where, used),
+        beside=(Beside("share of a gradient along the weights", along),),
+        notes=_notes(settings, exact, used),
         figures=(
             _identity_chart(settings, scaled),
             _norm_chart(settings, trained),
@@ -228,20 +228,39 @@ def _stable(ratio: PairedRatio) -> bool | None:
     return beyond(ratio.low, ratio.high, bar=1, negligible=1.01)
 
 
-def _listed(scales: Sequence[float], errors: Sequence[float]) -> str:
-    pairs = zip(scales, errors, strict=True)
-    return ", ".join(f"{error:.1g} at {a:g} times the weights" for a, error in pairs)
+def _off(error: float, precision: str) -> str:
+    return f"off by up to {error:{precision}}" if math.isfinite(error) else "off without bound"
 
 
-def _growths(growth: dict[float, PairedRatio]) -> str:
-    return ", ".join(f"{_growth(ratio)} at rate {rate:g}" for rate, ratio in growth.items())
+def _headline(
+    settings: ScaleInvariance, used: Sequence[float], growth: Mapping[float, PairedRatio]
+) -> str:
+    pairs = zip(settings.scales, used, strict=True)
+    off = " or ".join(f"{a:g}" for a, error in pairs if error >= settings.visible)
+    small, large = min(settings.scales), max(settings.scales)
+    scaled = (
+        f"{off} the layer is {_off(max(used), '.0%')}"
+        if off
+        else f"{small:g} to {large:g} the layer stays the same within {settings.visible:.0%}"
+    )
+    less = sum(_stable(ratio) is True for ratio in growth.values())
+    return (
+        f"With weights times {scaled}; in training they are shown to grow less with batch norm at "
+        f"{less} of {len(growth)} learning rates."
+    )
 
 
 def _growth(ratio: PairedRatio) -> str:
-    diverged = f"without bound in {ratio.only_batch_norm} runs, which diverge"
-    if not ratio.both:
-        return diverged
-    return f"{ratio} times" + (f" and {diverged}," if ratio.only_batch_norm else "")
+    runs = ratio.both + ratio.only_batch_norm + ratio.only_plain + ratio.neither
+    diverged = {"plain": ratio.only_batch_norm, "batch norm": ratio.only_plain}
+    times = "over a million" if (ratio.ratio or 0) > 1e6 else str(ratio)  # about to diverge
+    said = [f"{times} times as much without batch norm"] if ratio.both else []
+    said += [
+        f"{n + ratio.neither}/{runs} {side} runs diverged"
+        for side, n in diverged.items()
+        if n + ratio.neither
+    ]
+    return ", ".join(said)
 
 
 def _mean_along(trained: Found, side: Side) -> str:
@@ -249,13 +268,14 @@ def _mean_along(trained: Found, side: Side) -> str:
     return f"{math.fsum(shares) / len(shares):.1%}" if shares else "unknown"
 
 
-def _where(settings: ScaleInvariance, where: str, used: Sequence[float]) -> str:
-    if not (where and max(used) >= settings.visible):
-        return where
-    return (
-        f"{where}. The sources leave eps out: where a² times the variance comes near to eps, the "
-        f"layer does feel the scale of its weights"
+def _notes(settings: ScaleInvariance, exact: float, used: Sequence[float]) -> tuple[str, ...]:
+    if exact >= ROUNDING or max(used) < settings.visible:
+        return ()
+    note = (
+        "Against its sources, which leave eps out, the layer does feel the scale of its weights "
+        f"where the variance of its units comes near to eps ({settings.eps:g})."
     )
+    return (note,)
 
 
 def _identity_chart(settings: ScaleInvariance, scaled: Found) -> Lines:
@@ -270,7 +290,7 @@ def _identity_chart(settings: ScaleInvariance, scaled: Found) -> Lines:
     return Lines(
         title="The output does not feel the scale of the weights, until eps does",
         x=Axis("factor on the weights", logarithmic=True),
-        y=Axis("largest relative error of output, Jacobian, gradient", logarithmic=True),
+        y=Axis("relative error of output, Jacobian, gradient: largest, range", logarithmic=True),
         lines=lines,
         rule=Rule(settings.visible, "visible"),
     )
@@ -282,8 +302,8 @@ def _norm_chart(settings: ScaleInvariance, trained: Found) -> Lines:
         if all(_stable(ratio_of(of(trained, rate=r), "growth")) for r in settings.learning_rates)
         else "How the hidden weights grow in training",
         x=Axis("training step"),
-        y=Axis("norm of the hidden weights ÷ at the start, median and range"),
-        lines=_curves(settings, trained, "norms"),
+        y=Axis(f"norm of the hidden weights ÷ at the start, range; none over {HUGE:,}"),
+        lines=_curves(settings, trained, "norms", highest=HUGE),
     )
 
 
@@ -296,11 +316,16 @@ def _rate_chart(settings: ScaleInvariance, trained: Found) -> Lines:
     )
 
 
-def _curves(settings: ScaleInvariance, trained: Found, what: str) -> tuple[Line, ...]:
+def _curves(
+    settings: ScaleInvariance, trained: Found, what: str, *, highest: float = math.inf
+) -> tuple[Line, ...]:
     steps = list(range(0, settings.steps + 1, settings.every))
     lines = []
     for rate, side in product(settings.learning_rates, SIDES):
-        runs = [each[what] for each in of(trained, side=side, rate=rate)]
+        runs = [
+            [value if value is None or value <= highest else None for value in each[what]]
+            for each in of(trained, side=side, rate=rate)
+        ]
         if runs:
             lines.append(band(side, steps, runs, side=side, panel=f"learning rate {rate:g}"))
     return tuple(lines)

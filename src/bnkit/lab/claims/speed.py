@@ -8,14 +8,14 @@ from typing import Any
 
 from bnkit.lab.claiming.bands import band
 from bnkit.lab.claiming.claim import Claim, ClaimSettings, Each, Source
-from bnkit.lab.claiming.evidence import Evidence
+from bnkit.lab.claiming.evidence import Beside, Evidence, Part
 from bnkit.lab.claiming.figures import Axis, Dot, Dots, Lines, Rule
 from bnkit.lab.claiming.in_turn import in_turn
-from bnkit.lab.claiming.judging import judgement
 from bnkit.lab.claiming.material import subject
 from bnkit.lab.claiming.own_rates import (
     Run,
     StepRatio,
+    edge_notes,
     own_best,
     runs_over,
     slowness,
@@ -102,21 +102,17 @@ class Gain:
 def judge(settings: Speed, trained: Results, timed: Results) -> Evidence:
     """Return the verdict: for each activation fewer steps, a tenth of them, and fewer seconds."""
     gains = {name: _gain(settings, name, trained, timed) for name in settings.activations}
-    found = judgement(
-        {
-            part: shown
-            for name, gain in gains.items()
-            for part, shown in {
-                f"fewer steps with {name}": gain.own_rates.beyond(1, negligible=1.1),
-                f"ten times fewer steps with {name}": gain.own_rates.beyond(10, negligible=10),
-                f"less time with {name}": gain.seconds.beyond(1, negligible=1.1),
-            }.items()
-        }
-    )
     return Evidence(
-        verdict=found.verdict,
-        measured=" ".join(_sentence(settings, name, gain) for name, gain in gains.items()),
-        where=found.where,
+        headline=_headline(settings, gains),
+        parts=tuple(part for name, gain in gains.items() for part in _parts(name, gain)),
+        beside=tuple(each for name, gain in gains.items() for each in _beside(name, gain)),
+        notes=edge_notes(
+            {
+                f"{side} with {name}": _best(settings, trained, name, side)
+                for name, side in product(settings.activations, SIDES)
+            },
+            settings.learning_rates,
+        ),
         figures=(_curves(settings, trained), _ratios(gains)),
         details=tuple(_details(settings, trained)),
     )
@@ -154,19 +150,27 @@ def _best(
     return own_best(_of(trained, activation, side), slowness(settings.target))
 
 
-def _sentence(settings: Speed, activation: str, gain: Gain) -> str:
-    """Return what one activation shows in words, also where batch norm does not pay."""
-    if gain.own_rates.ratio.ratio is None:
-        return f"With {activation} neither side reaches {settings.target:.0%}."
-    pays = gain.seconds.beyond(1, negligible=1)
-    price = "it does not pay" if pays is False else "so it pays" if pays else "which may not pay"
-    return (
-        f"With {activation} the plain network takes {gain.own_rates} times the steps to "
-        f"{settings.target:.0%}, each side at its own best learning rate "
-        f"({gain.same_rate} times at the plain network's); a step with batch norm takes "
-        f"{gain.slowdown:.2f} times as long, and the plain network {gain.seconds} times the "
-        f"seconds: {price}."
-    )
+def _headline(settings: Speed, gains: Mapping[str, Gain]) -> str:
+    found = " and ".join(f"{gain.own_rates.roughly} with {name}" for name, gain in gains.items())
+    times = found.replace(" times", " times the steps", 1)
+    return f"To {settings.target:.0%} the plain network takes {times}."
+
+
+def _parts(activation: str, gain: Gain) -> Iterator[Part]:
+    steps, seconds = gain.own_rates.without("as many"), gain.seconds.without("as long")
+    fewer = gain.own_rates.beyond(1, negligible=1.1)
+    yield Part(f"fewer steps with {activation}", steps, fewer)
+    tenth = gain.own_rates.beyond(10, negligible=10)
+    yield Part(f"ten times fewer steps with {activation}", steps, tenth)
+    less = gain.seconds.beyond(1, negligible=1.1)
+    yield Part(f"less time with {activation}", seconds, less)
+
+
+def _beside(activation: str, gain: Gain) -> Iterator[Beside]:
+    same_rate = gain.same_rate.without("as many")
+    yield Beside(f"steps at plain's best rate with {activation}", same_rate)
+    slowdown = f"{gain.slowdown:.2f} times as long with batch norm"
+    yield Beside(f"time for one step with {activation}", slowdown)
 
 
 def _curves(settings: Speed, trained: Results) -> Lines:
@@ -268,7 +272,13 @@ CLAIM = Claim(
             burst=5,
         ),
         "digits": Speed(),
-        "mnist": Speed(data="mnist", steps=2500, evaluate_every=25, target=0.95),
+        "mnist": Speed(
+            data="mnist",
+            learning_rates=(0.1, 0.3, 1.0, 3.0, 10.0),
+            steps=5000,
+            evaluate_every=25,
+            target=0.95,
+        ),
     },
     run=run,
 )

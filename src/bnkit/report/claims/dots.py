@@ -1,7 +1,6 @@
 """Values with their intervals, a row for each thing that was measured."""
 
 from collections.abc import Iterable
-from textwrap import wrap
 from typing import Any
 
 import altair as alt
@@ -9,13 +8,14 @@ import altair as alt
 from bnkit.lab.claiming.figures import Dot, Dots, Rule
 from bnkit.report.claims.axes import frame_of, scale_of, ticks_of
 from bnkit.report.claims.colours import KEY, Keys, colours, keys
+from bnkit.report.claims.rows import Rows, places
 from bnkit.report.figure import Panel
 from bnkit.report.frames import Frame
 
 SHAPES = ("circle", "diamond", "square", "triangle-up", "triangle-down", "cross")
 LABEL = "split(datum.label, '\\n')"  # in lines
-ROOM = 15  # pixels for a dot with its name
-BETWEEN = 14  # pixels more for a row
+PLACE = alt.YOffset("place:O")  # in the row
+Marks = list[dict[str, Any]]
 
 
 def panels_of_dots(figure: Dots, name: str) -> tuple[Panel, ...]:
@@ -24,24 +24,26 @@ def panels_of_dots(figure: Dots, name: str) -> tuple[Panel, ...]:
     values = (v for dot in figure.dots for v in (dot.value, dot.low, dot.high))
     frame = frame_of(figure.x, [*values, *ruled])
     named = keys(figure.dots)
-    rows = list(dict.fromkeys(_wrapped(dot.row) for dot in figure.dots))
-    height = ROOM * max(len(figure.dots), 2) + BETWEEN * len(rows)
+    rows = Rows(figure.dots)
+    marks = list(_marks(figure, named, rows))
     layers: list[Any] = [
-        _intervals(figure, named, frame, rows),
+        _intervals(marks, frame, rows),
         *([] if figure.rule is None else _rule(figure.rule)),
-        *(_points(figure, named, name, key) for (name, _), key in named.items()),
-        _names(figure, named, frame),
+        *_points(figure, marks, named),
+        *_names(marks, frame),
     ]
-    drawing: Any = alt.layer(*layers).encode(color=colours(named)).properties(height=height)
+    drawing: Any = alt.layer(*layers).encode(color=colours(named)).properties(height=rows.height)
     return (Panel(name=f"{name}-0", words=_in_words(figure), drawing=drawing),)
 
 
-def _rows(figure: Dots, named: Keys) -> Iterable[dict[str, Any]]:
-    for dot in figure.dots:
+def _marks(figure: Dots, named: Keys, rows: Rows) -> Iterable[dict[str, Any]]:
+    for dot, place in zip(figure.dots, places(figure.dots), strict=True):
         if dot.value is not None:
             yield {
-                "row": _wrapped(dot.row),
+                "row": rows.names[dot.row],
+                "place": place,
                 "name": dot.name,
+                "alone": dot.name == dot.row,  # its name stands at the row
                 "key": named[dot.name, dot.side],
                 "value": dot.value,
                 "low": dot.value if dot.low is None else dot.low,
@@ -50,88 +52,95 @@ def _rows(figure: Dots, named: Keys) -> Iterable[dict[str, Any]]:
             }
 
 
-def _wrapped(row: str) -> str:
-    """Return the name of a row in lines that leave room for its dots on a phone."""
-    return "\n".join(wrap(row, 20)) or " "
-
-
-def _order(named: Keys) -> list[str]:
-    """Return the names, each once: the order of the dots in a row."""
-    return list(dict.fromkeys(name for name, _ in named))
-
-
 def _reading(dot: Dot) -> str:
     interval = "" if dot.low is None or dot.high is None else f" ({dot.low:.3g} to {dot.high:.3g})"
     return f"{dot.value:.3g}{interval}"
 
 
-def _data(figure: Dots, named: Keys) -> alt.InlineData:
-    return alt.InlineData(values=list(_rows(figure, named)))
-
-
-def _intervals(figure: Dots, named: Keys, frame: Frame, rows: list[str]) -> alt.Chart:
+def _intervals(marks: Marks, frame: Frame, rows: Rows) -> alt.Chart:
     """The intervals; they bring the axes, which the layers after them share."""
-    axis = ticks_of(frame, title=frame.label, grid=True)
-    upright = alt.Y(
-        "row:N",
-        axis=alt.Axis(title=None, grid=True, tickBand="extent", labelLimit=150, labelExpr=LABEL),
-        scale=alt.Scale(domain=rows),
+    named = alt.Axis(
+        title=None,
+        grid=True,
+        tickBand="extent",
+        labelLimit=150,
+        labelExpr=LABEL,
+        labelOffset=rows.offset,
     )
     layer: alt.Chart = (
-        alt.Chart(_data(figure, named))
+        alt.Chart(alt.InlineData(values=marks))
         .mark_rule(strokeWidth=2, opacity=0.7)
         .encode(
-            x=alt.X("low:Q", axis=axis, scale=scale_of(frame)),
+            x=alt.X(
+                "low:Q",
+                axis=ticks_of(frame, title=frame.label, grid=True),
+                scale=scale_of(frame),
+            ),
             x2=alt.X2("high"),
-            y=upright,
+            y=alt.Y("row:N", axis=named, scale=alt.Scale(domain=list(rows.names.values()))),
+            yOffset=PLACE,
             color=KEY,
-            yOffset=alt.YOffset("name:N", sort=_order(named)),
         )
     )
     return layer
 
 
-def _points(figure: Dots, named: Keys, name: str, key: str) -> alt.Chart:
-    shape = SHAPES[_order(named).index(name) % len(SHAPES)]
-    layer: alt.Chart = (
-        alt.Chart(_data(figure, named))
-        .transform_filter((alt.datum.name == name) & (alt.datum.key == key))
-        .mark_point(shape=shape, size=65, filled=key != "plain", opacity=1, strokeWidth=2)
-        .encode(
-            x=alt.X("value:Q"),
-            y=alt.Y("row:N"),
-            color=KEY,
-            yOffset=alt.YOffset("name:N", sort=_order(named)),
-            tooltip=[
-                alt.Tooltip("row:N", title="what"),
-                alt.Tooltip("name:N", title="which"),
-                alt.Tooltip("reading:N", title=figure.x.label),
-            ],
-        )
-    )
-    return layer
-
-
-def _names(figure: Dots, named: Keys, frame: Frame) -> Any:
-    """Each dot's name beside its interval: left of those that end in the right third."""
-    rows = [{**row, "left": frame.height(row["high"]) > 2 / 3} for row in _rows(figure, named)]
-    for row in rows:
-        row["place"] = row["low"] if row["left"] else row["high"]
-    data = alt.InlineData(values=rows)
-    parts: list[Any] = []
-    for left in (True, False):
-        mark = alt.Chart(data).transform_filter(f"datum.left === {str(left).lower()}")
-        align: dict[str, Any] = {"align": "right", "dx": -8} if left else {"align": "left", "dx": 8}
-        parts.append(
-            mark.mark_text(**align, fontSize=10.5, fontWeight="bold").encode(
-                x=alt.X("place:Q"),
+def _points(figure: Dots, marks: Marks, named: Keys) -> Iterable[alt.Chart]:
+    """The values: a layer for each name, with a shape of its own, on each side."""
+    names = list(dict.fromkeys(name for name, _ in named))
+    for (name, _), key in named.items():
+        yield (
+            alt.Chart(alt.InlineData(values=marks))
+            .transform_filter((alt.datum.name == name) & (alt.datum.key == key))
+            .mark_point(
+                shape=SHAPES[names.index(name) % len(SHAPES)],
+                size=65,
+                filled=key != "plain",
+                opacity=1,
+                strokeWidth=2,
+            )
+            .encode(
+                x=alt.X("value:Q"),
                 y=alt.Y("row:N"),
-                yOffset=alt.YOffset("name:N", sort=_order(named)),
+                yOffset=PLACE,
+                color=KEY,
+                tooltip=[
+                    alt.Tooltip("row:N", title="what"),
+                    alt.Tooltip("name:N", title="which"),
+                    alt.Tooltip("reading:N", title=figure.x.label),
+                ],
+            )
+        )
+
+
+def _names(marks: Marks, frame: Frame) -> Iterable[alt.Chart]:
+    """Each dot's name beside its interval, or over it where that leaves no room on either side."""
+    placed: dict[str, Marks] = {"right": [], "left": [], "over": []}
+    for mark in marks:
+        low, high = frame.height(mark["low"]), frame.height(mark["high"])
+        where = "right" if high < 2 / 3 else "left" if low > 1 / 4 else "over"
+        if not mark["alone"]:
+            placed[where].append({**mark, "end": mark[_END[where]]})
+    for where, some in placed.items():
+        yield (
+            alt.Chart(alt.InlineData(values=some))
+            .mark_text(**_TEXT[where], fontSize=10.5, fontWeight="bold")
+            .encode(
+                x=alt.X("end:Q"),
+                y=alt.Y("row:N"),
+                yOffset=PLACE,
                 text=alt.Text("name:N"),
                 color=KEY,
             )
         )
-    return alt.layer(*parts)
+
+
+_END = {"right": "high", "left": "low", "over": "value"}
+_TEXT: dict[str, dict[str, Any]] = {
+    "right": {"align": "left", "dx": 8},
+    "left": {"align": "right", "dx": -8},
+    "over": {"align": "center", "dy": -9},
+}
 
 
 def _rule(rule: Rule) -> Iterable[alt.Chart]:

@@ -1,13 +1,15 @@
 """From the charts of a claim, which are plain records, to drawings in panels."""
 
+from collections.abc import Iterable
+
 from bnkit.lab.claiming import figures as records
 from bnkit.report.claims.dots import panels_of_dots
 from bnkit.report.claims.lines import panels_of_lines
 from bnkit.report.claims.surfaces import panels_of_pictures, panels_of_surfaces
 from bnkit.report.figure import Figure, Group, Panel
 
-LINES = "Line: median over the seeds; band: their range. Dashed: plain. Solid: batch norm (BN)."
-DOTS = "Mark: the value; bar: its 95% interval or range. Ring: plain. Filled: the others."
+LINES = "Dashed: plain. Solid: batch norm (BN)."
+DOTS = "Ring: plain. Filled: the others."
 
 
 def drawn(figure: records.Figure, name: str) -> Figure:
@@ -26,14 +28,14 @@ def drawn(figure: records.Figure, name: str) -> Figure:
 def _panels(figure: records.Figure, name: str) -> tuple[tuple[Panel, ...], tuple[str, ...], int]:
     match figure:
         case records.Lines():
-            return panels_of_lines(figure, name), (LINES,) if _banded(figure) else (), 280
+            return panels_of_lines(figure, name), (LINES,) if _has_plain(figure.lines) else (), 280
         case records.Dots():
-            return panels_of_dots(figure, name), (DOTS,), 420
+            return panels_of_dots(figure, name), (DOTS,) if _has_plain(figure.dots) else (), 420
         case records.Surfaces():
             return panels_of_surfaces(figure, name), (), 240
         case records.Pictures():
             return panels_of_pictures(figure, name), (), 240
 
 
-def _banded(figure: records.Lines) -> bool:
-    return any(line.low for line in figure.lines) and any(line.side for line in figure.lines)
+def _has_plain(marks: Iterable[records.Line | records.Dot]) -> bool:
+    return any(mark.side == "plain" for mark in marks)

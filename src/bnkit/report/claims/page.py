@@ -29,15 +29,15 @@ def list_page(checked: Checked) -> str:
 def claim_page(checked: Checked, claim: CheckedClaim, figures: Sequence[Figure]) -> str:
     """Return the page of one claim, which needs no other file and no network."""
     panels = [each for figure in figures for group in figure.groups for each in group.panels]
+    details = claim.evidence.details if claim.evidence else ()
     return (
         templates()
         .get_template("claims/claim.html")
         .render(
             environment=checked.environment,
             claim=claim,
-            columns=list(claim.evidence.details[0])
-            if claim.evidence and claim.evidence.details
-            else [],
+            evidence=claim.evidence,
+            columns=list(dict.fromkeys(name for row in details for name in row)),
             figures=figures,
             look=PAGE.config,
             charts={panel.name: panel.on_page for panel in panels},

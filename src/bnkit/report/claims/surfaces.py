@@ -37,7 +37,12 @@ def _levels(figure: Surfaces) -> list[float]:
     frame = frame_of(
         figure.value, [v for s in figure.surfaces for row in s.values for v in row if v is not None]
     )
-    return [float(f"{frame.value(n / LEVELS):.2g}") for n in range(1, LEVELS)]
+    exact = [frame.value(n / LEVELS) for n in range(1, LEVELS)]
+    for digits in range(2, 6):
+        levels = [float(f"{value:.{digits}g}") for value in exact]
+        if len(set(levels)) == len(levels):
+            return levels
+    return exact
 
 
 def _range(surface: Surface) -> str:
