@@ -243,7 +243,9 @@ CLAIM = Claim(
             seeds=3, batch_sizes=(2, 32), examples=240, hidden=(16,), learning_rate=0.3
         ),
         "digits": SmallBatches(),
-        "mnist": SmallBatches(data="mnist", batch_sizes=(2, 4, 16, 64, 256), examples=20_000),
+        "mnist": SmallBatches(
+            data="mnist", batch_sizes=(2, 4, 16, 64, 256), examples=20_000, seeds=5
+        ),
     },
     run=run,
 )
