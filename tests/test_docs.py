@@ -88,6 +88,22 @@ def test_the_table_of_published_experiments_is_made_from_the_kept_figures():
     assert table in (ROOT / "docs" / "published.md").read_text()
 
 
+def test_the_charts_of_published_experiments_show_the_kept_figures():
+    published = runpy.run_path(str(ROOT / "benchmarks" / "published.py"))
+    kept = Reproduction.from_json(json.loads((ROOT / "docs" / "published.json").read_text()))
+    charts = published["charts"](kept.figures)
+    name = "batch norm, validation accuracy"
+    differences = {f.experiment: f.difference for f in kept.figures if f.quantity.name == name}
+    for dot in charts["differences"].dots:
+        assert dot.value == pytest.approx(differences[dot.row])
+        assert dot.low <= dot.value <= dot.high
+    for dot in charts["successes"].dots:
+        assert 0 <= dot.low <= dot.value <= dot.high <= 100
+        assert dot.row.startswith("std 5")
+    assert charts["differences"].dots
+    assert charts["successes"].dots
+
+
 def test_the_sections_on_the_claims_are_made_from_the_kept_figures():
     claims = runpy.run_path(str(ROOT / "benchmarks" / "claims.py"))
     kept = Checked.from_json(json.loads((ROOT / "docs" / "claims.json").read_text()))
