@@ -22,7 +22,9 @@ DATA = ("digits", "mnist", "fashion-mnist", "toy")
 def claims(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="the claims to measure; all of them if none is named", metavar="CLAIM"),
+        typer.Argument(
+            help="names of claims, or how they begin; all if none is given", metavar="CLAIM"
+        ),
     ] = None,
     data: Annotated[
         str,

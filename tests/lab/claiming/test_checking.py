@@ -74,3 +74,11 @@ def test_bad_settings_are_refused_before_any_run(tmp_path):
 def test_unknown_claims_are_answered_with_near_ones():
     with pytest.raises(ValueError, match="unknown claim 'dubling': did you mean 'doubling'"):
         claim_named([claim("doubling", double)], "dubling")
+
+
+def test_a_claim_is_known_by_how_its_name_alone_begins():
+    table = [claim(name, double) for name in ("learning-rates", "initialisation", "init", "faster")]
+    assert claim_named(table, "learning-rate").name == "learning-rates"
+    assert claim_named(table, "init").name == "init"  # a whole name comes before a beginning
+    with pytest.raises(ValueError, match="unknown claim 'in': did you mean"):
+        claim_named(table, "in")

@@ -80,5 +80,10 @@ class Claim(Generic[S]):
 
 
 def claim_named(claims: Sequence[Claim[Any]], name: str) -> Claim[Any]:
-    """Return the claim of this name; ValueError, with near names, where there is none."""
-    return one_of({claim.name: claim for claim in claims}, name, "claim")
+    """Return the claim whose name this is, or whose name alone begins so.
+
+    Raises ValueError, with near names, where there is none.
+    """
+    table = {claim.name: claim for claim in claims}
+    begun = [known for known in table if known.startswith(name)]
+    return one_of(table, begun[0] if len(begun) == 1 else name, "claim")
