@@ -98,7 +98,10 @@ def test_one_is_a_share(name):
         ),
         (
             {"placement": "before"},
-            "unknown placement 'before': choose from after_activation, before_activation",
+            (
+                "unknown placement 'before': did you mean 'before_activation'? "
+                "Choose from after_activation, before_activation"
+            ),
         ),
         (
             {"init": "xavier"},
