@@ -244,11 +244,11 @@ CLAIM = Claim(
         "digits": Complexity(),
         "mnist": Complexity(
             data="mnist",
-            learning_rates=(0.1, 0.3, 1.0),
+            learning_rates=(0.03, 0.1, 0.3, 1.0),
             width=100,
             widths=(20, 100, 400),
-            steps=1000,
-            evaluate_every=20,
+            steps=600,
+            evaluate_every=5,  # it takes 50 to 100 steps
         ),
     },
     run=run,
