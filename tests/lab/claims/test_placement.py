@@ -3,7 +3,7 @@
 import pytest
 
 from bnkit.lab.claiming.evidence import Part
-from bnkit.lab.claims.placement import AFTER, BEFORE, CLAIM, Placements, judge
+from bnkit.lab.claims.placement import AFTER, BEFORE, CLAIM, Placements, judge, training
 from invented import invented_run
 
 MLP, VGG = ("mlp", "relu", 100), ("vgg", "relu", 100)
@@ -32,6 +32,16 @@ def test_the_toy_run_measures_each_network_with_both_placements():
     assert all(line.y[-1] > 50 for line in lines)  # percent: every toy trains
     first, second = (line for line in lines if line.panel == "mlp with relu")
     assert first.y != second.y  # two placements are two networks
+
+
+TRAINEES = {trainee[:2] for size in CLAIM.sizes.values() for trainee in size.networks}
+
+
+@pytest.mark.parametrize(("network", "activation"), sorted(TRAINEES))
+def test_the_networks_of_every_size_take_batch_norm_after_their_activations(network, activation):
+    settings = Placements(learning_rates=(0.1,), evaluations=1)
+    found = training(settings, (network, activation, 1, AFTER, 0))
+    assert found["runs"]["0.1"]["steps"] == [1]
 
 
 def test_fewer_steps_before_hold():

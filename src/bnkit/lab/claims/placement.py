@@ -289,10 +289,10 @@ CLAIM = Claim(
             networks=(
                 ("mlp", "relu", 400),
                 ("mlp", "sigmoid", 400),
-                ("dlology", "relu", 120),
+                ("resnet", "relu", 160),
             ),
-            learning_rates=(0.1, 0.3, 1.0),
-            evaluations=20,
+            learning_rates=(0.03, 0.1, 0.3, 1.0),
+            evaluations=16,
             seeds=3,
         ),
     },
