@@ -9,6 +9,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,15 @@ def test_the_table_of_published_experiments_is_made_from_the_kept_figures():
     kept = Reproduction.from_json(json.loads((ROOT / "docs" / "published.json").read_text()))
     table = "\n".join(published["lines"](kept.figures))
     assert table in (ROOT / "docs" / "published.md").read_text()
+
+
+def test_the_readme_counts_the_verdicts_as_they_are():
+    kept = Checked.from_json(json.loads((ROOT / "docs" / "claims.json").read_text()))
+    found = Counter(claim.verdict for claim in kept.claims)
+    words = ("hold", "hold in part", "do not hold", "is not shown")
+    verdicts = ("holds", "holds in part", "does not hold", "not shown")
+    text = ", ".join(f"{found[v]} {word}" for word, v in zip(words, verdicts, strict=True))
+    assert f"{text}." in " ".join((ROOT / "README.md").read_text().split())
 
 
 def test_the_charts_of_published_experiments_show_the_kept_figures():
