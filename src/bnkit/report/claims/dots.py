@@ -115,10 +115,9 @@ def _points(figure: Dots, marks: Marks, named: Keys) -> Iterable[alt.Chart]:
 
 def _names(marks: Marks, frame: Frame) -> Iterable[alt.Chart]:
     """Each dot's name beside its interval, or over it where that leaves no room on either side."""
-    placed: dict[str, Marks] = {"right": [], "left": [], "over": []}
+    placed: dict[str, Marks] = {where: [] for where in _TEXT}
     for mark in marks:
-        low, high = frame.height(mark["low"]), frame.height(mark["high"])
-        where = "right" if high < 2 / 3 else "left" if low > 1 / 4 else "over"
+        where = _place(*(frame.height(mark[each]) for each in ("low", "value", "high")))
         if not mark["alone"]:
             placed[where].append({**mark, "end": mark[_END[where]]})
     for where, some in placed.items():
@@ -135,11 +134,21 @@ def _names(marks: Marks, frame: Frame) -> Iterable[alt.Chart]:
         )
 
 
-_END = {"right": "high", "left": "low", "over": "value"}
+def _place(low: float, value: float, high: float) -> str:
+    """Return where the name of a dot has room, of its places from 0 (left) to 1 (right)."""
+    if high < 2 / 3:
+        return "right"
+    if low > 1 / 4:
+        return "left"
+    return "over, from it" if value < 1 / 2 else "over, up to it"
+
+
+_END = {"right": "high", "left": "low", "over, from it": "value", "over, up to it": "value"}
 _TEXT: dict[str, dict[str, Any]] = {
     "right": {"align": "left", "dx": 8},
     "left": {"align": "right", "dx": -8},
-    "over": {"align": "center", "dy": -9},
+    "over, from it": {"align": "left", "dy": -9},
+    "over, up to it": {"align": "right", "dy": -9},
 }
 
 
