@@ -45,8 +45,8 @@ def claims(
 
     Measures each claim over seeds, paired with and without batch norm, and judges it by criteria
     that were written down before: holds, holds in part (where), does not hold, or not shown, where
-    the runs are too few to tell. Writes a page for each with its charts. All of them take about ten
-    minutes on two cores; what was cut off goes on where it stopped.
+    the runs are too few to tell. Writes a page for each with its charts. All of them take about
+    eight minutes on two cores; what was cut off goes on where it stopped.
 
     - `bnkit claims` is all of them on scikit-learn's handwritten digits.
     - `bnkit claims learning-rates initialisation --data mnist`
