@@ -121,3 +121,14 @@ def test_the_interval_of_a_rate_is_scipys_wilson_interval(successes, runs):
 def test_without_runs_every_rate_is_possible():
     assert SuccessRate(0, 0).interval == (0.0, 1.0)
     assert str(SuccessRate(0, 0)) == "0/0"
+
+
+def test_a_difference_is_told_in_another_unit_and_turned_round():
+    found = PairedDifference(0.5, 0.25, 1.0, pairs=3)
+    assert found.times(100) == PairedDifference(50.0, 25.0, 100.0, pairs=3)
+    assert found.times(-1).told("+.1f") == "-0.5 (-1.0 to -0.2)"
+
+
+def test_too_few_pairs_tell_a_difference_without_an_interval_or_none_at_all():
+    assert PairedDifference(0.5, None, None, pairs=2).times(-1).told(".1f") == "-0.5"
+    assert PairedDifference(None, None, None, pairs=0).times(-1).told(".1f") == "unknown"

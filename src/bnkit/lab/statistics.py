@@ -77,6 +77,30 @@ class PairedDifference:
         """Whether the interval exists and lies wholly on one side of 0."""
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
+    def times(self, factor: float) -> "PairedDifference":
+        """Return it in another unit, as 100 for percentage points, or turned round, by -1.
+
+        >>> PairedDifference(0.25, 0.125, 0.5, pairs=3).times(-100)
+        PairedDifference(difference=-25.0, low=-50.0, high=-12.5, pairs=3)
+        """
+        value, *ends = (
+            None if number is None else factor * number
+            for number in (self.difference, self.low, self.high)
+        )
+        low, high = ends if factor > 0 else reversed(ends)
+        return PairedDifference(value, low, high, self.pairs)
+
+    def told(self, form: str) -> str:
+        """Return the difference and its interval, where there is one, each in this format.
+
+        >>> PairedDifference(0.25, 0.125, 0.5, pairs=3).told("+.1%")
+        '+25.0% (+12.5% to +50.0%)'
+        """
+        if self.difference is None:
+            return "unknown"
+        interval = "" if self.low is None else f" ({self.low:{form}} to {self.high:{form}})"
+        return f"{self.difference:{form}}{interval}"
+
 
 def paired_difference(pairs: Iterable[tuple[float, float]]) -> PairedDifference:
     """Return the mean of batch norm − plain over `pairs` of (plain, batch norm).

@@ -20,12 +20,7 @@ def points(difference: PairedDifference) -> str:
     """
     if difference.difference is None:
         return "an unknown number of points"
-    interval = (
-        f" ({100 * difference.low:+z.2f} to {100 * difference.high:+z.2f})"
-        if difference.low is not None and difference.high is not None
-        else ""
-    )
-    return f"{100 * difference.difference:+z.2f}{interval} points"
+    return f"{difference.times(100).told('+z.2f')} points"
 
 
 def in_points(row: str, difference: PairedDifference, name: str = "") -> Dot:
@@ -36,11 +31,8 @@ def in_points(row: str, difference: PairedDifference, name: str = "") -> Dot:
     >>> dot.value, dot.low, dot.high
     (25.0, 25.0, 25.0)
     """
-    value, low, high = (
-        None if share is None else 100 * share
-        for share in (difference.difference, difference.low, difference.high)
-    )
-    return Dot(row, name or row, value, low, high)
+    found = difference.times(100)
+    return Dot(row, name or row, found.difference, found.low, found.high)
 
 
 def finished(model: nn.Module, loaders: Loaders, *, learning_rate: float, steps: int) -> bool:

@@ -242,7 +242,7 @@ def _needed(settings: Affine, activation: str, gain: PairedDifference) -> Part:
 
 def _undoing(settings: Affine, name: str, share: PairedDifference) -> Part:
     shown = beyond(share.low, share.high, bar=settings.undone, negligible=settings.undone)
-    return Part(f"normalisation undone by {name}", _percent(share), shown)
+    return Part(f"normalisation undone by {name}", share.told(".1%"), shown)
 
 
 def _against(settings: Affine, undoing: Sequence[Part]) -> tuple[str, ...]:
@@ -282,17 +282,6 @@ def _shares_of(best: Best, trained: Found, activation: str, name: str) -> list[f
     rows = {row["seed"]: row for row in of(trained, activation=activation, variant="learned")}
     found = [rows[n]["undone"][str(rate)] for n, (rate, _) in best[activation, "learned"].items()]
     return [shares[name] for shares in found if shares is not None]
-
-
-def _percent(share: PairedDifference) -> str:
-    if share.difference is None:
-        return "unknown"
-    interval = (
-        f" ({share.low:.1%} to {share.high:.1%})"
-        if share.low is not None and share.high is not None
-        else ""
-    )
-    return f"{share.difference:.1%}{interval}"
 
 
 def _curves(settings: Affine, best: Best) -> Lines:

@@ -217,13 +217,8 @@ def _smaller(settings: IndependentLayers, effect: str, gain: PairedDifference) -
 def _reduced(effect: str, gain: PairedDifference) -> str:
     if gain.difference is None:
         return "by an unknown amount"
-    interval = (
-        f" ({-gain.high:+.2f} to {-gain.low:+.2f})"
-        if gain.low is not None and gain.high is not None
-        else ""
-    )
     unit = "nats" if effect == "rise" else "standard deviations"
-    return f"by {-gain.difference:+.2f}{interval} {unit}"
+    return f"by {gain.times(-1).told('+.2f')} {unit}"
 
 
 def _headline(parts: Mapping[str, Sequence[Part]]) -> str:
