@@ -79,7 +79,8 @@ def charts(figures: Sequence[Reproduced]) -> dict[str, Dots]:
 def differences(figures: Sequence[Reproduced]) -> Dots:
     """Return the chart of our accuracies less the published ones, with batch norm."""
     found = [each for each in figures if not _large_weights(each)]
-    within = sum(abs(each.difference or 0) <= NEAR for each in found)
+    known = [each.difference for each in found if each.difference is not None]
+    within = sum(abs(difference) <= NEAR for difference in known)
     return Dots(
         title=f"{within} of {len(found)} published figures within {NEAR} points of our median",
         x=Axis("validation accuracy with batch norm, ours − published (points)"),

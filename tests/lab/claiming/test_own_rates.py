@@ -112,6 +112,12 @@ def test_a_best_rate_inside_the_sweep_needs_no_note():
     assert edge_notes({"plain": best(0.3, 0.3)}, (0.1, 0.3, 1.0)) == ()
 
 
+def test_the_only_rate_is_told_once():
+    assert edge_notes({"plain": best(0.3, 0.3)}, (0.3,)) == (
+        "A wider sweep might find a better learning rate than the only, 0.3, for plain.",
+    )
+
+
 def test_best_rates_at_both_edges_are_told_in_one_sentence():
     found = {"plain": best(0.1, 0.3), "batch norm": best(1.0, 1.0)}
     assert edge_notes(found, (0.1, 0.3, 1.0)) == (

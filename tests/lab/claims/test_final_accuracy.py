@@ -35,7 +35,7 @@ def test_a_lead_that_stays_holds():
         Part("a better end with relu", "+3.00 (+3.00 to +3.00) points", True),
     )
     assert evidence.headline == (
-        "Trained to its end, the network with batch norm is more accurate by 3.0 points with relu."
+        "Trained to its end, the network with batch norm is 3.0 points more accurate with relu."
     )
 
 
@@ -48,6 +48,7 @@ def test_a_lead_that_is_caught_up_does_not_hold_however_large_it_was():
 def test_a_worse_end_does_not_hold():
     found = judge(SETTINGS, results([0.98, 0.97, 0.98], [0.95, 0.94, 0.95]))
     assert found.verdict == "does not hold"
+    assert found.headline.endswith("batch norm is 3.0 points less accurate with relu.")
 
 
 @pytest.mark.parametrize(

@@ -111,14 +111,17 @@ def edge_notes(
     >>> edge_notes({"plain": {0: (0.1, run)}, "batch norm": {0: (1.0, run)}}, [0.1, 1.0, 10.0])
     ('A wider sweep might find a better learning rate than the smallest, 0.1, for plain.',)
     """
+    edges = (
+        {min(rates): "smallest", max(rates): "largest"} if len(rates) > 1 else {rates[0]: "only"}
+    )
     found = {
-        edge: [name for name, runs in best.items() if rate in {own for own, _ in runs.values()}]
-        for edge, rate in (("smallest", min(rates)), ("largest", max(rates)))
+        rate: [name for name, runs in best.items() if rate in {own for own, _ in runs.values()}]
+        for rate in edges
     }
     told = " and ".join(
-        f"the {edge}, {rate:g}, for {', '.join(found[edge])}"
-        for edge, rate in (("smallest", min(rates)), ("largest", max(rates)))
-        if found[edge]
+        f"the {edge}, {rate:g}, for {', '.join(found[rate])}"
+        for rate, edge in edges.items()
+        if found[rate]
     )
     return (f"A wider sweep might find a better learning rate than {told}.",) if told else ()
 

@@ -128,10 +128,15 @@ def _error(run: Run) -> float:
 
 
 def _headline(leads: Mapping[str, Lead]) -> str:
-    ends = " and ".join(
-        f"{100 * (lead.end.difference or 0):.1f} points with {name}" for name, lead in leads.items()
-    )
-    return f"Trained to its end, the network with batch norm is more accurate by {ends}."
+    ends = " and ".join(_end(name, lead.end.difference) for name, lead in leads.items())
+    return f"Trained to its end, the network with batch norm is {ends}."
+
+
+def _end(activation: str, lead: float | None) -> str:
+    if lead is None:
+        return f"of unknown accuracy with {activation}"
+    word = "more" if lead >= 0 else "less"
+    return f"{abs(100 * lead):.1f} points {word} accurate with {activation}"
 
 
 def _part(settings: FinalAccuracy, activation: str, lead: Lead) -> Part:

@@ -280,7 +280,7 @@ def _noise_chart(settings: Regularisation, noises: Found) -> Lines:
     line = band("batch norm", sizes, runs, side="batch norm", scale=100)
     root = band("1 ÷ √size", sizes, [[(sizes[0] / n) ** 0.5 * (line.y[0] or 0) for n in sizes]])
     return Lines(
-        title=f"The noise of one output falls from {line.y[0]:.0f}% to {line.y[-1]:.1f}%",
+        title=f"The noise of one output goes from {line.y[0]:.0f}% to {line.y[-1]:.1f}%",
         x=Axis("examples in the mini-batch", logarithmic=True),
         y=Axis("deviation over mini-batches ÷ over examples (%), with range", logarithmic=True),
         lines=(line, root),
@@ -316,7 +316,7 @@ def _trap_chart(traps: Found) -> Dots:
     )
     dots: list[Dot] = [ranged(row, row, [100 * t[name] for t in traps]) for name, row in names]
     return Dots(
-        title="Dropout right before batch norm: its statistics are those of another network",
+        title="Dropout right before batch norm: the accuracy by either statistics",
         x=Axis("test accuracy (%), median and range"),
         dots=tuple(dots),
     )

@@ -304,8 +304,8 @@ def _input_chart(regressions: Found, ratio: PairedRatio) -> Surfaces:
     )
     return Surfaces(
         title=(
-            f"Inputs in [0, 1] beside [1, 1000] make a gorge of the cost, {_large(ratio)} times "
-            f"as steep; normalised inputs make it round"
+            f"The cost for inputs in [0, 1] beside [1, 1000] is {_large(ratio)} times as elongated "
+            f"as for normalised ones"
         ),
         x=Axis("change of the first weight"),
         y=Axis("change of the second weight"),

@@ -288,7 +288,7 @@ def _identity_chart(settings: ScaleInvariance, scaled: Found) -> Lines:
         for name, key in kinds.items()
     )
     return Lines(
-        title="The output does not feel the scale of the weights, until eps does",
+        title="How much a layer changes when its weights are scaled, with eps and without",
         x=Axis("factor on the weights", logarithmic=True),
         y=Axis("relative error of output, Jacobian, gradient: largest, range", logarithmic=True),
         lines=lines,
@@ -308,11 +308,15 @@ def _norm_chart(settings: ScaleInvariance, trained: Found) -> Lines:
 
 
 def _rate_chart(settings: ScaleInvariance, trained: Found) -> Lines:
+    lines = _curves(settings, of(trained, side="batch norm"), "effective")
+    falls = all(line.y[0] and line.y[-1] and line.y[-1] < line.y[0] for line in lines)
     return Lines(
-        title="The effective learning rate falls as the weights grow",
+        title="The effective learning rate falls as the weights grow"
+        if falls
+        else "How the effective learning rate goes in training",
         x=Axis("training step"),
         y=Axis("learning rate ÷ |w|², mean over units; median and range", logarithmic=True),
-        lines=_curves(settings, of(trained, side="batch norm"), "effective"),
+        lines=lines,
     )
 
 
