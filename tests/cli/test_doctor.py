@@ -164,7 +164,7 @@ def test_a_file_that_torch_did_not_export_is_wrong_use(zipped):
         Path("net.pt2").write_text("torch")
     code, stdout, stderr = run("net.pt2")
     assert (code, stdout) == (2, "")
-    assert "`program` is 'net.pt2', which is no file of torch.export.save" in stderr
+    assert "`program` is 'net.pt2', which is not a file of torch.export.save" in stderr
 
 
 def test_a_lacking_package_for_onnx_is_told_in_a_sentence(monkeypatch):

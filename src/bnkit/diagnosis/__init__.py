@@ -3,6 +3,6 @@
 from bnkit.diagnosis.diagnosing import diagnose
 from bnkit.diagnosis.diagnosis import Diagnosis
 from bnkit.diagnosis.finding import Finding
-from bnkit.diagnosis.rules.export import diagnose_export
+from bnkit.diagnosis.rules.programs import diagnose_export
 
 __all__ = ["Diagnosis", "Finding", "diagnose", "diagnose_export"]

@@ -9,7 +9,8 @@ from torch import fx, nn
 
 import bnkit
 from bnkit.diagnosis.gathering import gather
-from bnkit.diagnosis.rules.export import RULES, diagnose_export
+from bnkit.diagnosis.rules.export import RULES
+from bnkit.diagnosis.rules.programs import diagnose_export
 from bnkit.layers.frozen import FrozenBatchNorm1d
 from cases import seeded
 from reloading import reloaded

@@ -1,22 +1,15 @@
-"""Rules about export: batch norms that must not be, or need not be, in a deployed program.
+"""Rules about export: batch norms that must not be, or need not be, in a deployed program."""
 
-`diagnose_export` looks at a program that has been exported already.
-"""
-
-import importlib
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
-from zipfile import is_zipfile
 
-import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.diagnosis.evidence import Evidence, Norm
 from bnkit.diagnosis.finding import Finding
 from bnkit.diagnosis.mend import Mend, altering
-from bnkit.diagnosis.rules.exported import Remnant, remnants_of_graph, remnants_of_onnx
+from bnkit.diagnosis.rules.programs import findings_of, remnants_of_graph
 from bnkit.diagnosis.rules.reading import functions, readings
 from bnkit.diagnosis.rules.rule import Rule
 from bnkit.layers.frozen import FrozenBatchNorm
@@ -99,7 +92,7 @@ def exported_batch_norm(evidence: Evidence) -> Iterator[Finding]:
     """Find batch norms in the graphs that a model holds: what torch.export or torch.fx made."""
     for path, module in evidence.model.named_modules():
         if isinstance(module, fx.GraphModule):
-            for finding in _findings(remnants_of_graph(module.graph)):
+            for finding in findings_of(remnants_of_graph(module.graph)):
                 yield _below(path, finding)
 
 
@@ -108,117 +101,6 @@ def _below(path: str, finding: Finding) -> Finding:
     return Finding(
         finding.rule, finding.severity, layers, finding.measured, finding.why, finding.fix
     )
-
-
-def diagnose_export(program: Any) -> tuple[Finding, ...]:
-    """Return the findings on the batch norms that an exported program still holds, worst first.
-
-    `program` is a torch.export.ExportedProgram, a torch.fx.GraphModule, an ONNX ModelProto, what
-    torch.onnx.export returns, or the path of a file: of torch.export.save where it ends in .pt2,
-    else of ONNX, which needs the package onnx. A
-    batch norm in training mode is an error: the program normalises by whatever examples come
-    together. One in eval mode is information: it costs time that `bnkit.fold` before the export
-    saves, where a dense or conv layer feeds it. `layers` are the paths of the exported layers where
-    the program knows them, else the names of its nodes.
-
-    Raises TypeError for what is no program, ImportError for an ONNX file without the package onnx,
-    FileNotFoundError for a path without a file and ValueError for a file of something else.
-
-    >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).train()
-    >>> program = torch.export.export(model, (torch.ones(4, 2),))
-    >>> [(finding.severity, finding.layers) for finding in diagnose_export(program)]
-    [('error', ('1',))]
-    """
-    return tuple(_findings(_remnants(program)))
-
-
-def _remnants(program: Any) -> Iterable[Remnant]:
-    if isinstance(program, str | Path):
-        program = _load(Path(program))
-    if isinstance(program, torch.export.ExportedProgram | fx.GraphModule):
-        return remnants_of_graph(program.graph)
-    proto = getattr(program, "model_proto", program)  # of torch.onnx.ONNXProgram
-    if hasattr(getattr(proto, "graph", None), "node"):
-        return remnants_of_onnx(proto)
-    raise TypeError(
-        f"`program` is a {type(program).__name__}: pass what torch.export.export returned, a "
-        f"torch.fx.GraphModule, an ONNX ModelProto or the path of a file of either"
-    )
-
-
-def _load(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"`program` is {str(path)!r}, and there is no such file")
-    return _load_torch(path) if path.suffix == ".pt2" else _load_onnx(path)
-
-
-def _load_torch(path: Path) -> Any:
-    what = f"`program` is {str(path)!r}, which is no file of torch.export.save"
-    if not is_zipfile(path):  # torch would log pages on it
-        raise ValueError(what)
-    try:
-        return torch.export.load(path)
-    except Exception as error:  # whatever torch raises for another archive
-        raise ValueError(f"{what}: {error}") from error
-
-
-def _load_onnx(path: Path) -> Any:
-    try:
-        onnx = importlib.import_module("onnx")  # no dependency: only its users have such files
-    except ImportError as error:
-        raise ImportError(
-            f"`program` is the path {str(path)!r}, and reading ONNX files needs the package onnx: "
-            f"install it, or pass the torch.export.ExportedProgram"
-        ) from error
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except OSError:
-        raise
-    except Exception as error:  # of protobuf, which has no name that is to stay
-        raise ValueError(f"`program` is {str(path)!r}, which is no ONNX file: {error}") from error
-    if not model.graph.node:
-        raise ValueError(f"`program` is {str(path)!r}, which is no ONNX file: it has no graph")
-    return model
-
-
-def _findings(remnants: Iterable[Remnant]) -> Iterator[Finding]:
-    found = list(remnants)
-    training = [r for r in found if r.training]
-    fed = [r for r in found if not r.training and r.feeder]
-    others = [r for r in found if not r.training and not r.feeder]
-    if training:
-        yield Finding(
-            "exported-batch-norm",
-            "error",
-            _layers(training),
-            {"batch norms": len(training), "operation": training[0].operation},
-            "The program normalises by the statistics of the mini-batch that it is given.",
-            "Call model.eval() and export again. A layer without running statistics needs some "
-            "first.",
-        )
-    if fed:
-        yield Finding(
-            "exported-batch-norm",
-            "info",
-            _layers(fed),
-            {"batch norms": len(fed), "fed by": fed[0].feeder},
-            "The program computes batch norms that could be part of the weights before them.",
-            "Fold before the export: model = bnkit.fold(model.eval(), example).",
-        )
-    if others:
-        yield Finding(
-            "exported-batch-norm",
-            "info",
-            _layers(others),
-            {"batch norms": len(others)},
-            "The program computes batch norms that no dense or conv layer alone feeds.",
-            "bnkit.surgery.plan_folding(model, example) says whether the layer after them can take "
-            "them.",
-        )
-
-
-def _layers(remnants: list[Remnant]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(remnant.path for remnant in remnants))
 
 
 RULES: tuple[Rule, ...] = (

@@ -139,9 +139,9 @@ def test_a_program_of_torch_is_read_before_and_after_folding():
 
 
 @pytest.mark.parametrize("content", [b"", b"this is no program"], ids=["empty", "damaged"])
-def test_a_file_that_is_no_onnx_is_refused(content, tmp_path):
+def test_a_file_that_is_not_onnx_is_refused(content, tmp_path):
     (tmp_path / "net.onnx").write_bytes(content)
-    with pytest.raises(ValueError, match=r"`program` is '.*net\.onnx', which is no ONNX"):
+    with pytest.raises(ValueError, match=r"`program` is '.*net\.onnx', which is not an ONNX"):
         diagnose_export(tmp_path / "net.onnx")
 
 
