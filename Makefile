@@ -9,11 +9,11 @@ WORKERS ?= 2
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(SETUP): pyproject.toml constraints.txt
+$(SETUP): pyproject.toml claims/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable . --group dev
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable . --editable ./claims --group dev
 	@touch $@
 
 compare: $(SETUP)  ## would batch norm help? digits, two minutes, a report

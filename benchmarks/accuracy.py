@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bnkit.experiments.environment import environment
 from bnkit.kernels import cpu, reference
-from bnkit.lab.environment import environment
 
 FIGURES = Path(__file__).with_suffix(".json")
 SHAPES = [(32, 64, 56, 56), (32, 256, 28, 28), (32, 2048, 7, 7), (256, 1024), (32, 64, 1000)]

@@ -30,9 +30,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bnkit
 from bnkit.diagnosis import Diagnosis, Finding
-from bnkit.lab.data import Data, load
-from bnkit.lab.environment import environment
-from bnkit.lab.training import accuracy
+from bnkit.experiments.data import Data, load
+from bnkit.experiments.environment import environment
+from bnkit.experiments.training import accuracy
 from bnkit.layers.domains import DomainBatchNorm
 from bnkit.observation import evaluating
 

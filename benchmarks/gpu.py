@@ -29,8 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bnkit.experiments.environment import environment
 from bnkit.kernels import reference
-from bnkit.lab.environment import environment
 
 FIGURES = Path(__file__).with_suffix(".json")
 EPS = 1e-5

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bnkit.lab import data
-from bnkit.lab.comparison import plan_comparison
-from bnkit.lab.environment import environment
-from bnkit.lab.networks import network
-from bnkit.lab.settings import Settings
-from bnkit.lab.training import Training, train
+from bnkit.experiments import data
+from bnkit.experiments.comparison import plan_comparison
+from bnkit.experiments.environment import environment
+from bnkit.experiments.networks import network
+from bnkit.experiments.settings import Settings
+from bnkit.experiments.training import Training, train
 
 STEPS, EVERY, ROUNDS = 1000, 50, 11
 FIGURES = Path(__file__).with_suffix(".json")

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.benchmarking.cases import Case
+from bnkit.experiments.environment import environment
 from bnkit.kernels import memory
-from bnkit.lab.environment import environment
 from bnkit.layers import BatchNorm2d
 
 FIGURES = Path(__file__).with_suffix(".json")

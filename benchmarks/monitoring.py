@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import bnkit
-from bnkit.lab.environment import environment
-from bnkit.lab.networks import network
+from bnkit.experiments.environment import environment
+from bnkit.experiments.networks import network
 from bnkit.monitoring import Monitor
 
 BLOCK, SECONDS, NEVER = 10, 60, 10**9

@@ -28,9 +28,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import bnkit
 from bnkit.benchmarking.timing import interleaved
+from bnkit.experiments.environment import environment
+from bnkit.experiments.networks import dlology
 from bnkit.kernels import memory
-from bnkit.lab.environment import environment
-from bnkit.lab.networks import dlology
 from bnkit.surgery.plan import replace_module
 
 FIGURES = Path(__file__).with_suffix(".json")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bnkit.lab.claiming.claim import ClaimSettings
+from bnkit_claims.core.claim import ClaimSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,9 @@ import bnkit
 PACKAGE = Path(bnkit.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
-    "moments tables kernels functional layers observation roles dataflow batches recalibration "
-    "parameters gap surgery checkpoints diagnosis monitoring lab benchmarking report cli"
+    "moments tables names references files progress source_code kernels functional layers "
+    "observation roles dataflow batches recalibration parameters gap surgery checkpoints "
+    "diagnosis monitoring experiments benchmarking report cli"
 ).split()
 
 

@@ -5,11 +5,11 @@ from bnkit.benchmarking import Benchmark, bench
 from bnkit.checkpoints import load, save
 from bnkit.dataflow import ExampleError
 from bnkit.diagnosis import Diagnosis, Finding, diagnose
+from bnkit.experiments.comparison import Interrupted, compare
+from bnkit.experiments.settings import Settings
+from bnkit.experiments.summary import Comparison
 from bnkit.gap import Gap, explain_gap
 from bnkit.kernels.choice import choose_kernel
-from bnkit.lab.comparison import Interrupted, compare
-from bnkit.lab.settings import Settings
-from bnkit.lab.summary import Comparison
 from bnkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, domain, mask
 from bnkit.moments import Moments
 from bnkit.monitoring import Monitor

@@ -12,11 +12,11 @@ from typer.main import get_command
 
 from bnkit.cli import app
 from bnkit.cli import comparison as command
-from bnkit.lab import comparison
-from bnkit.lab.initialisation import SCHEMES
-from bnkit.lab.networks import ACTIVATIONS, NETWORKS
-from bnkit.lab.settings import Settings
-from bnkit.lab.training import LOSSES, OPTIMIZERS
+from bnkit.experiments import comparison
+from bnkit.experiments.initialisation import SCHEMES
+from bnkit.experiments.networks import ACTIVATIONS, NETWORKS
+from bnkit.experiments.settings import Settings
+from bnkit.experiments.training import LOSSES, OPTIMIZERS
 from cli.commands import TESTS, run
 
 OWN = "--model users:build --data users:loaders"

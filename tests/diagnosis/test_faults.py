@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import bnkit
-from bnkit.lab.data import load
+from bnkit.experiments.data import load
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = runpy.run_path(str(ROOT / "benchmarks" / "faults.py"))

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 import bnkit
 from bnkit.diagnosis import diagnose
-from bnkit.lab import networks
-from bnkit.lab.data import load
+from bnkit.experiments import networks
+from bnkit.experiments.data import load
 from zoo.checks import fingerprint, random_state
 
 ROWS, STEPS = 32, 20

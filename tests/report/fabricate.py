@@ -5,8 +5,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from bnkit.lab.records import SIDES, Curve, Side, TrialResult
-from bnkit.lab.summary import Comparison
+from bnkit.experiments.records import SIDES, Curve, Side, TrialResult
+from bnkit.experiments.summary import Comparison
 
 STEPS = tuple(range(50, 2001, 50))  # 40 evaluations
 SETTINGS = {

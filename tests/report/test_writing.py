@@ -9,9 +9,9 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from bnkit import write_report
-from bnkit.lab.summary import Comparison
+from bnkit.experiments.summary import Comparison
+from bnkit.files import strict_json, write_atomically
 from bnkit.report import writing
-from bnkit.report.writing import put, strict_json
 from report.fabricate import comparison
 
 SMALL = comparison([0.1, 3.0], ["relu"], 2)
@@ -67,13 +67,13 @@ def test_what_is_not_finite_is_null_and_what_is_no_json_is_text():
 
 
 def test_a_file_is_replaced_whole(tmp_path):
-    put(tmp_path / "a.txt", b"a long old text")
-    put(tmp_path / "a.txt", b"new")
+    write_atomically(tmp_path / "a.txt", b"a long old text")
+    write_atomically(tmp_path / "a.txt", b"new")
     assert contents(tmp_path) == {"a.txt": b"new"}
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
-    put(tmp_path / "a.txt", b"old")
+    write_atomically(tmp_path / "a.txt", b"old")
 
     def full(self, data):  # noqa: ARG001  the signature of write_bytes
         self.open("wb").close()
@@ -81,7 +81,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path, monkeypatc
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="no space"):
-        put(tmp_path / "a.txt", b"new")
+        write_atomically(tmp_path / "a.txt", b"new")
     monkeypatch.undo()
     assert contents(tmp_path) == {"a.txt": b"old"}
 

@@ -1,14 +1,13 @@
 """`save`: the checkpoint of a changed model, written whole or not at all."""
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 
 from bnkit.checkpoints.formats import format_of
 from bnkit.checkpoints.plans import Document, written
+from bnkit.files import moved_into_place
 from bnkit.surgery.plan import Plan
 
 
@@ -40,24 +39,10 @@ def save(
     document = written(plan)
     state = model.state_dict()
     try:
-        with _moved_into_place(path) as part:
+        with moved_into_place(path) as part:
             write(part, state, document)
     except OSError as error:
         raise OSError(
             f"the checkpoint {path} cannot be written ({error.strerror or error}): choose another"
         ) from error
     return path
-
-
-@contextmanager
-def _moved_into_place(path: Path) -> Iterator[Path]:
-    """Give the path of another file beside `path`, which replaces it once the block has ended."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -4,12 +4,11 @@ import signal
 
 import typer
 
-from bnkit.cli.claims import claims
 from bnkit.cli.comparison import compare
 from bnkit.cli.doctor import doctor
 from bnkit.cli.explaining import explain
+from bnkit.cli.extensions import add_extensions
 from bnkit.cli.performance import bench, warmup
-from bnkit.cli.reproducing import reproduce
 from bnkit.cli.surgery import add, convert, fold, insert, remove, standardize
 
 app = typer.Typer(
@@ -21,8 +20,6 @@ app = typer.Typer(
 )
 for command in (
     compare,
-    claims,
-    reproduce,
     add,
     insert,
     fold,
@@ -35,6 +32,7 @@ for command in (
     warmup,
 ):
     app.command()(command)
+add_extensions(app)
 
 
 def main() -> None:

@@ -9,11 +9,11 @@ import typer
 
 from bnkit.cli.arguments import PLACEMENTS, listed, numbers, option, texts
 from bnkit.cli.output import chatter_on_stderr, explained, messages, print_result, refuse, say
-from bnkit.lab.comparison import Interrupted, plan_comparison
-from bnkit.lab.names import one_of
-from bnkit.lab.references import import_reference
-from bnkit.lab.settings import Settings
-from bnkit.lab.summary import Comparison
+from bnkit.experiments.comparison import Interrupted, plan_comparison
+from bnkit.experiments.settings import Settings
+from bnkit.experiments.summary import Comparison
+from bnkit.names import one_of
+from bnkit.references import import_reference
 from bnkit.report import write_report
 
 COMPARED = "What is compared"

@@ -14,8 +14,8 @@ from bnkit.cli.operation import Operation
 from bnkit.cli.output import chatter_on_stderr, explained, messages, print_result, say
 from bnkit.diagnosis import Diagnosis, diagnose, diagnose_export
 from bnkit.diagnosis.finding import SEVERITIES, Severity
-from bnkit.lab.names import one_of
-from bnkit.lab.references import import_reference
+from bnkit.names import one_of
+from bnkit.references import import_reference
 from bnkit.report.diagnosis import checked, write_diagnosis
 
 EXPORTED = (".onnx", ".pt2")

@@ -11,7 +11,7 @@ from bnkit.cli.arguments import AsJson
 from bnkit.cli.output import explained, print_result
 from bnkit.diagnosis.explanation import Explanation, explanation_of
 from bnkit.diagnosis.rules.table import KINDS, RULES
-from bnkit.lab.names import one_of
+from bnkit.names import one_of
 from bnkit.tables import text_table
 
 _WIDTH = 88  # characters, beyond which lines of prose are hard to follow

@@ -22,7 +22,7 @@ from bnkit.cli.output import (
     say,
     working,
 )
-from bnkit.lab.references import blaming, called, import_reference
+from bnkit.references import blaming, called, import_reference
 from bnkit.surgery.plan import Plan
 from bnkit.surgery.promise import SurgeryError
 

@@ -1,6 +1,5 @@
 """What commands print: results on stdout, all else on stderr, errors in one sentence."""
 
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -10,7 +9,8 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import typer
 from rich.console import Console
 
-from bnkit.report.writing import strict_json
+from bnkit.files import strict_json
+from bnkit.progress import progress_bars
 
 T = TypeVar("T")
 
@@ -28,12 +28,12 @@ class Counter(Protocol):
     """What counts things as they are taken."""
 
     def __call__(self, items: Iterable[T], *, total: int | None) -> Iterator[T]:
-        """Yield `items`, of which there are `total`, None where nobody knows."""
+        """Yield `items`, of which there are `total`, None where it is unknown."""
 
 
 def print_result(record: Record, *, as_json: bool) -> None:
     """Print a result on stdout, as text or as JSON that every reader accepts."""
-    text = json.dumps(json.loads(strict_json(record.to_json())), indent=2) if as_json else record
+    text = strict_json(record.to_json(), indent=2) if as_json else record
     print(text, flush=True)  # noqa: T201  the output
 
 
@@ -77,26 +77,7 @@ def working(what: str, *, auto_refresh: bool = True) -> Iterator[Counter]:
 
     Without `auto_refresh` the bar moves with the things only, and no thread disturbs their times.
     """
-    from rich.progress import (  # noqa: PLC0415  a tenth of a second, which --help does not need
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("elapsed,"),
-        TimeRemainingColumn(),
-        TextColumn("to go"),
-    )
-    bars = Progress(
-        *columns,
+    bars = progress_bars(
         console=messages,
         transient=True,
         auto_refresh=auto_refresh,

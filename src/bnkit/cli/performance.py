@@ -108,7 +108,7 @@ def warmup(
     with explained():
         with working("compiling") as counted, chatter_on_stderr():
             from bnkit.kernels.warming import DTYPES, warm  # noqa: PLC0415  only for this command
-            from bnkit.lab.names import one_of  # noqa: PLC0415
+            from bnkit.names import one_of  # noqa: PLC0415
 
             known = {str(each).removeprefix("torch."): each for each in DTYPES}
             dtypes = [one_of(known, name, "dtype") for name in texts(dtype)]

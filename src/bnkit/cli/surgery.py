@@ -22,8 +22,8 @@ from bnkit.cli.arguments import (
 )
 from bnkit.cli.operation import Operation
 from bnkit.cli.output import chatter_on_stderr, explained, print_result
-from bnkit.lab.names import one_of
-from bnkit.lab.references import called, import_reference
+from bnkit.names import one_of
+from bnkit.references import called, import_reference
 from bnkit.surgery import plan_addition
 
 _CALIBRATED = ("group", "instance")  # kinds that compute something else than a batch norm

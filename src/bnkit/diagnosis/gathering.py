@@ -17,7 +17,7 @@ from bnkit.diagnosis.losses import Loss, Losses
 from bnkit.diagnosis.passes import Passes, passes_over, rows_of
 from bnkit.diagnosis.subject import parameter_groups, preserved_generators, subject_of
 from bnkit.observation import preserved_random_state
-from bnkit.recalibration.progress import counted
+from bnkit.progress import counted
 from bnkit.surgery.folding.sites import Site, find_sites
 
 NOTHING_TO_RUN = "neither an example nor mini-batches were given"

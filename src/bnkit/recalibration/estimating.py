@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnkit.batches import Call, Inputs, calls_of, number_of, refuse_iterator
 from bnkit.dataflow import duplicate
 from bnkit.observation import preserved_random_state
+from bnkit.progress import counted
 from bnkit.recalibration.choosing import Where, choose
 from bnkit.recalibration.measuring import Normalise, Sample, Statistics, measure, write
-from bnkit.recalibration.progress import counted
 from bnkit.recalibration.ranks import over_all_ranks
 from bnkit.recalibration.record import Buffers, Recalibration, buffers_of, shift_of
 from bnkit.recalibration.wrappers import unwrapped

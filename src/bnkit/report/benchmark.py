@@ -8,10 +8,11 @@ import altair as alt
 
 from bnkit.benchmarking.benchmark import Benchmark
 from bnkit.benchmarking.measuring import Measurement
+from bnkit.files import strict_json, write_atomically
 from bnkit.report.figure import VEGA_LITE
 from bnkit.report.palette import PAPER
 from bnkit.report.panels import at
-from bnkit.report.writing import export, put, strict_json
+from bnkit.report.writing import export
 
 EAGER, COMPILED, INFERENCE = "torch eager", "torch.compile", "torch eager, inference"
 # Shape and filling tell the programs apart without colour.
@@ -43,7 +44,7 @@ def write_benchmark(benchmark: Benchmark, folder: str | Path) -> Path:
         ".html": page.encode(),
     }
     for kind, data in files.items():
-        put(folder / f"benchmark{kind}", data)
+        write_atomically(folder / f"benchmark{kind}", data)
     return folder / "benchmark.html"
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from bnkit.lab.records import SIDES, Side
-from bnkit.lab.summary import Comparison
+from bnkit.experiments.records import SIDES, Side
+from bnkit.experiments.summary import Comparison
 from bnkit.report.words import milliseconds
 
 

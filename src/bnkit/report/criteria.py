@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from bnkit.lab.summary import Comparison
-from bnkit.lab.verdict import LEVEL
+from bnkit.experiments.summary import Comparison
+from bnkit.experiments.verdict import LEVEL
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Criterion:
 
 
 def criteria(comparison: Comparison) -> tuple[Criterion, ...]:
-    """Return the criteria of the verdict (see `bnkit.lab.verdict.Verdict`) with their results."""
+    """Return the criteria of the verdict (see `experiments.verdict.Verdict`) with their results."""
     v = comparison.verdict
     gap = v.accuracy
     return (

@@ -9,8 +9,8 @@ from bnkit.diagnosis.diagnosis import Diagnosis
 from bnkit.diagnosis.explanation import explanation_of
 from bnkit.diagnosis.finding import SEVERITIES, Finding
 from bnkit.diagnosis.layers import LayerRecord
+from bnkit.files import write_atomically
 from bnkit.report.words import listed, several
-from bnkit.report.writing import put
 
 ENDINGS = (".html", ".htm")
 
@@ -29,7 +29,7 @@ def write_diagnosis(diagnosis: Diagnosis, path: str | Path) -> Path:
     'net.html'
     """
     path = checked(path)
-    put(path, page(diagnosis).encode())
+    write_atomically(path, page(diagnosis).encode())
     return path
 
 

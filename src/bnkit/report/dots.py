@@ -6,8 +6,8 @@ from typing import Any
 
 import altair as alt
 
-from bnkit.lab.records import SIDES, Side, TrialResult
-from bnkit.lab.summary import Comparison
+from bnkit.experiments.records import SIDES, Side, TrialResult
+from bnkit.experiments.summary import Comparison
 from bnkit.report.frames import powers
 from bnkit.report.panels import FIELD, SIDE_COLOURS, at
 from bnkit.report.words import number

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from bnkit.lab.records import SIDES
-from bnkit.lab.summary import Comparison
+from bnkit.experiments.records import SIDES
+from bnkit.experiments.summary import Comparison
 from bnkit.report.curves import Curves, Measure, curves_of
 from bnkit.report.dots import dots, track
 from bnkit.report.figure import Figure, Group, Panel

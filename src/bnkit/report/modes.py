@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from statistics import median
 
-from bnkit.lab.records import SIDES, Curve, Side
-from bnkit.lab.summary import Cell, Comparison
+from bnkit.experiments.records import SIDES, Curve, Side
+from bnkit.experiments.summary import Cell, Comparison
 
 
 @dataclass(frozen=True)

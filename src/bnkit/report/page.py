@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from bnkit.lab.records import SIDES
-from bnkit.lab.statistics import SuccessRate
-from bnkit.lab.summary import Comparison
+from bnkit.experiments.records import SIDES
+from bnkit.experiments.statistics import SuccessRate
+from bnkit.experiments.summary import Comparison
 from bnkit.report import words
 from bnkit.report.costs import costs
 from bnkit.report.criteria import criteria

@@ -21,10 +21,10 @@ FILTERS = {
 }
 
 
-def templates() -> jinja2.Environment:
-    """Return the templates of this folder; all that they are given is escaped."""
+def templates(*folders: Path) -> jinja2.Environment:
+    """Return the templates of `folders` and of this one; all that they are given is escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

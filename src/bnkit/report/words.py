@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from bnkit.lab.summary import SideSummary
+from bnkit.experiments.summary import SideSummary
 
 NOTHING = "–"
 

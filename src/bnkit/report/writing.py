@@ -1,12 +1,10 @@
 """Writing: everything is drawn first, then each file is put in its place whole."""
 
-import json
-import math
-import os
 from pathlib import Path
 from typing import Any
 
-from bnkit.lab.summary import Comparison
+from bnkit.experiments.summary import Comparison
+from bnkit.files import strict_json, write_atomically
 
 
 def write_report(comparison: Comparison, folder: str | Path) -> Path:
@@ -19,7 +17,7 @@ def write_report(comparison: Comparison, folder: str | Path) -> Path:
     Raises ValueError for a comparison without trials.
 
     >>> import tempfile
-    >>> from bnkit.lab.records import TrialResult
+    >>> from bnkit.experiments.records import TrialResult
     >>> trial = TrialResult("a1", "plain", 0.1, "relu", 0, "not run", "interrupted")
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_report(Comparison({}, {}, 0.9, "bnkit compare", (trial,)), folder).name
@@ -40,7 +38,7 @@ def write_report(comparison: Comparison, folder: str | Path) -> Path:
     files["results.json"] = strict_json(comparison.to_json()).encode()
     files["report.html"] = page(comparison, drawn).encode()
     for name, data in files.items():  # the page comes last: it links to all others
-        put(folder / name, data)
+        write_atomically(folder / name, data)
     return folder / "report.html"
 
 
@@ -52,35 +50,3 @@ def export(specification: dict[str, Any], *, scale: int = 2) -> dict[str, bytes]
 
     svg = vl_convert.vegalite_to_svg(specification, vl_version=VEGA_LITE)
     return {".svg": svg.encode(), ".png": vl_convert.svg_to_png(svg, scale=scale)}
-
-
-def strict_json(document: Any) -> str:
-    """Return the document as JSON that every reader accepts: null for NaN and infinities.
-
-    >>> strict_json({"loss": [0.5, float("nan")]})
-    '{"loss": [0.5, null]}'
-    """
-    return json.dumps(_finite(document), allow_nan=False, default=str, ensure_ascii=False)
-
-
-def put(path: Path, data: bytes) -> None:
-    """Write the file under another name beside `path`, then move it there in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _finite(value: Any) -> Any:
-    match value:
-        case float() if not math.isfinite(value):
-            return None
-        case dict():
-            return {str(name): _finite(item) for name, item in value.items()}
-        case list() | tuple():
-            return [_finite(item) for item in value]
-        case _:
-            return value

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import bnkit
 from bnkit.diagnosis.gathering import gather
 from bnkit.diagnosis.rules.structure import RULES
-from bnkit.lab import networks
+from bnkit.experiments import networks
 from bnkit.surgery.promise import prove_same_function
 from reloading import reloaded
 

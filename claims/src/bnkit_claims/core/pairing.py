@@ -1,0 +1,75 @@
+"""What cases found, paired by their seed: plain beside batch norm."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bnkit.experiments.records import Side
+from bnkit.experiments.statistics import (
+    PairedDifference,
+    PairedRatio,
+    paired_difference,
+    paired_ratio,
+)
+from bnkit_claims.core.figures import Dot
+
+Found = Sequence[Mapping[str, Any]]
+
+
+def of(found: Found, **fields: Any) -> list[Mapping[str, Any]]:
+    """Return what was found in the cases with these fields.
+
+    >>> of([{"seed": 0, "loss": 1.0}, {"seed": 1, "loss": 2.0}], seed=1)
+    [{'seed': 1, 'loss': 2.0}]
+    """
+    return [each for each in found if all(each[name] == fields[name] for name in fields)]
+
+
+def ratio_of(
+    found: Found, what: str, *, by: str = "side", over: str = "plain", under: str = "batch norm"
+) -> PairedRatio:
+    """Return the paired ratio of `what`, plain ÷ batch norm, over the seeds.
+
+    >>> rows = [{"side": "plain", "seed": 0, "loss": 3.0}]
+    >>> rows += [{"side": "batch norm", "seed": 0, "loss": 2.0}]
+    >>> ratio_of(rows, "loss").ratio
+    1.5
+    """
+    values = {(each[by], each["seed"]): each[what] for each in found}
+    return paired_ratio((values[over, seed], values[under, seed]) for seed in _seeds(found))
+
+
+def difference_of(found: Found, what: str) -> PairedDifference:
+    """Return the paired difference of `what`, batch norm − plain, over the seeds that have both.
+
+    >>> rows = [{"side": "plain", "seed": 0, "loss": 3.0}]
+    >>> difference_of([*rows, {"side": "batch norm", "seed": 0, "loss": 2.0}], "loss").difference
+    -1.0
+    """
+    values = {(each["side"], each["seed"]): each[what] for each in found}
+    pairs = [(values["plain", seed], values["batch norm", seed]) for seed in _seeds(found)]
+    return paired_difference((p, b) for p, b in pairs if p is not None and b is not None)
+
+
+def ranged(row: str, name: str, values: Sequence[float | None], side: Side | None = None) -> Dot:
+    """Return the median of the values that are not None, with their range.
+
+    >>> ranged("tanh", "plain", [3.0, None, 1.0, 2.0]).high
+    3.0
+    """
+    known = sorted(value for value in values if value is not None)
+    if not known:
+        return Dot(row, name, None, side=side)
+    return Dot(row, name, known[len(known) // 2], known[0], known[-1], side)
+
+
+def rounded(ratio: float | None) -> str:
+    """Return a ratio to two digits, as it is said in a headline.
+
+    >>> rounded(15.16), rounded(7.13), rounded(0.476), rounded(None)
+    ('15', '7.1', '0.48', 'an unknown number of')
+    """
+    return "an unknown number of" if ratio is None else f"{float(f'{ratio:.2g}'):g}"
+
+
+def _seeds(found: Found) -> list[int]:
+    return sorted({each["seed"] for each in found})

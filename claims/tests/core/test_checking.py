@@ -1,0 +1,84 @@
+import pytest
+
+from bnkit_claims.core.checking import Interrupted, check_claims
+from bnkit_claims.core.claim import Claim, claim_named
+from bnkit_claims.core.evidence import Evidence, Part
+from bnkit_claims.core.in_turn import in_turn
+from doubling import Doubling, broken, double
+
+
+def claim(name, measure):
+    def run(settings, each=in_turn):
+        found = each(measure, settings, list(range(settings.seeds)))
+        parts = (Part("doubling", f"{found}", True),)
+        return Evidence(f"{found}", parts, details=tuple({"found": f} for f in found))
+
+    return Claim(
+        name=name,
+        statement="Twice is twice.",
+        sources=(),
+        measurement="doubled",
+        criteria="equal",
+        sizes={size: Doubling(seeds=3) for size in ("toy", "digits", "mnist")},
+        run=run,
+    )
+
+
+def test_a_claim_is_measured_in_processes_and_kept(tmp_path):
+    doubling = claim("doubling", double)
+    checked = check_claims([doubling], "toy", out=tmp_path, jobs=1, progress=False)
+    (found,) = checked.claims
+    assert found.evidence.headline == "[0.0, 2.0, 4.0]"
+    assert found.command == "bnkit claims doubling --data toy --seeds 3"
+    assert found.settings == {"data": "digits", "factor": 2.0, "seeds": 3}
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cases").iterdir()}
+    assert len(kept) == 3
+    again = check_claims([doubling], "toy", out=tmp_path, seeds=4, jobs=1, progress=False)
+    assert again.claims[0].evidence.headline == "[0.0, 2.0, 4.0, 6.0]"
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "cases").iterdir()}
+    assert len(after) == 4
+    assert kept.items() <= after.items()  # what was there was not measured again
+
+
+def test_a_claim_that_fails_says_why_and_the_others_go_on(tmp_path):
+    claims = [claim("broken", broken), claim("doubling", double)]
+    checked = check_claims(claims, "toy", out=tmp_path, jobs=1, progress=False)
+    assert [each.verdict for each in checked.claims] == ["failed", "holds"]
+    (failed,) = checked.failed
+    assert (
+        "the case 0 could not be measured: ZeroDivisionError: nothing to divide 0" in failed.reason
+    )
+    assert "ZeroDivisionError" in str(checked)
+
+
+def test_ctrl_c_gives_what_had_finished(tmp_path):
+    first, second = claim("doubling", double), claim("late", double)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    object.__setattr__(second, "run", stop)
+    with pytest.raises(Interrupted) as caught:
+        check_claims([first, second], "toy", out=tmp_path, jobs=1, progress=False)
+    assert [each.verdict for each in caught.value.checked.claims] == ["holds", "not run"]
+
+
+def test_bad_settings_are_refused_before_any_run(tmp_path):
+    with pytest.raises(ValueError, match="`seeds` is -1: give a whole number"):
+        check_claims([claim("doubling", double)], out=tmp_path, seeds=-1)
+    with pytest.raises(ValueError, match="`jobs` is 0: give a whole number"):
+        check_claims([claim("doubling", double)], out=tmp_path, jobs=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_claims_are_answered_with_near_ones():
+    with pytest.raises(ValueError, match="unknown claim 'dubling': did you mean 'doubling'"):
+        claim_named([claim("doubling", double)], "dubling")
+
+
+def test_a_claim_is_known_by_how_its_name_alone_begins():
+    table = [claim(name, double) for name in ("learning-rates", "initialisation", "init", "faster")]
+    assert claim_named(table, "learning-rate").name == "learning-rates"
+    assert claim_named(table, "init").name == "init"  # a whole name comes before a beginning
+    with pytest.raises(ValueError, match="unknown claim 'in': did you mean"):
+        claim_named(table, "in")

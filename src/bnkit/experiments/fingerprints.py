@@ -1,0 +1,72 @@
+"""Fingerprints of what decides a trial: initial arrays, structure, source text and batches."""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bnkit.source_code import bytes_of, source_of
+
+
+def fingerprint(parts: Mapping[str, Any]) -> str:
+    """Return 16 hexadecimal digits that name these plain values.
+
+    >>> fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+    True
+    """
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def of_model(model: nn.Module) -> str:
+    """Return the fingerprint of a model's arrays, structure and the source of its own classes."""
+    digest = hashlib.sha256(repr(model).encode())
+    _add_arrays(digest, model)
+    own = {type(m) for m in model.modules()} | {b for m in model.modules() for b in type(m).__mro__}
+    for source in sorted({source_of(cls) for cls in own if not _is_ours_or_torchs(cls.__module__)}):
+        digest.update(source.encode())
+    return digest.hexdigest()
+
+
+def of_arrays(model: nn.Module) -> str:
+    """Return the fingerprint of a model's parameters and buffers."""
+    digest = hashlib.sha256()
+    _add_arrays(digest, model)
+    return digest.hexdigest()
+
+
+def of_batch(batch: Any) -> str:
+    """Return the fingerprint of one mini-batch, any nest of tensors, arrays and other values."""
+    leaves, structure = torch.utils._pytree.tree_flatten(batch)  # noqa: SLF001  torch's own trees
+    digest = hashlib.sha256(str(structure).encode())
+    for leaf in leaves:
+        if isinstance(leaf, Tensor | np.ndarray):
+            _add_array(digest, "", torch.as_tensor(leaf))
+        else:
+            digest.update(repr(leaf).encode())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that may change a number: bnkit's and torch's."""
+    return {"bnkit": importlib.metadata.version("bnkit"), "torch": torch.__version__}
+
+
+def _add_arrays(digest: Any, model: nn.Module) -> None:
+    for name, array in model.state_dict().items():
+        if isinstance(array, Tensor):
+            _add_array(digest, name, array)
+
+
+def _add_array(digest: Any, name: str, array: Tensor) -> None:
+    digest.update(f"{name} {tuple(array.shape)} {array.dtype} ".encode())
+    digest.update(bytes_of(array))
+
+
+def _is_ours_or_torchs(module: str) -> bool:
+    return module.partition(".")[0] in ("bnkit", "torch", "builtins")

@@ -1,0 +1,92 @@
+"""`Trial`: one network, trained once; its result follows from its settings alone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from bnkit.experiments.fingerprints import fingerprint, of_arrays
+from bnkit.experiments.records import Side, TrialResult
+from bnkit.experiments.subject import Subject
+from bnkit.experiments.training import Training, accuracy, train
+from bnkit.observation import evaluating, preserved_random_state
+
+
+@dataclass(frozen=True)
+class Trial:
+    """All that decides one trial's numbers; `key` is a fingerprint of it and names its file.
+
+    `arrays` is the fingerprint of the initial arrays alone.
+    """
+
+    key: str
+    subject: Subject
+    side: Side
+    activation: str
+    seed: int
+    training: Training
+    arrays: str
+
+    @property
+    def code(self) -> str:
+        """The fingerprint of what the processes have to load: the user's own code and data."""
+        return fingerprint(self.subject.identity)
+
+    @property
+    def not_run(self) -> TrialResult:
+        """The record of this trial before it has run."""
+        return TrialResult(
+            self.key, self.side, self.training.learning_rate, self.activation, self.seed, "not run"
+        )
+
+    def failed(self, reason: str) -> TrialResult:
+        """Return the record that this trial could not be run to its end."""
+        return replace(self.not_run, outcome="failed", reason=reason)
+
+    def run(self) -> TrialResult:
+        """Return what training this network once gives; the caller's generators stay as they are.
+
+        An error of the user's own model or data is a result too: a failed trial with its reason.
+        """
+        with preserved_random_state(), one_thread():
+            try:
+                return self._run()
+            except (Exception, SystemExit) as error:  # noqa: BLE001  it may be anything
+                return self.failed(f"{type(error).__name__}: {error}")
+
+    def _run(self) -> TrialResult:
+        model = self.subject.network(self.side, self.activation, self.seed)
+        if of_arrays(model) != self.arrays:
+            raise ValueError(
+                "the network has other initial arrays here than in the process that planned the "
+                "comparison: its weights must follow from the seed alone"
+            )
+        loaders = self.subject.loaders(self.seed)
+        trained = train(model, loaders.train, loaders.held_out, self.training)
+        with evaluating(model):
+            on_test = accuracy(model, loaders.test)
+        kept = model.state_dict()
+        return replace(
+            self.not_run,
+            outcome=trained.outcome,
+            reason=trained.reason,
+            curve=trained.curve,
+            accuracy=trained.curve.accuracy[-1],
+            test_accuracy=on_test,
+            parameters=sum(p.numel() for p in model.parameters()),
+            buffers=sum(b.numel() for name, b in model.named_buffers() if name in kept),
+            steps=trained.steps,
+            seconds=trained.seconds,
+        )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread inside: small networks are fastest so, and processes share cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

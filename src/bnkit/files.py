@@ -1,0 +1,55 @@
+"""Files that are written whole or not at all, and JSON that every reader accepts."""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` into the file at `path`, whole or not at all; its folder is made if missing."""
+    with moved_into_place(path) as part:
+        part.write_bytes(data)
+
+
+@contextmanager
+def moved_into_place(path: Path) -> Iterator[Path]:
+    """Give the path of another file beside `path`, which replaces it once the block has ended.
+
+    The other file is on the disk before it is moved, and gone after an error.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def strict_json(document: Any, *, indent: int | None = None) -> str:
+    """Return the document as JSON that every reader accepts: null for NaN and infinities.
+
+    >>> strict_json({"loss": [0.5, float("nan")]})
+    '{"loss": [0.5, null]}'
+    """
+    return json.dumps(
+        _finite(document), allow_nan=False, default=str, ensure_ascii=False, indent=indent
+    )
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float() if not math.isfinite(value):
+            return None
+        case dict():
+            return {str(name): _finite(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+        case _:
+            return value

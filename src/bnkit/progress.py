@@ -1,0 +1,78 @@
+"""Progress bars on stderr: anything over two seconds shows how far it is."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+T = TypeVar("T")
+
+PATIENCE = 2.0  # seconds
+
+
+def counted(
+    items: Iterable[T], what: str, *, total: int | None, begun: float, shown: bool
+) -> Iterator[T]:
+    """Yield `items`, and show how far they are once two seconds have passed since `begun`.
+
+    `total` is None where it is unknown, `begun` is of time.monotonic.
+
+    >>> list(counted([1, 2], "numbers", total=2, begun=time.monotonic(), shown=True))
+    [1, 2]
+    """
+    if not shown:
+        yield from items
+        return
+    with ExitStack() as stack:
+        count = None
+        for done, item in enumerate(items):
+            if count is None and time.monotonic() - begun > PATIENCE:
+                count = stack.enter_context(counting(what, total, done=done))
+            elif count is not None:
+                count(item)
+            yield item
+
+
+@contextmanager
+def counting(
+    what: str, total: int | None, *, done: int = 0, shown: bool = True
+) -> Iterator[Callable[[object], None]]:
+    """Show a bar for `total` things on stderr; give a function that counts one more as done.
+
+    >>> with counting("trials", 2, shown=False) as count:
+    ...     count("the first")
+    """
+    if not shown:
+        yield lambda _: None
+        return
+    from rich.console import Console  # noqa: PLC0415  as below
+
+    with progress_bars(console=Console(stderr=True)) as bars:
+        task = bars.add_task(what, total=total, completed=done)
+        yield lambda _: bars.advance(task)
+
+
+def progress_bars(**options: Any) -> "Progress":
+    """Return a context in which bars are shown; `options` are those of rich's Progress."""
+    from rich.progress import (  # noqa: PLC0415  a tenth of a second, needed only to show
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("elapsed,"),
+        TimeRemainingColumn(),
+        TextColumn("to go"),
+        **options,
+    )

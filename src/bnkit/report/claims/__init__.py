@@ -1,3 +1,0 @@
-"""The pages of the claims: one for each, with its charts, and one that lists them all."""
-
-from bnkit.report.claims.writing import write_claims as write_claims

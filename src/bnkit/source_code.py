@@ -1,0 +1,183 @@
+"""Source code as text and fingerprints, which change when the code may do something else."""
+
+import functools
+import hashlib
+import inspect
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PLAIN = (str, bytes, int, float, complex, type(None), type(...))
+STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
+
+
+def source_of(thing: Any) -> str:
+    """Return the source of a function or class of the user's own, and the values that it carries.
+
+    The source is whole files, since what a function does depends on what stands around it: the
+    file that defines it, and those of one's own that this imports, at any depth. Code that was
+    typed into a session has no file: its byte code stands for it, and that of what it refers to.
+    The values are defaults, closures and the arguments of a `functools.partial`.
+
+    >>> width = 8
+    >>> narrow = source_of(lambda: width)
+    >>> width = 9
+    >>> source_of(lambda: width) == narrow
+    False
+    """
+    return "\n".join(_texts(thing, {}))
+
+
+def fingerprint_within_module(function: Callable[..., Any]) -> str:
+    """Return a fingerprint of a function's source and of what it uses from its own module.
+
+    What stands around them, such as texts and other functions, does not count, and neither does
+    what they use from other modules.
+
+    >>> len(fingerprint_within_module(source_of))
+    16
+    """
+    digest = hashlib.sha256()
+    for text in _texts_within_module(function, {}):
+        digest.update(text.encode())
+    return digest.hexdigest()[:16]
+
+
+def bytes_of(array: Tensor) -> memoryview:
+    """Return the bytes of a tensor in row-major order."""
+    return array.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _texts(thing: Any, seen: dict[int, Any]) -> Iterator[str]:
+    if isinstance(thing, PLAIN):
+        yield repr(thing)
+    elif id(thing) not in seen:
+        seen[id(thing)] = thing  # kept, so that no other object gets its id
+        if isinstance(thing, ModuleType) and _file(thing):
+            yield Path(_file(thing)).read_text(encoding="utf-8", errors="replace")
+        for part in _parts(thing):
+            yield from _texts(part, seen)
+
+
+def _parts(thing: Any) -> Iterable[Any]:  # noqa: C901, PLR0911, PLR0912  a line for each kind
+    """Return what decides what a thing does: plain values, and things that have parts in turn."""
+    match thing:
+        case ModuleType():
+            return _neighbours(thing)
+        case FunctionType():
+            home = _home(thing) or (thing.__code__, _globals_of(thing))
+            carried = thing.__defaults__, thing.__kwdefaults__, thing.__closure__
+            return thing.__qualname__, *home, *carried
+        case type():
+            return thing.__qualname__, *(_home(thing) or (*thing.__bases__, vars(thing)))
+        case CodeType():
+            return thing.co_code, thing.co_names, thing.co_consts
+        case functools.partial():
+            return thing.func, thing.args, thing.keywords
+        case MethodType():
+            return thing.__func__, thing.__self__
+        case staticmethod() | classmethod():
+            return (thing.__func__,)
+        case property():
+            return thing.fget, thing.fset
+        case Mapping():
+            return [part for item in thing.items() for part in item]
+        case list() | tuple():
+            return thing
+        case set() | frozenset():
+            return sorted(map(repr, thing))
+        case Tensor():
+            return tuple(thing.shape), hashlib.sha256(bytes_of(thing)).hexdigest()
+        case np.ndarray():
+            return thing.shape, hashlib.sha256(thing.tobytes()).hexdigest()
+        case CellType():
+            return (thing.cell_contents,) if thing != CellType() else ()
+    if _is_own(type(thing)):
+        return type(thing), getattr(thing, "__dict__", None)
+    named = getattr(thing, "__qualname__", type(thing).__qualname__)
+    return named, getattr(thing, "__wrapped__", None)  # such as functools.cache leaves behind
+
+
+def _home(thing: Any) -> tuple[Any, ...]:
+    """Return the module whose file defines this function or class; none if there is no file."""
+    scope = getattr(thing, "__globals__", None)
+    module = sys.modules.get(scope.get("__name__", "") if scope else thing.__module__)
+    if module is None or not _file(module):
+        return ()
+    return (module,) if scope is None or scope is vars(module) else ()
+
+
+def _neighbours(module: ModuleType) -> Iterable[ModuleType]:
+    """Return the modules of one's own that a module of one's own has taken something from."""
+    if _is_library(module):
+        return ()
+    found = {}
+    for value in vars(module).values():
+        other = value if isinstance(value, ModuleType) else _module_of(value)
+        if other is not None and not _is_library(other):
+            found[other.__name__] = other
+    return [found[name] for name in sorted(found)]
+
+
+def _module_of(thing: Any) -> ModuleType | None:
+    name = getattr(thing, "__module__", None)
+    return sys.modules.get(name) if isinstance(name, str) else None
+
+
+def _is_own(cls: type) -> bool:
+    module = _module_of(cls)  # that of a session has no spec, unlike those that are built in
+    return module is not None and (module.__spec__ is None or not _is_library(module))
+
+
+def _is_library(module: ModuleType) -> bool:
+    path = Path(_file(module))
+    installed = {"site-packages", "dist-packages"}.intersection(path.parts)
+    return (
+        not _file(module)
+        or bool(installed)
+        or path.is_relative_to(STANDARD_LIBRARY)
+        or module.__name__.partition(".")[0] in ("bnkit", "torch")
+    )
+
+
+def _file(module: ModuleType) -> str:
+    """Return the path of a module's Python file; "" for a session and what is built in."""
+    path = getattr(module, "__file__", None) or ""
+    return path if Path(path).is_file() and not path.endswith(tuple(EXTENSION_SUFFIXES)) else ""
+
+
+def _texts_within_module(thing: Any, seen: dict[int, Any]) -> Iterator[str]:
+    if id(thing) in seen:
+        return
+    seen[id(thing)] = thing  # kept, so that no other object gets its id
+    if not (inspect.isfunction(thing) or inspect.isclass(thing)):
+        yield repr(thing)
+        return
+    yield inspect.getsource(thing)
+    module = inspect.getmodule(thing)
+    functions = [thing] if inspect.isfunction(thing) else vars(thing).values()
+    for code in [function.__code__ for function in functions if inspect.isfunction(function)]:
+        for name in sorted(_names(code)):
+            used = vars(module).get(name)
+            is_code = inspect.isfunction(used) or inspect.isclass(used)
+            is_plain = isinstance(used, int | float | str | tuple)
+            if is_plain or (is_code and inspect.getmodule(used) is module):
+                yield from _texts_within_module(used, seen)
+
+
+def _globals_of(function: FunctionType) -> dict[str, Any]:
+    names = sorted(_names(function.__code__))
+    return {name: function.__globals__[name] for name in names if name in function.__globals__}
+
+
+def _names(code: CodeType) -> set[str]:
+    inner = [_names(part) for part in code.co_consts if isinstance(part, CodeType)]
+    return set(code.co_names).union(*inner)

@@ -1,0 +1,367 @@
+import dataclasses
+import importlib
+import inspect
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import bnkit
+import users
+from bnkit.experiments import comparison
+from bnkit.experiments.comparison import Interrupted, plan_comparison
+from bnkit.experiments.records import SIDES
+from bnkit.experiments.settings import Settings
+
+BRIEF = {"learning_rates": [0.1, 1.0], "seeds": 2, "steps": 4, "evaluate_every": 2}
+
+
+def planned(build=users.build, data=users.loaders, *, out="unused", data_folder=None, **settings):
+    options = Settings(**{**BRIEF, **settings})
+    return plan_comparison(build, data, settings=options, out=out, data_folder=data_folder)
+
+
+def keys(*args, **options):
+    return {trial.key for trial in planned(*args, **options).trials}
+
+
+# What a trial's name depends on
+
+NAMED = {"activations": ["relu"], "hidden": [8]}
+
+
+def test_the_same_comparison_has_the_same_names_again():
+    assert keys() == keys()
+    assert keys("mlp", "digits", **NAMED) == keys("mlp", "digits", **NAMED)
+
+
+def test_each_trial_has_its_own_name():
+    sweep = planned("mlp", "digits", activations=["relu", "tanh"], hidden=[8])
+    assert len(sweep.trials) == 2 * 2 * 2 * 2  # activations, seeds, sides, rates
+    assert len({trial.key for trial in sweep.trials}) == len(sweep.trials)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"seeds": 3},
+        {"learning_rates": [0.1, 0.5, 1.0]},
+        {"activations": ["tanh", "relu"]},
+        {"target": 0.5},
+    ],
+)
+def test_a_larger_sweep_or_another_target_uses_the_trials_that_are_there(more):
+    assert keys("mlp", "digits", **NAMED) <= keys("mlp", "digits", **{**NAMED, **more})
+
+
+def test_names_do_not_depend_on_jobs_or_on_the_folder(tmp_path):
+    assert keys(out=tmp_path) == keys()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"steps": 5},
+        {"epochs": 1},
+        {"evaluate_every": 1},
+        {"optimizer": "momentum"},
+        {"loss": "sigmoid-cross-entropy"},
+        {"init": "he"},
+        {"batch_size": 30},
+        {"shuffle": False},
+        {"hidden": [9]},
+        {"placement": "after_activation"},
+        {"momentum": 0.2},
+        {"eps": 1e-3},
+        {"training_mode_accuracy": True},
+    ],
+    ids=str,
+)
+def test_every_other_setting_makes_other_trials(other):
+    assert not keys("mlp", "digits", **NAMED) & keys("mlp", "digits", **{**NAMED, **other})
+
+
+def test_another_network_or_other_data_make_other_trials():
+    noisy = [(x + 1e-6, y) for x, y in users.cut(users.TRAIN)]
+    test = users.cut(users.TEST)
+    variants = [
+        keys(),
+        keys(users.build_with_dropout),
+        keys(data=users.data_loaders),
+        keys(data=lambda: (noisy, test)),
+        keys(data=lambda: (test, noisy)),
+        keys("mlp", "digits", **NAMED),
+        keys("logistic", "digits", activations=["relu"]),
+    ]
+    assert len(set().union(*variants)) == sum(map(len, variants))
+
+
+def test_other_versions_make_other_trials(monkeypatch):
+    before = keys()
+    monkeypatch.setattr(torch, "__version__", "9.0")
+    assert not before & keys()
+
+
+SOURCE = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    def forward(self, x):
+        return scaled(self.layers(x))
+def scaled(y):
+    return 1 * y
+def build():
+    net = Net()
+    return net
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("net = Net()", "net = Net().float()"),
+        ("return scaled(self.layers(x))", "return self.layers(x)"),
+        ("1 * y", "2 * y"),
+    ],
+    ids=["its body", "forward of its class", "a function beside it"],
+)
+def test_an_edited_build_never_gets_the_old_numbers(tmp_path, monkeypatch, old, new):
+    # None of these edits changes an initial array or the structure that repr shows.
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for text in (SOURCE, SOURCE, SOURCE.replace(old, new)):
+        (tmp_path / "own_edited.py").write_text(text)
+        importlib.invalidate_caches()
+        sys.modules.pop("own_edited", None)
+        module = importlib.import_module("own_edited")
+        found.append(keys(module.build))
+    sys.modules.pop("own_edited")
+    assert found[0] == found[1]
+    assert not found[0] & found[2]
+
+
+# Planning
+
+
+def test_nothing_is_written_before_trials_run(tmp_path):
+    planned(out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_planning_leaves_the_generators_of_the_caller_alone():
+    state = torch.get_rng_state()
+    planned(users.build_with_dropout, users.data_loaders)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_settings_that_apply_are_described_and_the_others_are_not():
+    described = planned(epochs=3).description
+    assert described["network"] == "users:build"
+    assert described["steps"] == 18  # three epochs of six batches
+    assert not {"hidden", "activations", "batch_size", "shuffle"} & described.keys()
+    assert {"hidden", "batch_size"} <= planned("mlp", "digits", **NAMED).description.keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (("mlp", "digits"), {"hidden": []}, "nothing in this model can be normalised"),
+        (("mlp", "digits"), {"activations": ["rleu"]}, "unknown activation 'rleu': did you mean"),
+        (("mlp", "digits"), {"batch_size": 5000}, "`batch_size` is 5000: choose 1 to 1437"),
+        (
+            ("mlp", "mnist"),
+            {"data_folder": "nowhere"},
+            "nowhere does not exist: give another as --data-dir",
+        ),
+        (("dlology", "digits"), {}, "network 'dlology' needs images of at least 18×18 pixels"),
+        ((users.build, "digits"), {}, "a training batch does not fit the network"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_and_nothing_is_written(
+    tmp_path, arguments, options, message
+):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        planned(*arguments, out=tmp_path / "out", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("jobs", [0, -1, 1.5])
+def test_jobs_are_whole_and_positive(tmp_path, jobs):
+    sweep = planned(out=tmp_path / "out")
+    with pytest.raises(ValueError, match=f"`jobs` is {jobs}: give a whole number of at least 1"):
+        sweep.run(jobs=jobs)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Running
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Run trials here and now, and return what was asked for; processes have their own tests."""
+    asked = []
+
+    def run(trials, store, *, jobs, on_result):
+        asked.append(jobs)
+        for trial in trials:
+            if store.load(trial.key) is None:
+                result = trial.run()
+                store.save(result)
+                on_result(result)
+
+    monkeypatch.setattr(comparison, "run_trials", run)
+    return asked
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_sweep_gives_every_trial_in_the_order_of_activations_seeds_and_sides(tmp_path):
+    found = planned(out=tmp_path).run(progress=False)
+    order = [(t.seed, t.side, t.learning_rate) for t in found.trials]
+    assert order == [(s, side, lr) for s in range(2) for side in SIDES for lr in (0.1, 1.0)]
+    assert {t.outcome for t in found.trials} == {"finished"}
+    assert found.settings["learning_rates"] == [0.1, 1.0]
+    assert found.environment["torch"] == torch.__version__
+
+
+def test_one_job_a_core_is_the_default(tmp_path, monkeypatch, in_this_process):
+    monkeypatch.setattr(comparison, "usable_cores", lambda: 7)
+    planned(out=tmp_path).run(progress=False)
+    planned(out=tmp_path).run(progress=False, jobs=3)
+    assert in_this_process == [7, 3]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_collecting_takes_what_is_there_none_some_or_all(tmp_path):
+    sweep = planned(out=tmp_path)
+    assert {t.outcome for t in sweep.collect().trials} == {"not run"}
+    assert list(tmp_path.iterdir()) == []
+    sweep.store.prepare([])
+    sweep.store.save(sweep.trials[3].run())
+    some = [t.outcome for t in sweep.collect().trials]
+    assert some == ["not run"] * 3 + ["finished"] + ["not run"] * 4
+    found = sweep.run(progress=False)
+    assert {t.outcome for t in found.trials} == {"finished"}
+    assert sweep.collect().trials == found.trials
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_larger_sweep_runs_only_what_is_new(tmp_path):
+    first = planned(out=tmp_path).run(progress=False)
+    second = planned(out=tmp_path, seeds=3, target=0.5).run(progress=False)
+    kept = [t for t in second.trials if t.seed < 2]
+    assert kept == list(first.trials)  # wall times and all
+    assert second.target == 0.5
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_failed_and_damaged_trials_are_tried_anew(tmp_path):
+    sweep = planned(out=tmp_path)
+    first, second, *_ = sweep.trials
+    sweep.store.prepare([])
+    sweep.store.save(first.failed("out of memory"))
+    (sweep.store.folder / f"{second.key}.json").write_text("{")
+    with pytest.warns(UserWarning, match="is damaged") as warned:
+        found = sweep.run(progress=False)
+    assert len(warned) == 1
+    assert {t.outcome for t in found.trials} == {"finished"}
+
+
+def test_ctrl_c_gives_what_had_finished(tmp_path, monkeypatch):
+    def interrupted(trials, store, **_options):
+        store.save(trials[0].run())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparison, "run_trials", interrupted)
+    with pytest.raises(Interrupted) as interruption:
+        planned(out=tmp_path).run(progress=False)
+    outcomes = [t.outcome for t in interruption.value.comparison.trials]
+    assert outcomes == ["finished"] + ["not run"] * 7
+    assert isinstance(interruption.value, KeyboardInterrupt)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file/trials cannot be written \(Not a directory\): choose"):
+        planned(out=tmp_path / "file").run(progress=False)
+
+
+# From Python
+
+
+def test_compare_takes_functions_that_no_file_holds(tmp_path):
+    width = 8
+    found = bnkit.compare(
+        lambda: torch.nn.Sequential(
+            torch.nn.Linear(4, width), torch.nn.ReLU(), torch.nn.Linear(width, 3)
+        ),
+        lambda: (users.cut(users.TRAIN), users.cut(users.TEST)),
+        **{**BRIEF, "seeds": 1, "learning_rates": [0.1]},
+        jobs=1,
+        progress=False,
+        out=tmp_path / "kept",
+    )
+    assert [t.outcome for t in found.trials] == ["finished"] * 2
+    assert found.command == "bnkit.compare(...)"
+    assert len(list((tmp_path / "kept" / "trials").glob("*.json"))) == 2
+    assert "batch norm" in str(found)
+
+
+SCRIPT = """
+import bnkit, users
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = users.build()
+    def forward(self, x):
+        return scaled(self.layers(x))
+
+def scaled(y):
+    return 2 * y
+
+def loaders():
+    return users.cut(users.TRAIN), users.cut(users.TEST)
+
+brief = dict(learning_rates=[0.1], seeds=1, steps=4, jobs=1, progress=False)
+print(*[trial.outcome for trial in bnkit.compare(Net, loaders, **brief).trials])
+"""
+
+
+def test_compare_takes_what_a_script_holds_which_no_other_process_imports(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("finished finished\n", "")
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_compare_hands_its_options_on(tmp_path):
+    options = {"learning_rates": [0.3], "steps": 3, "momentum": 0.5, "target": 0.2}
+    found = bnkit.compare(users.build, users.loaders, **options, out=tmp_path, progress=False)
+    assert found.target == 0.2
+    assert {name: found.settings[name] for name in options} == options
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_compare_keeps_nothing_unless_a_folder_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison.tempfile, "tempdir", str(tmp_path))
+    found = bnkit.compare(users.build, users.loaders, **BRIEF, progress=False)
+    assert len(found.trials) == 8
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compare_has_every_setting_with_its_default():
+    options = inspect.signature(bnkit.compare).parameters
+    for field in dataclasses.fields(Settings):
+        assert options[field.name].default == field.default, field.name

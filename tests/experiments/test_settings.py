@@ -1,0 +1,136 @@
+import json
+import math
+import re
+
+import pytest
+
+from bnkit.experiments.settings import Settings
+
+WHOLE = ["seeds", "batch_size", "steps", "evaluate_every", "epochs"]
+
+
+def refused(error=ValueError, **settings):
+    with pytest.raises(error) as raised:
+        Settings(**settings)
+    return str(raised.value)
+
+
+def test_the_defaults_are_allowed_and_go_to_json():
+    document = json.loads(json.dumps(Settings().to_json()))
+    assert document["learning_rates"] == [0.01, 0.1, 1.0, 3.0]
+    assert document["hidden"] == [100, 100, 100]
+    assert document["epochs"] is None
+    assert Settings(**document) == Settings()
+
+
+def test_lists_become_tuples_so_that_settings_can_be_hashed():
+    settings = Settings(learning_rates=[0.1, 1], activations=["relu"], hidden=[])
+    assert (settings.learning_rates, settings.activations) == ((0.1, 1), ("relu",))
+    assert settings.hidden == ()
+    assert hash(settings) == hash(
+        Settings(learning_rates=(0.1, 1), activations=("relu",), hidden=())
+    )
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("value", [0, -3, 2.0, True, "5"])
+def test_counts_are_whole_numbers_of_at_least_one(name, value):
+    assert refused(**{name: value}) == f"`{name}` is {value!r}: give a whole number of at least 1"
+
+
+@pytest.mark.parametrize("name", [n for n in WHOLE if n != "epochs"])
+def test_only_the_epochs_may_be_none(name):
+    assert refused(**{name: None}) == f"`{name}` is None: give a whole number of at least 1"
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5])
+def test_hidden_layers_have_whole_numbers_of_units(size):
+    assert refused(hidden=[10, size]) == f"`hidden` is {size!r}: give a whole number of at least 1"
+
+
+@pytest.mark.parametrize("name", ["learning_rates", "activations"])
+def test_a_sweep_needs_something_to_sweep(name):
+    assert refused(**{name: []}) == f"`{name}` is empty: give at least one"
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("learning_rates", (1.0, 0.1, 1)), ("activations", ("relu", "relu"))]
+)
+def test_nothing_is_swept_twice(name, values):
+    assert refused(**{name: values}) == f"`{name}` is {values}: give each once"
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1, math.inf, math.nan, "0.1", None])
+def test_learning_rates_are_positive_and_finite(value):
+    wanted = f"`learning_rates` holds {value!r}: give a positive, finite number"
+    assert refused(learning_rates=[0.1, value]) == wanted
+
+
+@pytest.mark.parametrize("value", [0.0, -1e-5, math.inf, math.nan, None])
+def test_eps_is_positive_and_finite(value):
+    assert refused(eps=value) == f"`eps` holds {value!r}: give a positive, finite number"
+
+
+@pytest.mark.parametrize("name", ["target", "momentum"])
+@pytest.mark.parametrize("value", [0, -0.5, 1.001, 90, math.nan, None, "0.9"])
+def test_shares_lie_above_zero_and_up_to_one(name, value):
+    assert refused(**{name: value}) == f"`{name}` is {value!r}: give a number above 0 and up to 1"
+
+
+@pytest.mark.parametrize("name", ["target", "momentum"])
+def test_one_is_a_share(name):
+    assert getattr(Settings(**{name: 1}), name) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            {"optimizer": "adma"},
+            (
+                "unknown optimizer 'adma': did you mean 'adam' or 'adamw'? Choose from adam, "
+                "adamw, momentum, sgd"
+            ),
+        ),
+        (
+            {"loss": "mse"},
+            "unknown loss 'mse': choose from cross-entropy, sigmoid-cross-entropy",
+        ),
+        (
+            {"placement": "before"},
+            (
+                "unknown placement 'before': did you mean 'before_activation'? "
+                "Choose from after_activation, before_activation"
+            ),
+        ),
+        (
+            {"init": "xavier"},
+            "unknown initialisation 'xavier': choose from default, glorot, he, normal:STD",
+        ),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_choices(settings, text):
+    assert refused(**settings) == text
+
+
+def test_an_initialisation_needs_its_standard_deviation():
+    assert re.search("'normal:' needs a positive, finite standard", refused(init="normal:"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rates", 0.1),
+        ("hidden", 100),
+        ("activations", "relu"),  # or its letters would be the activations
+    ],
+)
+def test_one_value_in_the_place_of_several_is_refused(name, value):
+    wanted = f"`{name}` is {value!r}: give several in a list, or one as [{value!r}]"
+    assert refused(TypeError, **{name: value}) == wanted
+
+
+@pytest.mark.parametrize("name", ["optimizer", "loss", "init", "placement"])
+@pytest.mark.parametrize("value", [max, 0.05, None])
+def test_names_are_text(name, value):
+    assert refused(TypeError, **{name: value}) == f"`{name}` is {value!r}: give its name"

@@ -1,0 +1,330 @@
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from scipy import stats
+
+from bnkit.experiments.records import Curve, TrialResult
+from bnkit.experiments.statistics import SuccessRate
+from bnkit.experiments.summary import Comparison, summarise
+
+TARGET = 0.9
+
+
+def trial(side, seed, accuracy, *, reached=None, rate=0.1, activation="relu", **others):
+    """A finished trial that is first at the target at step `reached`, a multiple of 10."""
+    steps = tuple(range(10, 110, 10))
+    measured = [0.5 if reached is None or step < reached else TARGET for step in steps[:-1]]
+    curve = Curve(steps, (1.0,) * 10, (*measured, accuracy))
+    finished = TrialResult(
+        key=f"{side} {activation} {rate} {seed}",
+        side=side,
+        learning_rate=rate,
+        activation=activation,
+        seed=seed,
+        outcome="finished",
+        curve=curve,
+        accuracy=accuracy,
+        test_accuracy=accuracy - 0.01,
+        parameters=100,
+        buffers=0 if side == "plain" else 5,
+        steps=100,
+        seconds=0.1,
+    )
+    return replace(finished, **others)
+
+
+def plain(seed, accuracy=0.95, **others):
+    return trial("plain", seed, accuracy, **others)
+
+
+def twin(seed, accuracy=0.95, **others):
+    return trial("batch norm", seed, accuracy, **others)
+
+
+def not_run(result):
+    return TrialResult(
+        result.key, result.side, result.learning_rate, result.activation, result.seed, "not run"
+    )
+
+
+def failed(result):
+    return replace(not_run(result), outcome="failed", reason="RuntimeError: no memory")
+
+
+def comparison(*trials):
+    return Comparison({"steps": 100}, {"torch": "2"}, TARGET, "bnkit compare mlp digits", trials)
+
+
+# One side of one setting
+
+
+def test_a_side_is_summarised_by_medians_and_ranges():
+    runs = [
+        plain(0, 0.91, reached=20, seconds=0.1),
+        plain(1, 0.97, reached=60, seconds=0.4),
+        plain(2, 0.92, reached=30, seconds=0.2),
+    ]
+    found = summarise(runs, TARGET)
+    assert (found.accuracy, found.lowest, found.highest) == (0.92, 0.91, 0.97)
+    assert found.test_accuracy == pytest.approx(0.91)
+    assert (found.steps_to_target, found.milliseconds_per_step) == (30, 2.0)
+    assert found.success == SuccessRate(3, 3)
+    assert (found.parameters, found.buffers, found.outcomes) == (100, 0, {"finished": 3})
+
+
+@pytest.mark.parametrize(
+    ("reached", "middle"),
+    [
+        ((20, 40, None), 40),
+        ((20, None, None), None),
+        ((20, 40), 30),
+        ((20, None), None),  # half of the runs: between 20 and infinity lies infinity
+        ((20, 40, 60, None), 50),
+    ],
+)
+def test_a_run_that_never_reaches_the_target_counts_as_infinitely_long(reached, middle):
+    runs = [plain(i, 0.95 if r else 0.6, reached=r) for i, r in enumerate(reached)]
+    assert summarise(runs, TARGET).steps_to_target == middle
+
+
+def test_diverged_runs_count_in_the_accuracy_and_not_as_a_success():
+    runs = [plain(0, 0.95), plain(1, 0.1, outcome="diverged"), plain(2, 0.96, outcome="diverged")]
+    found = summarise(runs, TARGET)
+    assert (found.accuracy, found.lowest) == (0.95, 0.1)
+    assert found.success == SuccessRate(1, 3)
+    assert found.outcomes == {"finished": 1, "diverged": 2}
+
+
+def test_a_run_that_reached_the_target_and_then_diverged_never_did():
+    diverged = plain(0, 0.95, reached=20, outcome="diverged")
+    assert summarise([diverged], TARGET).steps_to_target is None
+    ratio = comparison(diverged, twin(0, reached=20)).cell(0.1, "relu").ratio
+    assert (ratio.both, ratio.only_batch_norm) == (0, 1)
+
+
+def test_runs_that_were_not_run_are_not_infinitely_long():
+    found = summarise([plain(0, reached=20), not_run(plain(1)), not_run(plain(2))], TARGET)
+    assert found.steps_to_target == 20
+
+
+def test_failed_runs_count_in_the_rate_and_runs_not_run_do_not():
+    found = summarise([plain(0), failed(plain(1)), not_run(plain(2))], TARGET)
+    assert found.success == SuccessRate(1, 2)
+    assert found.outcomes == {"finished": 1, "failed": 1, "not run": 1}
+    assert found.accuracy == 0.95
+
+
+@pytest.mark.parametrize("runs", [[], [not_run(plain(0))]], ids=["no trial", "none run"])
+def test_without_runs_there_is_no_median(runs):
+    found = summarise(runs, TARGET)
+    assert found.success == SuccessRate(0, 0)
+    assert (found.accuracy, found.lowest, found.highest, found.test_accuracy) == (None,) * 4
+    assert (found.steps_to_target, found.milliseconds_per_step) == (None, None)
+
+
+# The sweep
+
+
+def test_cells_come_by_activation_as_asked_for_and_then_by_ascending_rate():
+    found = comparison(
+        *(
+            make(seed, rate=rate, activation=activation)
+            for activation in ("sigmoid", "relu")
+            for rate in (1.0, 0.1)
+            for seed in (1, 0)
+            for make in (plain, twin)
+        )
+    )
+    assert found.learning_rates == (0.1, 1.0)
+    assert found.activations == ("sigmoid", "relu")
+    assert found.seeds == (0, 1)
+    assert [(c.activation, c.learning_rate) for c in found.cells] == [
+        ("sigmoid", 0.1),
+        ("sigmoid", 1.0),
+        ("relu", 0.1),
+        ("relu", 1.0),
+    ]
+
+
+def test_a_cell_holds_both_sides_and_the_ratio_of_steps_seed_by_seed():
+    found = comparison(
+        plain(0, reached=40),
+        plain(1, reached=60),
+        plain(2, reached=90),
+        twin(2, reached=10),  # in another order: the seeds pair them
+        twin(1, reached=20),
+        twin(0, reached=20),
+        plain(0, reached=90, rate=1.0),  # of another cell
+    )
+    cell = found.cell(0.1, "relu")
+    assert cell.ratio.ratio == pytest.approx(stats.gmean([2, 3, 9]))
+    assert cell.side("plain") == cell.plain == summarise(found.at(0.1, "relu", "plain"), TARGET)
+    assert cell.side("batch norm") == cell.batch_norm
+    assert cell.batch_norm.steps_to_target == 20
+
+
+def test_pairs_in_which_one_side_never_reaches_the_target_are_counted():
+    ratio = (
+        comparison(plain(0, 0.5), twin(0, reached=20), plain(1, reached=30), twin(1, 0.5))
+        .cell(0.1, "relu")
+        .ratio
+    )
+    assert (ratio.both, ratio.only_batch_norm, ratio.only_plain) == (0, 1, 1)
+
+
+def test_the_largest_learning_rate_is_the_largest_at_which_every_seed_trains():
+    found = comparison(
+        *(plain(seed, rate=0.1) for seed in (0, 1)),
+        *(plain(0, rate=1.0), plain(1, 0.5, rate=1.0)),
+        *(twin(seed, rate=rate) for rate in (0.1, 1.0) for seed in (0, 1)),
+        *(twin(0, 0.5, rate=3.0), twin(1, 0.5, rate=3.0)),
+        *(not_run(twin(seed, rate=9.0)) for seed in (0, 1)),  # what did not run shows nothing
+        plain(0, 0.5, activation="tanh"),
+    )
+    assert found.largest_learning_rate("relu", "plain") == 0.1
+    assert found.largest_learning_rate("relu", "batch norm") == 1.0
+    assert found.largest_learning_rate("tanh", "plain") is None
+
+
+def test_the_best_setting_has_the_highest_median_accuracy():
+    found = comparison(
+        *(plain(0, 0.93, rate=0.1), plain(0, 0.96, rate=1.0), plain(0, 0.94, rate=3.0)),
+        plain(0, 0.99, activation="tanh"),
+    )
+    assert found.best("plain").activation == "tanh"
+    assert found.best("plain", "relu").learning_rate == 1.0
+
+
+def test_equal_accuracies_go_to_the_setting_that_is_first_at_the_target():
+    found = comparison(
+        plain(0, rate=0.01, reached=None),
+        plain(0, rate=0.1, reached=60),
+        plain(0, rate=1.0, reached=20),
+        plain(0, rate=3.0, reached=30),
+    )
+    assert found.best("plain").learning_rate == 1.0
+
+
+def test_without_an_accuracy_there_is_no_best_setting():
+    found = comparison(not_run(plain(0)), failed(twin(0)))
+    assert found.best("plain") is None
+    assert found.best("batch norm") is None
+    assert found.best_pairs(lambda t: t.seed) == []
+
+
+def test_best_pairs_compare_each_side_at_its_own_best_setting_by_seed():
+    found = comparison(
+        *(plain(seed, 0.95, rate=0.1) for seed in (0, 1)),
+        *(plain(seed, 0.91, rate=1.0) for seed in (0, 1)),
+        *(twin(seed, 0.91, rate=0.1) for seed in (0, 1)),
+        *(twin(seed, 0.97, rate=1.0) for seed in (1, 0)),
+    )
+    pairs = found.best_pairs(lambda t: (t.side, t.learning_rate, t.seed))
+    assert pairs == [
+        (("plain", 0.1, 0), ("batch norm", 1.0, 0)),
+        (("plain", 0.1, 1), ("batch norm", 1.0, 1)),
+    ]
+
+
+def test_unfinished_are_the_trials_that_failed_or_were_not_run():
+    lost = (failed(plain(1)), not_run(twin(1)))
+    found = comparison(plain(0), twin(0, 0.1, outcome="diverged"), *lost)
+    assert found.unfinished == lost
+
+
+def test_the_slowdown_is_the_median_of_the_paired_ratios():
+    found = comparison(
+        *(plain(0, seconds=0.1), twin(0, seconds=0.2)),
+        *(plain(1, seconds=0.2), twin(1, seconds=0.2)),
+        *(plain(2, seconds=0.1), twin(2, seconds=0.9)),
+        *(plain(3), failed(twin(3))),  # no time on one side
+        *(failed(plain(4)), twin(4)),
+        *(plain(5, seconds=0.0), twin(5)),  # a clock too coarse to see the steps
+    )
+    assert found.slowdown == pytest.approx(2.0)
+
+
+def test_without_a_pair_of_times_there_is_no_slowdown():
+    assert comparison(plain(0), not_run(twin(0))).slowdown is None
+
+
+# The verdict
+
+
+def test_the_verdict_pairs_every_setting_and_leaves_out_what_was_not_run():
+    found = comparison(
+        *(plain(0, 0.5, rate=0.1), twin(0, rate=0.1)),
+        *(plain(0, rate=1.0), twin(0, rate=1.0)),
+        *(not_run(plain(1, rate=0.1)), twin(1, rate=0.1)),
+        *(plain(1, rate=1.0), not_run(twin(1, rate=1.0))),
+    ).verdict
+    assert (found.pairs, found.trained_plain, found.trained_batch_norm) == (2, 1, 2)
+    assert (found.only_batch_norm, found.only_plain) == (1, 0)
+
+
+def test_runs_of_different_settings_are_no_pair_in_an_interrupted_sweep():
+    # Of the plain network one trial was run; of its twin two, one at another rate.
+    found = comparison(
+        *(plain(0, 0.5, rate=0.1), not_run(plain(0, rate=1.0))),
+        *(twin(0, 0.5, rate=0.1), twin(0, rate=1.0)),
+    ).verdict
+    assert (found.pairs, found.only_batch_norm, found.trained_batch_norm) == (1, 0, 0)
+
+
+def test_a_twin_that_trains_where_the_plain_network_diverges_helps():
+    diverged = [plain(s, 0.1, rate=1.0, outcome="diverged") for s in range(6)]
+    found = comparison(*diverged, *(twin(s, rate=1.0) for s in range(6)))
+    assert found.verdict.answer == "helps"
+
+
+def test_a_comparison_that_was_stopped_before_its_first_trial_has_nothing_to_compare():
+    found = comparison(not_run(plain(0)), not_run(twin(0)))
+    assert found.verdict.answer == "nothing to compare"
+    assert "none → none" in str(found)
+
+
+# Views
+
+
+@pytest.fixture
+def full():
+    return comparison(
+        *(plain(0, 0.93, reached=40), twin(0, 0.96, reached=20)),
+        *(plain(1, 0.94, reached=60), twin(1, 0.97, reached=20)),
+        *(plain(0, 0.5, rate=1.0), failed(twin(0, rate=1.0))),
+        *(plain(1, math.nextafter(0.9, 0), rate=1.0), not_run(twin(1, rate=1.0))),
+    )
+
+
+def test_a_comparison_comes_back_equal_from_json_text(full):
+    text = json.dumps(full.to_json(), allow_nan=False)
+    back = Comparison.from_json(json.loads(text))
+    assert back == full
+    assert back.to_json() == full.to_json()
+
+
+def test_json_holds_the_summaries_beside_the_trials(full):
+    document = full.to_json()
+    assert document["verdict"]["answer"] == full.verdict.answer
+    assert [cell["learning_rate"] for cell in document["cells"]] == [0.1, 1.0]
+    assert document["cells"][0]["batch_norm"]["success"] == {"successes": 2, "runs": 2}
+    assert len(document["trials"]) == 8
+
+
+def test_the_text_is_a_row_for_each_setting_what_is_absent_and_the_verdict(full):
+    text = str(full)
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert rows[0] == "plain → batch norm, medians over 2 seeds"
+    assert "relu 0.1 93.5% → 96.5% 2/2 → 2/2 50 → 20 2.45" in rows
+    assert "relu 1 70.0% → none 0/2 → 0/1 never → never" in rows
+    assert text.endswith(
+        f"\n\n1 run failed: RuntimeError: no memory\n1 run not run\n\n{full.verdict}"
+    )
+
+
+def test_equal_absences_are_counted_and_none_is_not_mentioned(full):
+    lost = comparison(failed(plain(0)), failed(twin(0)))
+    assert "\n\n2 runs failed: RuntimeError: no memory\n\n" in str(lost)
+    assert "not run" not in str(replace(full, trials=full.trials[:4]))
