@@ -1,6 +1,7 @@
 import copy
 import pickle
 import random
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from bnkit.observation import (
     evaluating,
     normalising_by_batch_statistics,
     observing_inputs,
+    on_the_side,
     preserved_random_state,
     running_eagerly,
     seeing_gradients,
@@ -73,6 +75,7 @@ def ignore(*_):
 
 BORROWING = {
     "evaluating": evaluating,
+    "on the side": on_the_side,
     "normalising by batch statistics": normalising_by_batch_statistics,
     "watching": lambda model: watching(model, before=ignore, after=ignore),
     "observing inputs": lambda model: observing_inputs(model, {"": model}),
@@ -108,6 +111,29 @@ def test_blocks_may_be_nested(borrow):
             pass
         assert (modes(model), hooks(model)) == inside
     assert (modes(model), identities(model), hooks(model)) == before
+
+
+# on_the_side
+
+
+def test_a_run_on_the_side_leaves_no_trace():
+    model = network().train()
+    random_numbers = torch.get_rng_state()
+    with torch.inference_mode(), on_the_side(model):
+        output = model(torch.randn(4, 2))
+        assert not any(modes(model).values())
+        assert not output.requires_grad
+        assert not output.is_inference()
+    assert all(modes(model).values())
+    assert torch.equal(torch.get_rng_state(), random_numbers)
+
+
+def test_a_run_on_the_side_may_keep_its_mode():
+    model = network()
+    with on_the_side(model, mode=normalising_by_batch_statistics):
+        assert model[1].running_mean is None
+    with on_the_side(model, mode=lambda _: nullcontext()):
+        assert model.training
 
 
 # evaluating

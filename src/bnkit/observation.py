@@ -6,7 +6,7 @@ Each gives back what it borrows when its block ends, also by an exception.
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from bnkit.moments import Moments
 Before = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any]], object]
 After = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any], Any], object]
 See = Callable[[str, nn.Module, Tensor], object]
+Mode = Callable[[nn.Module], AbstractContextManager[object]]
 
 
 @contextmanager
@@ -47,6 +48,31 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         for module, training in modes:
             if module.training is not training:
                 module.training = training
+
+
+@contextmanager
+def on_the_side(model: nn.Module, *, mode: Mode = evaluating) -> Iterator[None]:
+    """Let `model` run on the side: in eval mode, without gradients, and without a trace of it.
+
+    Afterwards its modes and the random generators are as they were. What the block makes can be
+    trained and written into, also where the caller is in inference mode. `mode` puts the model in
+    another mode than eval (contextlib.nullcontext leaves it in its own).
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    >>> with on_the_side(model):
+    ...     model.training, model(torch.ones(1, 2)).requires_grad
+    (False, False)
+    >>> model.training
+    True
+    """
+    with (
+        # Tensors of inference mode count no writes, which the dataflow needs, and cannot be trained
+        torch.inference_mode(mode=False),
+        torch.no_grad(),
+        preserved_random_state(),
+        mode(model),
+    ):
+        yield
 
 
 @contextmanager

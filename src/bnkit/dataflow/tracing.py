@@ -12,7 +12,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from bnkit.dataflow.calls import Dataflow
 from bnkit.dataflow.recording import Recorder
 from bnkit.dataflow.tensors import replace_tensors, tensors_in
-from bnkit.observation import evaluating, preserved_random_state, watching
+from bnkit.observation import evaluating, on_the_side, preserved_random_state, watching
 
 
 class ExampleError(ValueError):
@@ -63,12 +63,7 @@ def observe(model: nn.Module, example: Any) -> Dataflow:
 
 def observe_in_its_mode(model: nn.Module, example: Any) -> Dataflow:
     """Return the dataflow of `model` itself in the mode that it is in, which may change it."""
-    with (
-        torch.inference_mode(mode=False),  # in it torch would not count the writes into a tensor
-        torch.no_grad(),
-        preserved_random_state(),
-        _eagerly(),
-    ):
+    with on_the_side(model, mode=nullcontext), _eagerly():
         args, kwargs = replace_tensors(as_call(example), _copied)
         recorder = Recorder(model)
         recorder.introduce((args, kwargs))

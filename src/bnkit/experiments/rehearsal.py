@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bnkit.dataflow import ExampleError, as_call, observe
@@ -12,7 +11,7 @@ from bnkit.experiments.records import SIDES
 from bnkit.experiments.settings import Settings
 from bnkit.experiments.subject import Subject
 from bnkit.experiments.training import Training, inputs_and_targets, train
-from bnkit.observation import evaluating
+from bnkit.observation import on_the_side
 from bnkit.references import blaming
 
 
@@ -63,7 +62,7 @@ def _outputs(model: nn.Module, inputs: Any, name: str) -> Any:
     args, kwargs = as_call(inputs)
     try:
         observe(model, inputs)  # its errors name the layer
-        with torch.no_grad(), evaluating(model):
+        with on_the_side(model):
             return model(*args, **kwargs)
     except ExampleError as error:
         raise ExampleError(f"a {name} batch does not fit the network: {error}") from error

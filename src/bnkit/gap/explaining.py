@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -15,7 +14,7 @@ from bnkit.gap.record import Gap, LayerGap
 from bnkit.gap.running import InputSample, run_by_batch_statistics, run_in_eval_mode
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.layers.masked import MaskedBatchNorm
-from bnkit.observation import preserved_random_state
+from bnkit.observation import on_the_side
 from bnkit.roles import is_batch_norm
 
 
@@ -56,11 +55,11 @@ def explain_gap(
     by_running, by_batch = duplicate(model), duplicate(model)
     (call,) = calls_of(by_running, [batch], inputs=inputs)
     paths, left_out = _choose(model)
-    with torch.inference_mode(mode=False), torch.no_grad(), preserved_random_state():
-        outputs, functions = run_in_eval_mode(by_running, call, paths)
-        left_out |= dict.fromkeys(functions, "a function: in which mode it works cannot be seen")
-        if not paths:
-            raise ValueError(f"there is no gap to explain: {_why_none(model, left_out)}")
+    outputs, functions = run_in_eval_mode(by_running, call, paths)
+    left_out |= dict.fromkeys(functions, "a function: in which mode it works cannot be seen")
+    if not paths:
+        raise ValueError(f"there is no gap to explain: {_why_none(model, left_out)}")
+    with on_the_side(by_batch):
         samples, differences = run_by_batch_statistics(by_batch, call, paths, outputs)
     if not samples:
         raise ValueError(f"none of the batch norms ran: {', '.join(map(repr, paths))}")

@@ -5,14 +5,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import nn
 from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.batches import Call, Inputs, calls_of, number_of, refuse_iterator
 from bnkit.dataflow import duplicate
-from bnkit.observation import preserved_random_state
+from bnkit.observation import on_the_side
 from bnkit.progress import counted
 from bnkit.recalibration.choosing import Where, choose
 from bnkit.recalibration.measuring import Normalise, Sample, Statistics, measure, write
@@ -79,7 +78,7 @@ def estimate(
     old = {path: buffers_of(layer) for path, layer in layers.items()}
     rule = rule_from(old)
     run = Run(copy, layers, _passes(copy, batches, inputs, progress), process_group)
-    with torch.inference_mode(mode=False), torch.no_grad(), preserved_random_state():
+    with on_the_side(copy):
         samples = ESTIMATORS[estimator](run, rule)
         new = {path: rule.settle(path, samples[path]) for path in layers if path in samples}
     idle = [path for path in layers if path not in samples]

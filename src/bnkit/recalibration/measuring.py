@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.batches import Call
 from bnkit.moments import Moments
-from bnkit.observation import evaluating, seeing_inputs
+from bnkit.observation import seeing_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ def measure(
 ) -> dict[str, Sample]:
     """Return a sample of each layer's inputs over all calls, in the order in which they first ran.
 
-    All of `model` runs in eval mode. What `normalise` returns for an input is what the layer
+    `model` runs in the mode that it is in. What `normalise` returns for an input is what the layer
     normalises it by; these statistics are written into its buffers, so pass a copy. Layers that
     did not run are not in the result. Raises ValueError, naming the mini-batch and the layer, for
     inputs that are not finite.
@@ -58,7 +58,7 @@ def measure(
         if statistics is not None:
             write(layer, statistics)
 
-    with evaluating(model), seeing_inputs(model, layers, see):
+    with seeing_inputs(model, layers, see):
         for number, (args, kwargs) in enumerate(calls, start=1):
             model(*args, **kwargs)
             _refuse_non_finite(seen, number)

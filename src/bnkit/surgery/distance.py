@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from bnkit.dataflow import as_call, duplicate
 from bnkit.dataflow.precisions import Precisions
 from bnkit.dataflow.tensors import replace_tensors, tensors_in
-from bnkit.observation import evaluating, preserved_random_state, watching
+from bnkit.observation import Mode, evaluating, on_the_side, watching
 
-Mode = Callable[[nn.Module], AbstractContextManager[None]]
 _NUMBERS = (bool, int, float, complex, np.number, np.ndarray)
 
 
@@ -76,10 +75,7 @@ def run_itself(
     """
     args, kwargs = replace_tensors(as_call(example), _copied)
     with (
-        torch.inference_mode(mode=False),
-        torch.no_grad(),
-        preserved_random_state(),
-        mode(model),
+        on_the_side(model, mode=mode),
         witnessing(model, watch=watch) as witness,
         Precisions() as precisions,
     ):

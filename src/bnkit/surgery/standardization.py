@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bnkit.batches import Call, Inputs, calls_of
 from bnkit.dataflow import duplicate
 from bnkit.dataflow.tensors import replace_tensors
-from bnkit.observation import evaluating, preserved_random_state
+from bnkit.observation import on_the_side
 from bnkit.parameters import check_readable
 from bnkit.surgery.inputs import Argument, Sample, check, choose, sample_of
 from bnkit.surgery.plan import Edit, Plan
@@ -224,12 +224,7 @@ def _check_that_it_runs(changed: nn.Module, call: Call) -> None:
     subject = duplicate(changed)
     args, kwargs = replace_tensors(call, lambda t: t.detach().clone().to(device))
     try:
-        with (
-            torch.inference_mode(mode=False),
-            torch.no_grad(),
-            preserved_random_state(),
-            evaluating(subject),
-        ):
+        with on_the_side(subject):
             subject(*args, **kwargs)
     except Exception as error:
         raise SurgeryError(

@@ -12,7 +12,7 @@ from bnkit.batches import Call
 from bnkit.dataflow import ExampleError
 from bnkit.dataflow.tensors import replace_tensors
 from bnkit.moments import Moments
-from bnkit.observation import evaluating, observing_inputs, preserved_random_state
+from bnkit.observation import observing_inputs, on_the_side
 from bnkit.surgery.plan import Edit
 from bnkit.surgery.promise import SurgeryError
 from bnkit.surgery.structure import replay
@@ -37,13 +37,7 @@ def measure(model: nn.Module, edits: Sequence[Edit], calls: Iterable[Call]) -> S
     observed = _with_nothing_at_the_places(model, edits)
     places = {edit.layer: observed.get_submodule(f"{edit.layer}.batchnorm") for edit in edits}
     batches = 0
-    with (
-        torch.inference_mode(mode=False),
-        torch.no_grad(),
-        preserved_random_state(),
-        evaluating(observed),
-        observing_inputs(observed, places) as seen,
-    ):
+    with on_the_side(observed), observing_inputs(observed, places) as seen:
         for batches, call in enumerate(calls, start=1):
             _run(observed, call, batches)
     return Statistics(seen, batches)

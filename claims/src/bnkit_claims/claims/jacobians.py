@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bnkit.experiments.data import load
 from bnkit.experiments.records import SIDES, Side
 from bnkit.experiments.statistics import PairedDifference
-from bnkit.observation import evaluating
+from bnkit.observation import on_the_side
 from bnkit.recalibration import recalibrate
 from bnkit_claims.core.bands import band
 from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
@@ -91,7 +91,7 @@ def singular_values(settings: Jacobians, model: nn.Module, loaders: Any) -> Tens
         model = recalibrate(model, list(islice(loaders.train, 20)), progress=False)
     inputs = load(settings.data, folder=settings.folder).held_out.inputs[: settings.examples]
     layers = list(model.children())  # flatten, linear, activation, …, linear
-    with evaluating(model), torch.no_grad():
+    with on_the_side(model):
         values = [
             torch.linalg.svdvals(_jacobians(nn.Sequential(*layers[:i]), layers[i : i + 2], inputs))
             for i in range(2, len(layers) - 2, 2)

@@ -17,7 +17,7 @@ from bnkit.dataflow import ExampleError, duplicate
 from bnkit.dataflow.tensors import replace_tensors
 from bnkit.functional import batch_norm
 from bnkit.moments import Moments
-from bnkit.observation import evaluating, preserved_random_state, seeing_inputs
+from bnkit.observation import on_the_side, seeing_inputs
 from bnkit.surgery.conversion.kinds import family_of
 from bnkit.surgery.distance import distance, run
 from bnkit.surgery.promise import SurgeryError
@@ -162,13 +162,7 @@ def _moments(
         moments = Moments.of(transform(layer, values))
         seen[path] = seen[path] + moments if path in seen else moments
 
-    with (
-        torch.inference_mode(mode=False),
-        torch.no_grad(),
-        preserved_random_state(),
-        evaluating(model),
-        seeing_inputs(model, layers, see),
-    ):
+    with on_the_side(model), seeing_inputs(model, layers, see):
         for number, call in enumerate(calls(), start=1):
             _run(model, call, number)
     return seen, number

@@ -12,7 +12,7 @@ from bnkit.dataflow import Call, Dataflow
 from bnkit.layers.batch_norm import ActivatedBatchNorm
 from bnkit.layers.domains import DomainBatchNorm
 from bnkit.layers.frozen import FrozenBatchNorm
-from bnkit.observation import evaluating
+from bnkit.observation import on_the_side
 from bnkit.roles import Role, is_batch_norm, is_leaf
 from bnkit.surgery.folding.arithmetic import affine_of
 from bnkit.surgery.normalized import Normalized
@@ -148,7 +148,7 @@ def _computes_its_affine(module: Any) -> bool:
     exact = scale * (x - center) + offset
     bound = 8 * torch.finfo(like.dtype).eps ** 0.75 * (1 + (scale * x).abs() + exact.abs()).max()
     try:
-        with evaluating(module), torch.no_grad():
+        with on_the_side(module):
             y = module(x)
     except Exception:  # noqa: BLE001  whatever a layer of another library raises
         return False
