@@ -14,8 +14,8 @@ PACKAGE = Path(bnkit.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     "moments tables names references files progress source_code kernels functional layers "
-    "observation roles dataflow batches recalibration parameters gap surgery checkpoints "
-    "diagnosis monitoring experiments benchmarking report cli"
+    "observation roles dataflow batches norms recalibration parameters gap surgery "
+    "checkpoints diagnosis monitoring experiments benchmarking report cli"
 ).split()
 
 

@@ -267,6 +267,26 @@ class FilterResponseNorm(nn.Module):
     """A normalisation that torch does not have."""
 
 
+class BatchNormBase(nn.Module):
+    """Another library's."""
+
+
+class Short(BatchNormBase):
+    """A batch norm by its base alone."""
+
+
+class Squeeze(BatchNormBase):
+    """A block around a batch norm, with the same base."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+
+class ConvBatchNorm(nn.Conv2d):
+    """A conv layer that normalises its output in its forward."""
+
+
 class Normalized(nn.Sequential):
     """A block with a name that sounds like a normalisation."""
 
@@ -285,6 +305,8 @@ class Normalized(nn.Sequential):
         (BatchNormAct(1), Role.NORMALISATION, True),
         (FrozenBatchNorm2d(1), Role.NORMALISATION, True),
         (FilterResponseNorm(), Role.NORMALISATION, True),
+        (Short(), Role.NORMALISATION, True),
+        (ConvBatchNorm(1, 1, 1), Role.WEIGHTS, True),
         (Normalized(nn.ReLU()), Role.OTHER, False),
         (bnkit.BatchNorm2d(1, activation="relu"), Role.NORMALISATION, True),
     ],
@@ -332,6 +354,9 @@ def test_other_activations_give_none(activation):
         (bnkit.BatchNorm1d(1), True),
         (BatchNormAct(1), True),
         (FrozenBatchNorm2d(1), True),
+        (Short(), True),
+        (Squeeze(BatchNormAct(1)), False),
+        (ConvBatchNorm(1, 1, 1), False),
         ("native_batch_norm", True),
         (nn.GroupNorm(1, 1), False),
         (nn.InstanceNorm1d(1), False),

@@ -1,7 +1,7 @@
 """`parameter_groups`: batch norm's parameters and biases out of weight decay, by module type."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -10,9 +10,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from bnkit.dataflow.tracing import _refuse_uncopiable
 from bnkit.layers.affine import ChannelAffine
+from bnkit.norms import Where
 from bnkit.roles import Role, role_of_module
-
-Where = Callable[[str, nn.Module], bool]
 
 DECAYED, UNDECAYED = "decayed", "undecayed"
 

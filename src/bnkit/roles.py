@@ -164,14 +164,20 @@ def gives_answers(activation: nn.Module | str) -> bool:
 
 
 def is_batch_norm(normalisation: nn.Module | str) -> bool:
-    """Return whether this normalisation, a module or a function's name, is a batch norm.
+    """Return whether a module, or the function of this name, is a batch norm.
+
+    Torch's classes are, all that derive from them, and childless modules of other libraries whose
+    class, or a base of it, has "BatchNorm" in its name.
 
     >>> is_batch_norm(nn.SyncBatchNorm(2)), is_batch_norm("batch_norm"), is_batch_norm("layer_norm")
     (True, True, False)
     """
     if isinstance(normalisation, str):
         return "batch_norm" in normalisation
-    return any("batchnorm" in base.__name__.lower() for base in type(normalisation).__mro__)
+    if not _is_named_batch_norm(normalisation):
+        return False
+    # A ConvBatchNorm or a BatchNormLSTM, which normalises on its way, is a weight layer.
+    return is_leaf(normalisation) and role_of_module(normalisation) is not Role.WEIGHTS
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -199,7 +205,11 @@ def _family(module: nn.Module) -> str | None:
 
 def _is_foreign_normalisation(module: nn.Module) -> bool:
     childless = next(module.children(), None) is None
-    return childless and "norm" in type(module).__name__.lower()
+    return childless and ("norm" in type(module).__name__.lower() or _is_named_batch_norm(module))
+
+
+def _is_named_batch_norm(module: nn.Module) -> bool:
+    return any("batchnorm" in base.__name__.lower() for base in type(module).__mro__)
 
 
 def _is_rectifier(name: str, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Tables for people: one look for all that bnkit prints."""
+"""Tables and lists for people: one look for all that bnkit prints."""
 
 from collections.abc import Iterable, Sequence
 from io import StringIO
@@ -32,3 +32,28 @@ def text_table(
     )
     console.print(table, crop=False)
     return "\n".join(line.rstrip() for line in page.getvalue().rstrip().splitlines())
+
+
+def path_or_model(path: str) -> str:
+    """Return the path of a layer as tables show it: that of the model itself is empty.
+
+    >>> path_or_model("layer1.0.bn1"), path_or_model("")
+    ('layer1.0.bn1', '(the model)')
+    """
+    return path or "(the model)"
+
+
+def first_few(
+    items: Sequence[str], *, separator: str = "; ", shown: int = 8, ending: str = ""
+) -> str:
+    """Return the first items in a row, and the number of the others with this `ending`.
+
+    >>> first_few(["1", "4", "7"], separator=", ", shown=2)
+    '1, 4 and 1 more'
+    >>> first_few(["1: frozen", "4: frozen"], shown=1, ending=", which the plan lists")
+    '1: frozen; and 1 more, which the plan lists'
+    """
+    more = len(items) - shown
+    # Short items join by a comma alone, clauses keep their semicolon.
+    rest = f"{separator.rstrip(', ')} and {more} more{ending}" if more > 0 else ""
+    return f"{separator.join(items[:shown])}{rest}"

@@ -12,6 +12,7 @@ from bnkit.layers.domains import DomainBatchNorm1d, domain
 from bnkit.layers.frozen import FrozenBatchNorm1d
 from bnkit.layers.ghost import GhostBatchNorm1d
 from bnkit.layers.masked import MaskedBatchNorm1d
+from bnkit.norms import NO_STATISTICS
 from cases import seeded
 from models import MODELS
 from zoo.catalogue import dense, images, vectors
@@ -176,14 +177,17 @@ def test_statistics_far_from_zero_lose_no_digits():
 
 
 @pytest.mark.parametrize(
-    ("freeze", "mode"),
-    [(lambda n: n.eval(), True), (lambda _: FrozenBatchNorm1d(4), False)],
+    ("freeze", "mode", "why"),
+    [
+        (lambda n: n.eval(), True, "it is in eval mode inside a model in training mode"),
+        (lambda _: FrozenBatchNorm1d(4), False, "it is a FrozenBatchNorm1d"),
+    ],
     ids=["in eval mode", "by its class"],
-)  # fmt: skip
-def test_frozen_layers_take_their_running_statistics_in_both_runs(freeze, mode):
+)
+def test_frozen_layers_take_their_running_statistics_in_both_runs(freeze, mode, why):
     model = nn.Sequential(freeze(nn.BatchNorm1d(4)), nn.BatchNorm1d(4)).requires_grad_(mode)
     gap = explain_gap(model, rows(shift=3))
-    assert gap.left_out == {"0": "it is frozen: both modes take its running statistics"}
+    assert gap.left_out == {"0": f"frozen: {why}"}
     assert parting(gap) == ["1"]  # the shift passes the frozen one
 
 
@@ -236,7 +240,7 @@ def test_what_cannot_be_compared_is_listed_with_its_reason():
     gap = explain_gap(Odd(), rows())
     assert [layer.layer for layer in gap.layers] == ["plain"]
     assert gap.left_out == {
-        "without": "it has no running statistics: both modes take those of the mini-batch",
+        "without": NO_STATISTICS,
         "masked": "it is masked: what it leaves out of its input cannot be seen from outside",
         "BatchNorm": "TheirBatchNorm is of another library: what its buffers mean is unknown",
         "batch_norm()": "a function: in which mode it works cannot be seen",
@@ -314,7 +318,7 @@ def test_every_model_stays_as_it_is(model):
             lambda: FrozenBatchNorm1d(4),
             vectors(),
             ValueError,
-            "there is no gap to explain: the model: it is frozen: both modes take its running",
+            "there is no gap to explain: the model: frozen: it is a FrozenBatchNorm1d",
         ),
         (
             network,

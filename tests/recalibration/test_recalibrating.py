@@ -303,8 +303,8 @@ def test_frozen_layers_are_left_alone_listed_and_normalise_by_what_they_have():
     report = recalibrate_(model, images(), where=lambda path, _: path != "5")
     assert report.left_alone == {
         "0": "frozen: its momentum is 0",
-        "2": "frozen: it is in eval mode inside of a model in training mode",
-        "3": "it has no running statistics: in eval mode too it takes those of the mini-batch",
+        "2": "frozen: it is in eval mode inside a model in training mode",
+        "3": "it has no running statistics: even in eval mode it uses those of the mini-batch",
         "4": "frozen: it is a FrozenBatchNorm2d",
         "5": "`where` did not choose it",
         "6": "frozen: its track_running_stats is False",

@@ -17,7 +17,7 @@ from bnkit.diagnosis.losses import Loss
 from bnkit.diagnosis.rules.rule import Rule
 from bnkit.diagnosis.rules.table import RULES
 from bnkit.diagnosis.skipping import without
-from bnkit.recalibration.wrappers import unwrapped
+from bnkit.norms import unwrapped
 
 
 def diagnose(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bnkit.dataflow import duplicate
-from bnkit.recalibration.wrappers import unwrapped
+from bnkit.norms import unwrapped
 from bnkit.roles import is_batch_norm
 from bnkit.surgery.plan import Edit, Plan
 

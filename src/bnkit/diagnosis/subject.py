@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from bnkit.dataflow import duplicate
 from bnkit.diagnosis.evidence import Parallel
-from bnkit.recalibration.wrappers import unwrapped
+from bnkit.norms import unwrapped
 
 
 class _Passing(nn.Module):

@@ -1,7 +1,6 @@
 """`explain_gap`: why a model in eval mode does not do what it does in training."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,10 +11,8 @@ from bnkit.dataflow import duplicate
 from bnkit.gap.formulas import relative_chance, relative_change
 from bnkit.gap.record import Gap, LayerGap
 from bnkit.gap.running import InputSample, run_by_batch_statistics, run_in_eval_mode
-from bnkit.layers.frozen import FrozenBatchNorm
-from bnkit.layers.masked import MaskedBatchNorm
+from bnkit.norms import batch_norms, why_incomparable, why_same_in_both_modes
 from bnkit.observation import on_the_side
-from bnkit.roles import is_batch_norm
 
 
 def explain_gap(
@@ -54,11 +51,12 @@ def explain_gap(
         raise ValueError(f"`threshold` is {threshold!r}: pass a number of at least 0, such as 0.1")
     by_running, by_batch = duplicate(model), duplicate(model)
     (call,) = calls_of(by_running, [batch], inputs=inputs)
-    paths, left_out = _choose(model)
+    chosen = batch_norms(model, objection=lambda _, layer: _objection(model, layer))
+    paths, left_out = list(chosen.paths), chosen.left_alone
     outputs, functions = run_in_eval_mode(by_running, call, paths)
     left_out |= dict.fromkeys(functions, "a function: in which mode it works cannot be seen")
     if not paths:
-        raise ValueError(f"there is no gap to explain: {_why_none(model, left_out)}")
+        raise ValueError(f"there is no gap to explain: {chosen.why_none(model)}")
     with on_the_side(by_batch):
         samples, differences = run_by_batch_statistics(by_batch, call, paths, outputs)
     if not samples:
@@ -72,35 +70,9 @@ def explain_gap(
     return Gap(rows, layers, differences[""], float(threshold), left_out)
 
 
-def _choose(model: nn.Module) -> tuple[list[str], dict[str, str]]:
-    """Return the paths of the batch norms to compare, and why others are left out, by theirs."""
-    objections = {
-        path: _objection(model, layer)
-        for path, layer in model.named_modules()
-        if isinstance(layer, _BatchNorm)
-        or (is_batch_norm(layer) and next(layer.children(), None) is None)
-    }
-    paths = [path for path, objection in objections.items() if objection is None]
-    return paths, {path: why for path, why in objections.items() if why is not None}
-
-
 def _objection(model: nn.Module, layer: nn.Module) -> str | None:
-    if not isinstance(layer, _BatchNorm):
-        return f"{type(layer).__name__} is of another library: what its buffers mean is unknown"
-    if layer.running_mean is None or layer.running_var is None:
-        return "it has no running statistics: both modes take those of the mini-batch"
-    if layer.running_mean.dim() != 1:
-        return "it has statistics for each time step of a recurrent layer"
-    if isinstance(layer, MaskedBatchNorm):
-        return "it is masked: what it leaves out of its input cannot be seen from outside"
-    if isinstance(layer, FrozenBatchNorm) or (model.training and not layer.training):
-        return "it is frozen: both modes take its running statistics"
-    return None
-
-
-def _why_none(model: nn.Module, left_out: Mapping[str, str]) -> str:
-    reasons = [f"{path or 'the model'}: {why}" for path, why in left_out.items()]
-    return "; ".join(reasons) or f"{type(model).__name__} has no batch norm"
+    # A layer that is frozen by its momentum alone makes the two modes differ, so it stays.
+    return why_incomparable(layer) or why_same_in_both_modes(model, layer)
 
 
 def _gap_of(path: str, layer: nn.Module, sample: InputSample, difference: float) -> LayerGap:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bnkit.tables import text_table
+from bnkit.tables import first_few, path_or_model, text_table
 
 _NAMED = 3  # layers in the sentence under the table
 
@@ -79,7 +79,7 @@ class Gap:
         headers = ["layer", "kind", "mean off by", "variance ratio"]
         headers += ["own difference", "by chance", "so far"]
         table = text_table(headers, [_row(layer) for layer in self.layers])
-        out = [(path or "(the model)", why) for path, why in self.left_out.items()]
+        out = [(path_or_model(path), why) for path, why in self.left_out.items()]
         rest = f"\n\n{text_table(['left out', 'why'], out)}" if out else ""
         return f"{table}{rest}\n\n{self._in_words()}"
 
@@ -93,10 +93,9 @@ class Gap:
                 f"{output} No batch norm parts by itself more than {self.threshold:g} and chance."
             )
         named = [f"'{layer.layer}'" if layer.layer else "the model" for layer in self.parting]
-        more = len(named) - _NAMED
-        rest = f" and {more} more" if more > 0 else ""
+        first = first_few(named, separator=", ", shown=_NAMED)
         return (
-            f"{output} They part first at {', '.join(named[:_NAMED])}{rest}, whose running "
+            f"{output} They part first at {first}, whose running "
             f"statistics are not those of this mini-batch: bnkit.recalibrate measures them anew."
         )
 
@@ -104,7 +103,7 @@ class Gap:
 def _row(layer: LayerGap) -> tuple[str, ...]:
     low, high = layer.least_variance_ratio, layer.largest_variance_ratio
     return (
-        layer.layer or "(the model)",
+        path_or_model(layer.layer),
         layer.kind,
         f"{layer.mean_shift:.3g} std",
         f"{low:.3g} to {high:.3g}",

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from bnkit.tables import text_table
+from bnkit.tables import path_or_model, text_table
 
 PERCENTS = (15, 50, 85)  # Ioffe and Szegedy 2015, figure 1
 Percentiles = tuple[float, float, float]
@@ -116,7 +116,7 @@ def _row(record: Record) -> tuple[str, ...]:
     numbers += [record.lag, record.lag_by_chance]
     gradients = (record.weight_gradient, record.bias_gradient, record.output_gradient)
     return (
-        record.layer or "(the model)",
+        path_or_model(record.layer),
         *map(_number, numbers),
         *(_number(share, "{:.0%}") for share in (record.never_positive, record.switched_off)),
         *map(_number, gradients),

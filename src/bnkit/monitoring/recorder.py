@@ -5,15 +5,13 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.kernels.choice import is_transformed
 from bnkit.monitoring.events import Events
 from bnkit.monitoring.record import NonFinite, Record, plain, table_of
 from bnkit.monitoring.step import Step
 from bnkit.monitoring.summary import Array
-from bnkit.recalibration.wrappers import unwrapped
-from bnkit.roles import is_batch_norm
+from bnkit.norms import batch_norms, unwrapped
 
 
 class Writer(Protocol):
@@ -156,12 +154,7 @@ def _batch_norms(model: nn.Module) -> dict[str, nn.Module]:
         raise TypeError(
             f"`model` is a {type(model).__name__}: pass the torch.nn.Module that trains"
         )
-    layers = {
-        path: layer
-        for path, layer in unwrapped(model).named_modules()
-        if isinstance(layer, _BatchNorm)
-        or (is_batch_norm(layer) and next(layer.children(), None) is None)
-    }
+    layers = batch_norms(unwrapped(model)).layers
     if not layers:
         raise ValueError(
             f"{type(model).__name__} has no batch norm to look at: add them first, as with "

@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 
 from bnkit.batches import Inputs
 from bnkit.dataflow import duplicate
-from bnkit.recalibration.choosing import Where
+from bnkit.norms import Where
 from bnkit.recalibration.estimating import Estimator, Rule, estimate
 from bnkit.recalibration.measuring import Sample, Statistics, unbiased
 from bnkit.recalibration.recalibrating import own_statistics

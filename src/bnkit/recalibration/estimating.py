@@ -11,13 +11,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.batches import Call, Inputs, calls_of, number_of, refuse_iterator
 from bnkit.dataflow import duplicate
+from bnkit.norms import Where, batch_norms, unwrapped, why_frozen, why_incomparable
 from bnkit.observation import on_the_side
 from bnkit.progress import counted
-from bnkit.recalibration.choosing import Where, choose
 from bnkit.recalibration.measuring import Normalise, Sample, Statistics, measure, write
 from bnkit.recalibration.ranks import over_all_ranks
 from bnkit.recalibration.record import Buffers, Recalibration, buffers_of, shift_of
-from bnkit.recalibration.wrappers import unwrapped
 
 Estimator = Literal["batch_statistics", "layer_by_layer"]
 Layers = Mapping[str, _BatchNorm]
@@ -73,8 +72,13 @@ def estimate(
     if estimator == "layer_by_layer":
         refuse_iterator(batches, "this estimator makes one pass for each layer")
     model = unwrapped(model)
-    copy, chosen = duplicate(model), choose(model, where)
-    layers = batch_norms(copy, chosen.paths)
+    copy = duplicate(model)
+    chosen = batch_norms(
+        model, where, objection=lambda _, layer: why_incomparable(layer) or why_frozen(model, layer)
+    )
+    if not chosen.layers:
+        raise ValueError(f"there is nothing to measure: {chosen.why_none(model)}")
+    layers = layers_at(copy, chosen.paths)
     old = {path: buffers_of(layer) for path, layer in layers.items()}
     rule = rule_from(old)
     run = Run(copy, layers, _passes(copy, batches, inputs, progress), process_group)
@@ -87,7 +91,7 @@ def estimate(
             f"none of the batch norms ran on `batches` with values in its input: "
             f"{', '.join(map(repr, idle))}"
         )
-    originals = batch_norms(model, tuple(new))
+    originals = layers_at(model, tuple(new))
     return Recalibration(
         estimator,
         tuple(shift_of(path, layer, samples[path]) for path, layer in originals.items()),
@@ -97,7 +101,7 @@ def estimate(
     )
 
 
-def batch_norms(model: nn.Module, paths: tuple[str, ...]) -> dict[str, _BatchNorm]:
+def layers_at(model: nn.Module, paths: tuple[str, ...]) -> dict[str, _BatchNorm]:
     """Return the batch norms of `model` at these paths."""
     found = {path: model.get_submodule(path) for path in paths}
     return {path: layer for path, layer in found.items() if isinstance(layer, _BatchNorm)}

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.dataflow import duplicate
+from bnkit.norms import unwrapped
 from bnkit.recalibration.measuring import Sample, unbiased
-from bnkit.recalibration.wrappers import unwrapped
-from bnkit.tables import text_table
+from bnkit.tables import path_or_model, text_table
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Recalibration:
         rows = [_row(shift) for shift in self.layers]
         if not self.left_alone:
             return text_table(headers, rows)
-        alone = [(path or "(the model)", why) for path, why in self.left_alone.items()]
+        alone = [(path_or_model(path), why) for path, why in self.left_alone.items()]
         return f"{text_table(headers, rows)}\n\n{text_table(['left alone', 'why'], alone)}"
 
 
@@ -154,7 +154,7 @@ def _find(model: nn.Module, path: str, buffers: Buffers) -> _BatchNorm:
 def _row(shift: LayerShift) -> tuple[str, ...]:
     low, high = shift.least_variance_ratio, shift.largest_variance_ratio
     return (
-        shift.layer or "(the model)",
+        path_or_model(shift.layer),
         shift.kind,
         f"{shift.mean_shift:.3g} std",
         f"{low:.3g} to {high:.3g}",

@@ -1,0 +1,144 @@
+"""Which modules of a model are its batch norms, and why one is left alone: the same for every verb.
+
+A verb asks `batch_norms` for those to work on. What can stand against a layer, and is not a verb's
+own affair, is said here, in the same words for all.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnkit.layers.frozen import FrozenBatchNorm
+from bnkit.layers.masked import MaskedBatchNorm
+from bnkit.roles import is_batch_norm
+from bnkit.tables import first_few
+
+Where = Callable[[str, nn.Module], bool]
+Objection = Callable[[str, nn.Module], str | None]
+
+NOT_CHOSEN = "`where` did not choose it"
+NO_STATISTICS = "it has no running statistics: even in eval mode it uses those of the mini-batch"
+PER_STEP = "it has statistics for each time step of a recurrent layer"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The batch norms to work on by their paths, and the reasons for the others by theirs."""
+
+    layers: dict[str, nn.Module] = field(default_factory=dict)
+    left_alone: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths of the layers to work on, in the order of the model."""
+        return tuple(self.layers)
+
+    def why_none(self, model: nn.Module) -> str:
+        """Return why there is no layer to work on: what was left alone, if anything was.
+
+        >>> batch_norms(nn.Linear(2, 2)).why_none(nn.Linear(2, 2))
+        'Linear has no batch norm'
+        """
+        reasons = [f"{path or 'the model'}: {why}" for path, why in self.left_alone.items()]
+        return first_few(reasons) or f"{type(model).__name__} has no batch norm"
+
+
+def batch_norms(
+    model: nn.Module, where: Where | None = None, *, objection: Objection | None = None
+) -> Chosen:
+    """Return the batch norms of `model` that `where` chooses, but for those with an `objection`.
+
+    They are those of `bnkit.roles.is_batch_norm`, each once, under the first of its paths.
+    `objection(path, layer)`, of the layers that `where` chose, says why one is left alone.
+
+    >>> model = nn.Sequential(nn.BatchNorm1d(2), nn.ReLU(), nn.BatchNorm1d(2))
+    >>> chosen = batch_norms(model, lambda path, layer: path == "0")
+    >>> chosen.paths, chosen.left_alone
+    (('0',), {'2': '`where` did not choose it'})
+    """
+    chosen = Chosen()
+    for path, layer in model.named_modules():
+        if not is_batch_norm(layer):
+            continue
+        if where is not None and not where(path, layer):
+            why: str | None = NOT_CHOSEN
+        else:
+            why = None if objection is None else objection(path, layer)
+        if why is None:
+            chosen.layers[path] = layer
+        else:
+            chosen.left_alone[path] = why
+    return chosen
+
+
+def why_incomparable(layer: nn.Module) -> str | None:
+    """Return why the moments of a layer's input say nothing about its statistics, None if they do.
+
+    >>> why_incomparable(nn.BatchNorm1d(2, track_running_stats=False))
+    'it has no running statistics: even in eval mode it uses those of the mini-batch'
+    """
+    if not isinstance(layer, _BatchNorm):
+        return f"{type(layer).__name__} is of another library: what its buffers mean is unknown"
+    if layer.running_mean is None or layer.running_var is None:
+        return NO_STATISTICS
+    if layer.running_mean.dim() != 1:
+        return PER_STEP
+    if isinstance(layer, MaskedBatchNorm):
+        return "it is masked: what it leaves out of its input cannot be seen from outside"
+    return None
+
+
+def why_frozen(model: nn.Module, layer: nn.Module) -> str | None:
+    """Return why no mini-batch enters the running statistics of `layer`, a module of `model`.
+
+    That is while the model trains; None where they are updated.
+
+    >>> why_frozen(nn.Sequential(), nn.BatchNorm1d(2, momentum=0.0))
+    'frozen: its momentum is 0'
+    """
+    why = why_same_in_both_modes(model, layer)
+    if why is None and getattr(layer, "momentum", None) == 0:
+        why = "frozen: its momentum is 0"
+    if why is None and not getattr(layer, "track_running_stats", True):
+        why = "frozen: its track_running_stats is False"
+    return why
+
+
+def why_same_in_both_modes(model: nn.Module, layer: nn.Module) -> str | None:
+    """Return why `layer` normalises by its running statistics while `model` trains, too.
+
+    This is the narrower meaning of "frozen": with momentum 0 the statistics stay, but training
+    normalises by those of the mini-batch, so the two modes differ (None).
+
+    >>> why_same_in_both_modes(nn.Sequential(), nn.BatchNorm1d(2, momentum=0.0)) is None
+    True
+    """
+    kind = type(layer).__name__
+    if isinstance(layer, FrozenBatchNorm) or "frozen" in kind.lower():  # of other libraries too
+        return f"frozen: it is a {kind}"
+    if model.training and not layer.training:
+        return "frozen: it is in eval mode inside a model in training mode"
+    return None
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside DataParallel, DistributedDataParallel and torch.compile.
+
+    It shares all parameters and buffers with what is around it.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> unwrapped(nn.DataParallel(layer)) is layer
+    True
+    """
+    dynamo: Any = sys.modules.get("torch._dynamo")  # without it nothing can be compiled
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif dynamo is not None and isinstance(model, dynamo.OptimizedModule):
+            model = model._orig_mod  # noqa: SLF001  torch's own documentation names it
+        else:
+            return model
