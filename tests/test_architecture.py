@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,8 @@ import bnkit
 PACKAGE = Path(bnkit.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
-    "moments tables names references files progress source_code kernels functional layers "
-    "observation roles dataflow batches norms recalibration parameters gap surgery "
+    "internals moments tables names references files progress source_code kernels functional "
+    "layers observation roles dataflow batches norms recalibration parameters gap surgery "
     "checkpoints diagnosis monitoring experiments benchmarking report cli"
 ).split()
 
@@ -83,10 +84,60 @@ def test_every_public_function_and_class_has_a_docstring():
     assert bare == []
 
 
-def test_hooks_and_modes_are_switched_in_one_place_only():
-    others = [path for path in FILES if path.name != "observation.py"]
-    found = [p.name for p in others if "register_forward" in p.read_text() or ".eval()" in _code(p)]
-    assert found == []
+# `Flows.training` of the diagnosis is a dataflow
+SWITCHES = re.compile(r"register_forward|\.eval\(\)|\.train\(|(?<!flows)\.training = ")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_hooks_and_modes_are_switched_in_one_place_only(path):
+    if path.name != "observation.py":
+        assert SWITCHES.findall(_code(path)) == []
+
+
+PRIVATE_IN_TORCH = (
+    "_modules _parameters _buffers _non_persistent_buffers_set _forward_hooks _forward_pre_hooks "
+    "_backward_hooks _backward_pre_hooks _check_input_dim _conv_forward _version _cdata _orig_mod "
+    "_get_backend _timeout"
+).split()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_what_torch_keeps_private_is_named_in_one_place_only(path):
+    if path.name != "internals.py":
+        assert _private_in_torch(path.read_text()) == []
+
+
+def test_what_torch_keeps_private_is_found():
+    uses = """
+from torch.nn.modules.batchnorm import _BatchNorm
+import torch._dynamo
+torch._C._dynamo
+torch.utils._pytree.tree_map
+nn.modules.conv._ConvNd
+self._buffers
+module._forward_hooks
+backend.options._timeout
+getattr(module, "_modules")
+sys.modules["torch._dynamo"]
+"""
+    assert len(_private_in_torch(uses)) == len(uses.split("\n")) - 2 + 1  # one in another
+
+
+def _private_in_torch(source):
+    private = re.compile(r"(torch|nn|F|dist|fx)(\.\w+)*\._[a-zA-Z]\w*")
+    names = [*_names_in(ast.parse(source))]
+    return [name for name in names if name in PRIVATE_IN_TORCH or private.fullmatch(name)]
+
+
+def _names_in(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom | ast.Import):
+            module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            yield from (module + name.name for name in node.names)
+        elif isinstance(node, ast.Attribute):
+            yield node.attr if node.attr in PRIVATE_IN_TORCH else ast.unparse(node)
+        elif isinstance(node, ast.Constant):
+            yield str(node.value)
 
 
 def test_variances_are_computed_in_one_place_only():

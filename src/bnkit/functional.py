@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bnkit.internals import current_backward
 from bnkit.kernels.activations import find_activation
 from bnkit.kernels.autograd import batch_norm_forward, batch_norm_inference
 from bnkit.kernels.choice import choose_kernel, is_transformed
@@ -118,7 +119,7 @@ def is_recomputing() -> bool:
     """
     if torch.compiler.is_compiling():  # there torch's compiler traces a forward once
         return False
-    return bool(torch._C._current_graph_task_id() != -1)  # noqa: SLF001  no public name
+    return bool(current_backward() != -1)
 
 
 def _copy(values: Tensor | None) -> Tensor | None:

@@ -4,14 +4,12 @@ A verb asks `batch_norms` for those to work on. What can stand against a layer, 
 own affair, is said here, in the same words for all.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from bnkit.internals import AnyBatchNorm, inside_compiled
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.layers.masked import MaskedBatchNorm
 from bnkit.roles import is_batch_norm
@@ -81,7 +79,7 @@ def why_incomparable(layer: nn.Module) -> str | None:
     >>> why_incomparable(nn.BatchNorm1d(2, track_running_stats=False))
     'it has no running statistics: even in eval mode it uses those of the mini-batch'
     """
-    if not isinstance(layer, _BatchNorm):
+    if not isinstance(layer, AnyBatchNorm):
         return f"{type(layer).__name__} is of another library: what its buffers mean is unknown"
     if layer.running_mean is None or layer.running_var is None:
         return NO_STATISTICS
@@ -134,11 +132,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
     >>> unwrapped(nn.DataParallel(layer)) is layer
     True
     """
-    dynamo: Any = sys.modules.get("torch._dynamo")  # without it nothing can be compiled
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif dynamo is not None and isinstance(model, dynamo.OptimizedModule):
-            model = model._orig_mod  # noqa: SLF001  torch's own documentation names it
+            inside: nn.Module | None = model.module
         else:
+            inside = inside_compiled(model)
+        if inside is None:
             return model
+        model = inside

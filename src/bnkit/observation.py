@@ -4,23 +4,23 @@ Each gives back what it borrows when its block ends, also by an exception.
 """
 
 import random
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedBuffer
 
+from bnkit.internals import AnyBatchNorm, compiler_is_loaded, current_backward, frame_compiler
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.moments import Moments
 
 Before = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any]], object]
 After = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any], Any], object]
 See = Callable[[str, nn.Module, Tensor], object]
+Model = TypeVar("Model", bound=nn.Module)
 Mode = Callable[[nn.Module], AbstractContextManager[object]]
 
 
@@ -93,7 +93,7 @@ def normalising_by_batch_statistics(model: nn.Module) -> Iterator[None]:
     borrowed = [
         (layer, layer.running_mean, layer.running_var)
         for layer in model.modules()
-        if isinstance(layer, _BatchNorm)
+        if isinstance(layer, AnyBatchNorm)
         and not isinstance(layer, FrozenBatchNorm)
         and not isinstance(layer.running_mean, UninitializedBuffer)
     ]
@@ -305,13 +305,11 @@ class _Lasting:
 
 
 _is_compiling = torch.compiler.is_compiling
-_compiler = torch._C._dynamo.eval_frame.get_eval_frame_callback  # noqa: SLF001  no public name
 _NO_COMPILER = (None, False)
-_backward = torch._C._current_graph_task_id  # noqa: SLF001  no public name
 
 
 def _in_compiled_region() -> bool:
-    return _is_compiling() or _compiler() not in _NO_COMPILER
+    return _is_compiling() or frame_compiler() not in _NO_COMPILER
 
 
 def _refuse_to_be_compiled() -> None:
@@ -359,7 +357,7 @@ def running_eagerly() -> Iterator[None]:
     ...     nn.ReLU()(torch.ones(1))
     tensor([1.])
     """
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled
+    if not compiler_is_loaded():  # nothing is compiled
         yield
         return
     with torch.compiler.set_stance("force_eager"):
@@ -389,7 +387,38 @@ class _Beginning(_Lasting):
     """Runs in every step of a training, with little else in the caches: each call counts."""
 
     def __call__(self, module: nn.Module, _args: object) -> None:
-        if _is_compiling() or _compiler() not in _NO_COMPILER:
+        if _is_compiling() or frame_compiler() not in _NO_COMPILER:
             _refuse_to_be_compiled()
-        if module.training and _backward() == -1:
+        if module.training and current_backward() == -1:
             self._hook()
+
+
+def set_mode(model: Model, *, training: bool) -> Model:
+    """Return `model`, in training or eval mode, as its own `train` method has it.
+
+    >>> set_mode(nn.Sequential(nn.Dropout()), training=False)[0].training
+    False
+    """
+    return model.train(training)
+
+
+def follow_mode(module: Model, like: nn.Module) -> Model:
+    """Return `module`, with its own flag `training` as that of `like`; its children stay.
+
+    >>> follow_mode(nn.Dropout(), nn.ReLU().eval()).training
+    False
+    """
+    module.training = like.training
+    return module
+
+
+def stop_training(module: nn.Module) -> None:
+    """Put the module and all inside in eval mode, whatever its own `train` would do.
+
+    >>> layer = nn.Sequential(nn.BatchNorm1d(1))
+    >>> stop_training(layer)
+    >>> layer[0].training
+    False
+    """
+    for part in module.modules():
+        part.training = False

@@ -9,6 +9,7 @@ from torch.nn.parameter import Parameter
 from torch.nn.utils.parametrize import ParametrizationList
 
 from bnkit.dataflow.tracing import _refuse_uncopiable
+from bnkit.internals import AnyConv
 from bnkit.layers.affine import ChannelAffine
 from bnkit.norms import Where
 from bnkit.roles import Role, role_of_module
@@ -20,7 +21,7 @@ DECAYED, UNDECAYED = "decayed", "undecayed"
 _BIASES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("bias",),
     nn.Bilinear: ("bias",),
-    nn.modules.conv._ConvNd: ("bias",),  # noqa: SLF001  the base of all convs has no public name
+    AnyConv: ("bias",),
     nn.RNNBase: ("bias",),
     nn.RNNCellBase: ("bias",),
     nn.MultiheadAttention: ("bias", "in_proj_bias"),

@@ -1,11 +1,15 @@
 """The tensors in what modules and functions take and return, and what is asked of each of them."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from bnkit.internals import memory_of, replace_tensors, version_of
+
+__all__ = ["memory_of", "replace_tensors", "shape_of", "tensors_in", "version_of"]
 
 _ATOMS = (str, bytes, int, float, complex, type, type(None), torch.dtype, torch.device, nn.Module)
 
@@ -32,31 +36,12 @@ def _visit(item: Any, found: dict[int, Tensor], visited: dict[int, Any]) -> None
             _visit(part, found, visited)
 
 
-def replace_tensors(tree: Any, replacement: Callable[[Tensor], Any]) -> Any:
-    """Return `tree` with `replacement(tensor)` for each tensor in its tuples, lists and dicts."""
-    # Torch's own trees, which have no public name yet.
-    return torch.utils._pytree.tree_map_only(Tensor, replacement, tree)  # noqa: SLF001
-
-
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
     """Return the shape, () for a tensor that has none (a nested one)."""
     try:
         return tuple(tensor.shape)
     except RuntimeError:
         return ()
-
-
-def version_of(tensor: Tensor) -> int:
-    """Return the number that grows with each write into the tensor; torch counts none in some."""
-    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001  no public name
-
-
-def memory_of(tensor: Tensor) -> int:
-    """Return a number that tensors have in common which share memory."""
-    try:
-        return int(tensor.untyped_storage()._cdata)  # noqa: SLF001  no public name
-    except RuntimeError:  # sparse, or inside of torch.vmap
-        return id(tensor)
 
 
 def _parts(item: Any) -> Iterable[Any]:

@@ -1,7 +1,6 @@
 """`trace`: run a copy of a model once on an example, and return its dataflow."""
 
 import copy
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from bnkit.dataflow.calls import Dataflow
 from bnkit.dataflow.recording import Recorder
 from bnkit.dataflow.tensors import replace_tensors, tensors_in
+from bnkit.internals import compiler_is_loaded, inside_compiled
 from bnkit.observation import evaluating, on_the_side, preserved_random_state, watching
 
 
@@ -78,12 +78,7 @@ def observe_in_its_mode(model: nn.Module, example: Any) -> Dataflow:
 
 def _eagerly() -> AbstractContextManager[object]:
     """Keep compiled parts of a model from running compiled: no call in them would be seen."""
-    return torch.compiler.set_stance("force_eager") if _dynamo() else nullcontext()
-
-
-def _dynamo() -> Any:
-    """Return the module behind torch.compile, or None while nothing can be compiled."""
-    return sys.modules.get("torch._dynamo")  # it takes two seconds to import
+    return torch.compiler.set_stance("force_eager") if compiler_is_loaded() else nullcontext()
 
 
 def _copied(tensor: Tensor) -> Tensor:
@@ -124,7 +119,7 @@ def _copies_of_computed_tensors(model: nn.Module) -> dict[int, Any]:
 def _refuse_uncopiable(place: str, module: nn.Module) -> None:
     if isinstance(module, torch.jit.ScriptModule):
         raise TypeError(f"{place} is TorchScript, whose layers are fixed: pass the eager model")
-    if _dynamo() and isinstance(module, _dynamo().OptimizedModule):
+    if inside_compiled(module) is not None:
         raise TypeError(
             f"{place} is compiled: pass what torch.compile was given, and compile the result"
         )

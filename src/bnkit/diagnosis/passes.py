@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.batches import Call
 from bnkit.dataflow import duplicate
 from bnkit.dataflow.tensors import replace_tensors, tensors_in
 from bnkit.diagnosis.evidence import Seen
+from bnkit.internals import AnyBatchNorm
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.moments import Moments, dtype_of_sums
-from bnkit.observation import evaluating, seeing_inputs
+from bnkit.observation import evaluating, seeing_inputs, set_mode
 from bnkit.recalibration.measuring import write
 
 # Given a layer, the layer of the diagnosed model and what it is about to see.
@@ -114,7 +114,7 @@ def passes_over(model: nn.Module, paths: list[str]) -> Passes:
 def training_copy(model: nn.Module) -> nn.Module:
     """Return a copy in the modes of training: its own, if it trains, else all of it trains."""
     copy = duplicate(model)
-    return copy if copy.training else copy.train()
+    return copy if copy.training else set_mode(copy, training=True)
 
 
 def copied(call: Call) -> Call:
@@ -129,7 +129,7 @@ def _is_frozen(model: nn.Module, layer: nn.Module) -> bool:
 
 def _settle(layer: nn.Module, moments: Moments, kept: set[nn.Module]) -> None:
     """Make the layer, in eval mode, normalise by this mini-batch, as training would."""
-    if layer in kept or not isinstance(layer, _BatchNorm) or layer.running_mean is None:
+    if layer in kept or not isinstance(layer, AnyBatchNorm) or layer.running_mean is None:
         return
     if len(moments.mean) == layer.num_features:
         write(layer, (moments.mean, moments.variance))

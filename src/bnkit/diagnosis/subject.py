@@ -13,15 +13,16 @@ from torch.optim import Optimizer
 from bnkit.dataflow import duplicate
 from bnkit.diagnosis.evidence import Parallel
 from bnkit.norms import unwrapped
+from bnkit.observation import follow_mode
 
 
 class _Passing(nn.Module):
     """What stands where a DistributedDataParallel stood, so that all paths stay."""
 
-    def __init__(self, module: nn.Module, *, training: bool) -> None:
+    def __init__(self, module: nn.Module, around: nn.Module) -> None:
         super().__init__()
         self.module = module
-        self.training = training
+        follow_mode(self, around)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
@@ -52,10 +53,7 @@ def subject_of(model: nn.Module) -> tuple[nn.Module, tuple[Parallel, ...]]:
     found = around + [Parallel(path, part.forward_sync_buffers) for path, part in parts.items()]
     if not parts:
         return duplicate(inner), tuple(found)
-    passing = {
-        id(part): _Passing(duplicate(part.module), training=part.training)
-        for part in parts.values()
-    }
+    passing = {id(part): _Passing(duplicate(part.module), part) for part in parts.values()}
     return copy.deepcopy(inner, passing), tuple(found)
 
 

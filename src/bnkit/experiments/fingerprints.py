@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bnkit.internals import leaves_of
 from bnkit.source_code import bytes_of, source_of
 
 
@@ -42,8 +43,8 @@ def of_arrays(model: nn.Module) -> str:
 
 def of_batch(batch: Any) -> str:
     """Return the fingerprint of one mini-batch, any nest of tensors, arrays and other values."""
-    leaves, structure = torch.utils._pytree.tree_flatten(batch)  # noqa: SLF001  torch's own trees
-    digest = hashlib.sha256(str(structure).encode())
+    leaves, structure = leaves_of(batch)
+    digest = hashlib.sha256(structure.encode())
     for leaf in leaves:
         if isinstance(leaf, Tensor | np.ndarray):
             _add_array(digest, "", torch.as_tensor(leaf))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bnkit.dataflow import as_call
 from bnkit.experiments.records import Curve, Outcome
 from bnkit.names import one_of
-from bnkit.observation import evaluating, normalising_by_batch_statistics
+from bnkit.observation import evaluating, normalising_by_batch_statistics, set_mode
 
 Batches = Iterable[Any]
 
@@ -78,7 +78,7 @@ def train(model: nn.Module, batches: Batches, held_out: Batches, training: Train
     make = one_of(OPTIMIZERS, training.optimizer, "optimizer")
     optimizer = make([p for p in model.parameters() if p.requires_grad], lr=training.learning_rate)
     curve, seconds, loss_sum, since = Curve(), 0.0, torch.zeros(()), 0
-    model.train()
+    set_mode(model, training=True)
     endless = _endless(batches)
     began = time.perf_counter()
     for step in range(1, training.steps + 1):

@@ -4,13 +4,13 @@ import math
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.batches import Inputs, calls_of
 from bnkit.dataflow import duplicate
 from bnkit.gap.formulas import relative_chance, relative_change
 from bnkit.gap.record import Gap, LayerGap
 from bnkit.gap.running import InputSample, run_by_batch_statistics, run_in_eval_mode
+from bnkit.internals import AnyBatchNorm
 from bnkit.norms import batch_norms, why_incomparable, why_same_in_both_modes
 from bnkit.observation import on_the_side
 
@@ -76,7 +76,7 @@ def _objection(model: nn.Module, layer: nn.Module) -> str | None:
 
 
 def _gap_of(path: str, layer: nn.Module, sample: InputSample, difference: float) -> LayerGap:
-    assert isinstance(layer, _BatchNorm)
+    assert isinstance(layer, AnyBatchNorm)
     mean, variance = sample.moments.mean, sample.moments.variance
     running_mean, running_var = _as(layer.running_mean, mean), _as(layer.running_var, mean)
     affine: dict[str, Any] = {"eps": layer.eps, "weight": layer.weight, "bias": layer.bias}

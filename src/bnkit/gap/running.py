@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.batches import Call, as_example
 from bnkit.dataflow import ExampleError, observe
 from bnkit.dataflow.tensors import replace_tensors, tensors_in
 from bnkit.gap.formulas import root_of_ratio
+from bnkit.internals import AnyBatchNorm
 from bnkit.moments import Moments, dtype_of_sums
 from bnkit.observation import seeing_inputs, watching
 from bnkit.recalibration.measuring import Sample, Statistics, measure
@@ -81,7 +81,7 @@ def run_by_batch_statistics(
         of_rows[path] = of_rows[path] + moments if path in of_rows else moments
 
     layers = {path: model.get_submodule(path) for path in paths}
-    norms = {path: layer for path, layer in layers.items() if isinstance(layer, _BatchNorm)}
+    norms = {path: layer for path, layer in layers.items() if isinstance(layer, AnyBatchNorm)}
     copied = replace_tensors(call, lambda tensor: tensor.detach().clone())
     with watching(model, after=compare), seeing_inputs(model, layers, see):
         seen = measure(model, norms, [copied], normalise=_by_the_mini_batch)

@@ -11,8 +11,9 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.overrides import has_torch_function_unary
+
+from bnkit.internals import dispatch_modes, is_forward_mode, transformation
 
 Kernel = Literal["reference", "torch", "cpu", "gpu"]
 
@@ -105,13 +106,13 @@ def is_traced(x: Tensor) -> bool:
     return (
         torch.compiler.is_compiling()
         or type(x) not in (Tensor, nn.Parameter)
-        or torch._C._len_torch_dispatch_stack() > 0  # noqa: SLF001  no public name
+        or dispatch_modes() > 0
     )
 
 
 def is_transformed() -> bool:
     """Return whether this runs inside of a transformation of torch.func."""
-    return torch._C._functorch.peek_interpreter_stack() is not None  # noqa: SLF001  no public name
+    return transformation() is not None
 
 
 def _forced(name: str, x: Tensor) -> Choice:
@@ -132,4 +133,4 @@ def _forced(name: str, x: Tensor) -> Choice:
 
 def _in_forward_mode() -> bool:
     # Any tensor of the call may have a tangent, so ask whether there are any at all.
-    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0  # noqa: SLF001
+    return not torch.compiler.is_compiling() and is_forward_mode()

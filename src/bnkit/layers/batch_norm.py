@@ -5,14 +5,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.functional import batch_norm, is_recomputing, update_running_statistics
+from bnkit.internals import AnyBatchNorm, check_rank
 from bnkit.kernels.activations import find_activation
 from bnkit.kernels.choice import is_traced, is_transformed
 
 
-class ActivatedBatchNorm(_BatchNorm):
+class ActivatedBatchNorm(AnyBatchNorm):
     """What all layers share: torch's arguments and state, an activation, a residual, the guard.
 
     The three layers of this file differ in the shapes that torch's classes accept. Another kind of
@@ -49,7 +49,7 @@ class ActivatedBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return activation(batch_norm(input) + residual), in the shape and dtype of `input`."""
-        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        check_rank(self, input)
         if self.training or (self.running_mean is None and self.running_var is None):
             return self.normalise_by_batch(input, residual)
         return self.normalise_by_running_statistics(input, residual)

@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bnkit.internals import time_limit
+
 Phase = Literal["forward", "backward"]
 
 _HEADER_BYTES = 256
@@ -224,9 +226,7 @@ def _complete(works: Iterable[dist.Work | None], end: float) -> bool:
 def _limit(group: dist.ProcessGroup | None) -> timedelta:
     group = dist.group.WORLD if group is None else group
     assert group is not None
-    backend = group._get_backend(torch.device("cpu"))  # noqa: SLF001  no public way to read it
-    limit: timedelta = backend.options._timeout  # noqa: SLF001
-    return limit
+    return time_limit(group)
 
 
 def _left_alone(

@@ -5,7 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnkit.internals import check_rank
 from bnkit.layers.batch_norm import ActivatedBatchNorm
+
+_SAVED = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 class FrozenBatchNorm(ActivatedBatchNorm):
@@ -58,17 +61,16 @@ class FrozenBatchNorm(ActivatedBatchNorm):
         self._make_buffers_of_parameters()
 
     def _make_buffers_of_parameters(self) -> None:
-        names = ("weight", "bias")
-        values = {name: self._parameters.pop(name) for name in names}
-        tracked = dict(self._buffers)
-        self._buffers.clear()  # so that the state dict has torch's order
-        for name, value in values.items():
-            self.register_buffer(name, None if value is None else value.detach())
-        self._buffers.update(tracked)
+        tensors = {name: getattr(self, name) for name in (*_SAVED, "non_finite_batches")}
+        for name in tensors:
+            delattr(self, name)
+        for name, value in tensors.items():  # all anew: the state dict has torch's order
+            plain = None if value is None else value.detach()
+            self.register_buffer(name, plain, persistent=name in _SAVED)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return activation(batch_norm(input) + residual), by the running statistics."""
-        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        check_rank(self, input)
         if self.running_mean is None or self.running_var is None:
             raise RuntimeError(
                 "`running_mean` and `running_var` of a frozen batch norm have been taken away, and "

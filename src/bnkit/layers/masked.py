@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.functional import check_residual, is_recomputing
+from bnkit.internals import assume, check_rank
 from bnkit.layers.batch_norm import ActivatedBatchNorm
 from bnkit.layers.masks import check_mask, current_mask, fit
 
@@ -56,7 +57,7 @@ class MaskedBatchNorm(ActivatedBatchNorm):
         `mask` has the shape of `input` without its channel axis: (N, L), (N, H, W), (N, D, H, W),
         or (N,) for rows. Without it that of the block `with bnkit.mask(...)` holds.
         """
-        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        check_rank(self, input)
         real = self._mask_of_block(input) if mask is None else self._mask_as_given(input, mask)
         takes_statistics = self.training or self.running_mean is None
         if real is None:
@@ -123,7 +124,7 @@ class MaskedBatchNorm(ActivatedBatchNorm):
 
     def _has_padding(self, number: int, real: Tensor) -> bool:
         if torch.compiler.is_compiling():  # the number is known when the graph runs
-            torch._check(number >= 2)  # type: ignore[no-untyped-call]  # noqa: SLF001  as documented
+            assume(number >= 2)
             return True
         if number < 2:
             raise ValueError(

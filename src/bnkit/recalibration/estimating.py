@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from torch import nn
 from torch.distributed import ProcessGroup
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.batches import Call, Inputs, calls_of, number_of, refuse_iterator
 from bnkit.dataflow import duplicate
+from bnkit.internals import AnyBatchNorm
 from bnkit.norms import Where, batch_norms, unwrapped, why_frozen, why_incomparable
 from bnkit.observation import on_the_side
 from bnkit.progress import counted
@@ -19,7 +19,7 @@ from bnkit.recalibration.ranks import over_all_ranks
 from bnkit.recalibration.record import Buffers, Recalibration, buffers_of, shift_of
 
 Estimator = Literal["batch_statistics", "layer_by_layer"]
-Layers = Mapping[str, _BatchNorm]
+Layers = Mapping[str, AnyBatchNorm]
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,10 @@ def estimate(
     )
 
 
-def layers_at(model: nn.Module, paths: tuple[str, ...]) -> dict[str, _BatchNorm]:
+def layers_at(model: nn.Module, paths: tuple[str, ...]) -> dict[str, AnyBatchNorm]:
     """Return the batch norms of `model` at these paths."""
     found = {path: model.get_submodule(path) for path in paths}
-    return {path: layer for path, layer in found.items() if isinstance(layer, _BatchNorm)}
+    return {path: layer for path, layer in found.items() if isinstance(layer, AnyBatchNorm)}
 
 
 def _passes(

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.batches import Call
+from bnkit.internals import AnyBatchNorm
 from bnkit.moments import Moments
 from bnkit.observation import seeing_inputs
 
@@ -33,7 +33,7 @@ Normalise = Callable[[str, Sample, str], Statistics | None]
 
 def measure(
     model: nn.Module,
-    layers: Mapping[str, _BatchNorm],
+    layers: Mapping[str, AnyBatchNorm],
     calls: Iterable[Call],
     *,
     normalise: Normalise,
@@ -49,7 +49,7 @@ def measure(
     number = 0
 
     def see(path: str, layer: nn.Module, values: Tensor) -> None:
-        assert isinstance(layer, _BatchNorm)
+        assert isinstance(layer, AnyBatchNorm)
         if values.dim() < 2 or values.shape[1] != layer.num_features or not values.numel():
             return  # the layer itself says what is wrong
         sample = Sample(Moments.of(values), inputs=1, rows=len(values))
@@ -65,7 +65,7 @@ def measure(
     return seen
 
 
-def write(layer: _BatchNorm, statistics: Statistics) -> None:
+def write(layer: AnyBatchNorm, statistics: Statistics) -> None:
     """Write mean and variance over the running statistics of `layer`, in their memory."""
     assert layer.running_mean is not None
     assert layer.running_var is not None

@@ -7,14 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.batches import NoBatchesError
+from bnkit.internals import AnyBatchNorm
 from bnkit.layers.exchange import Place, Ranks, SyncError, exchange
 from bnkit.moments import Moments
 from bnkit.recalibration.measuring import Sample
 
-Layers = Mapping[str, _BatchNorm]
+Layers = Mapping[str, AnyBatchNorm]
 Samples = dict[str, Sample]
 
 _Standing = Literal[0, 1]

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.dataflow import duplicate
+from bnkit.internals import AnyBatchNorm
 from bnkit.norms import unwrapped
 from bnkit.recalibration.measuring import Sample, unbiased
 from bnkit.tables import path_or_model, text_table
@@ -97,7 +97,7 @@ class Recalibration:
         return f"{text_table(headers, rows)}\n\n{text_table(['left alone', 'why'], alone)}"
 
 
-def shift_of(path: str, layer: _BatchNorm, sample: Sample) -> LayerShift:
+def shift_of(path: str, layer: AnyBatchNorm, sample: Sample) -> LayerShift:
     """Return how far the running statistics of `layer` are from the sample of its inputs."""
     assert layer.running_mean is not None
     assert layer.running_var is not None
@@ -116,7 +116,7 @@ def shift_of(path: str, layer: _BatchNorm, sample: Sample) -> LayerShift:
     )
 
 
-def buffers_of(layer: _BatchNorm) -> Buffers:
+def buffers_of(layer: AnyBatchNorm) -> Buffers:
     """Return copies of the statistics that `layer` has."""
     assert layer.running_mean is not None
     assert layer.running_var is not None
@@ -140,10 +140,10 @@ def _write(model: nn.Module, statistics: Mapping[str, Buffers]) -> None:
             layer.num_batches_tracked.copy_(torch.as_tensor(buffers.batches))
 
 
-def _find(model: nn.Module, path: str, buffers: Buffers) -> _BatchNorm:
+def _find(model: nn.Module, path: str, buffers: Buffers) -> AnyBatchNorm:
     layer = dict(model.named_modules()).get(path)
     shape = tuple(buffers.mean.shape)
-    if not isinstance(layer, _BatchNorm) or getattr(layer.running_mean, "shape", None) != shape:
+    if not isinstance(layer, AnyBatchNorm) or getattr(layer.running_mean, "shape", None) != shape:
         raise ValueError(
             f"`model` has no batch norm '{path}' with {shape[0]} features and running statistics: "
             f"apply these statistics to the model that was measured, or to a copy of it"

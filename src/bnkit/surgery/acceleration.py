@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from bnkit.internals import AnyBatchNorm
 from bnkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnkit.surgery.fusing import NAMES, Modes, activation_after
 from bnkit.surgery.plan import Edit, LeftAlone, Plan, replace_module
@@ -65,7 +65,7 @@ def plan_acceleration(
     Same function: error ...
     """
     modes = Modes.of(model, example)
-    layers = [(path, m) for path, m in model.named_modules() if isinstance(m, _BatchNorm)]
+    layers = [(path, m) for path, m in model.named_modules() if isinstance(m, AnyBatchNorm)]
     found = [_edit(modes, path, layer, where) for path, layer in layers]
     plan = Plan(
         tuple(edit for edit in found if isinstance(edit, Edit)),
@@ -91,7 +91,7 @@ def use_bnkit(model: nn.Module, layer: str, *, activation: str | None = None) ->
     module.activation = activation  # type: ignore[assignment]
 
 
-def _edit(modes: Modes, path: str, layer: _BatchNorm, where: Where | None) -> Edit | LeftAlone:
+def _edit(modes: Modes, path: str, layer: AnyBatchNorm, where: Where | None) -> Edit | LeftAlone:
     kind = type(layer).__name__
     objection = _objection(path, layer, where)
     if objection is not None:
@@ -121,7 +121,7 @@ def apply_acceleration(
         replace_module(model, replaced, nn.Identity())
 
 
-def _objection(path: str, layer: _BatchNorm, where: Where | None) -> str | None:
+def _objection(path: str, layer: AnyBatchNorm, where: Where | None) -> str | None:
     if where is not None and not where(path, layer):
         return "`where` did not choose it"
     if type(layer) not in (*_KINDS, *_OURS):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnkit.observation import stop_training
 from bnkit.surgery.plan import replace_module
 
 
@@ -94,8 +95,7 @@ def leave_training(model: nn.Module, layer: str) -> None:
     >>> model[0].training
     False
     """
-    for part in model.get_submodule(layer).modules():
-        part.training = False
+    stop_training(model.get_submodule(layer))
 
 
 def use_float32(model: nn.Module, layer: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bnkit.dataflow import as_call, duplicate
 from bnkit.dataflow.precisions import Precisions
 from bnkit.dataflow.tensors import replace_tensors, tensors_in
+from bnkit.internals import leaves_of
 from bnkit.observation import Mode, evaluating, on_the_side, watching
 
 _NUMBERS = (bool, int, float, complex, np.number, np.ndarray)
@@ -187,7 +188,7 @@ def _outputs_of_layers(model: nn.Module, example: Any) -> Mapping[str, Sequence[
 
 
 def _numbers_in(result: Any) -> list[Tensor]:
-    leaves = torch.utils._pytree.tree_leaves(result)  # noqa: SLF001  torch has no public trees yet
+    leaves = leaves_of(result)[0]
     numbers = [np.asarray(leaf) for leaf in leaves if isinstance(leaf, _NUMBERS)]
     plain = [torch.tensor(array) for array in numbers if array.dtype.kind in "biufc"]
     return [t.detach().cpu().clone() for t in tensors_in(result)] + plain

@@ -8,7 +8,9 @@ from torch import nn
 
 from bnkit.dataflow import Call, Dataflow, ExampleError, duplicate, observe
 from bnkit.dataflow.tracing import observe_in_its_mode
+from bnkit.internals import has_hooks
 from bnkit.kernels.activations import LEAKY_SLOPE
+from bnkit.observation import set_mode
 from bnkit.roles import Role
 from bnkit.surgery.normalized import NormalizedOutput
 from bnkit.surgery.stretch import role_of
@@ -37,7 +39,9 @@ class Modes:
         """Return both; raises ExampleError if the model fails on `example` in eval mode."""
         evaluating = observe(duplicate(model), example)
         try:
-            return cls(evaluating, observe_in_its_mode(duplicate(model).train(), example))
+            return cls(
+                evaluating, observe_in_its_mode(set_mode(duplicate(model), training=True), example)
+            )
         except ExampleError:  # such as one value per channel, of an example of one
             return cls(evaluating, None)
 
@@ -52,7 +56,7 @@ def activation_after(modes: Modes, path: str, layer: nn.Module) -> tuple[Call | 
     """Return the call of the activation to fuse and why, or None and why not."""
     if getattr(layer, "activation", None) is not None:
         return None, "it has an activation"
-    if layer._forward_hooks or layer._backward_hooks:  # noqa: SLF001  no public name
+    if has_hooks(layer, before=False):
         return None, "a hook looks at what it makes"
     found = [_reader(flow, path) for flow in modes.flows()]
     for call, reason in found:
@@ -95,7 +99,7 @@ def _fusible(flow: Dataflow, activation: Call) -> tuple[Call | None, str]:
         return None, f"{activation} serves several places, and twice is no faster"
     if type(module) not in NAMES or not _has_default_form(module):
         return None, f"{activation} is none of those that bnkit computes"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:  # noqa: SLF001
+    if has_hooks(module):
         return None, f"a hook looks at {activation}"
     return activation, ""
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnkit.observation import follow_mode
 
 Side = Literal["output", "input"]
 
@@ -90,7 +91,7 @@ def own_batch_norm(
     )
     layer.__class__ = normalized_class(place, type(layer))
     object.__setattr__(layer, "batchnorm_layout", layout)
-    layer.batchnorm = batch_norm.train(layer.training)
+    layer.batchnorm = follow_mode(batch_norm, layer)
 
 
 def own_batch_norm_at(

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from bnkit.dataflow import Call, Dataflow
+from bnkit.internals import FORWARDS
 from bnkit.roles import WEIGHT_LAYERS, can_own_batch_norm
 from bnkit.surgery.eligibility import (
     layer_kind,
@@ -37,10 +38,7 @@ def before_activation(flow: Dataflow, call: Call, stretch: Stretch, options: Opt
 
 def _has_forward_of_torch(layer: nn.Module | None) -> bool:
     kind = layer_kind(layer)
-    return all(
-        getattr(type(layer), name, None) is getattr(kind, name, None)
-        for name in ("forward", "_conv_forward")
-    )
+    return all(getattr(type(layer), name, None) is getattr(kind, name, None) for name in FORWARDS)
 
 
 def after_activation(

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from bnkit.dataflow import duplicate
+from bnkit.internals import children_of
+from bnkit.observation import set_mode
 from bnkit.surgery.promise import Proof
 from bnkit.tables import text_table
 
@@ -99,11 +101,11 @@ def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
     if not path:
         raise ValueError("the model itself cannot be replaced: only layers inside of it can")
     replaced = model.get_submodule(path)
-    module.train(replaced.training)
+    set_mode(module, training=replaced.training)
     holders = [
         (holder, name)
         for holder in _modules_of(model)
-        for name, child in holder._modules.items()  # noqa: SLF001  named_children skips repeats
+        for name, child in children_of(holder).items()
         if child is replaced
     ]
     for holder, name in holders:
@@ -114,7 +116,7 @@ def _modules_of(model: nn.Module) -> Iterable[nn.Module]:
     """Return what `model.modules()` yields, ten times as fast: a plan asks once for each edit."""
     found, ahead = {model: None}, [model]
     while ahead:
-        children = ahead.pop()._modules.values()  # noqa: SLF001  no copies, no names
+        children = children_of(ahead.pop()).values()
         new = [child for child in children if child is not None and child not in found]
         found.update(dict.fromkeys(new))
         ahead += new

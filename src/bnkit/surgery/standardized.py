@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnkit.observation import follow_mode
+
 
 class Standardize(nn.Module):
     """(x − mean) / std of each feature, by constants that are in the state dict.
@@ -81,8 +83,8 @@ class Standardized(nn.Module):
         self.model = model
         self.argument = argument
         self.position = position
-        self.training = model.training
-        standardize.train(model.training)
+        follow_mode(self, model)
+        follow_mode(standardize, model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the model makes of its arguments, one of them standardised."""

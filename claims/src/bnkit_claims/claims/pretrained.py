@@ -9,12 +9,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.dataflow import duplicate
 from bnkit.experiments.loaders import Loaders
 from bnkit.experiments.statistics import PairedDifference, paired_difference
 from bnkit.experiments.training import Batches, Training, accuracy, train
+from bnkit.internals import AnyBatchNorm
 from bnkit.observation import evaluating
 from bnkit.surgery import insert
 from bnkit_claims.core.bands import band
@@ -117,7 +117,7 @@ def by_variance(model: nn.Module) -> nn.Module:
     """
     changed = duplicate(model)
     for layer in changed.modules():
-        if isinstance(layer, _BatchNorm):
+        if isinstance(layer, AnyBatchNorm):
             layer.weight.copy_(layer.get_buffer("running_var"))
     return changed
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.dataflow import duplicate
 from bnkit.experiments.loaders import Loaders, first_of
 from bnkit.experiments.statistics import PairedDifference, paired_difference
 from bnkit.experiments.subject import Subject
 from bnkit.experiments.training import Training, train
+from bnkit.internals import AnyBatchNorm
 from bnkit.moments import Moments
 from bnkit.observation import evaluating, seeing_inputs
 from bnkit.recalibration import recalibrate
@@ -164,7 +164,7 @@ def own_answers(model: nn.Module, inputs: Tensor, size: int) -> Tensor:
     tensor([0, 0])
     """
     asked = duplicate(model)
-    layers = {path: m for path, m in asked.named_modules() if isinstance(m, _BatchNorm)}
+    layers = {path: m for path, m in asked.named_modules() if isinstance(m, AnyBatchNorm)}
     with evaluating(asked), seeing_inputs(asked, layers, _take_own_statistics):
         return torch.cat([asked(part).argmax(1) for part in torch.split(inputs, size)])
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.diagnosis.evidence import Evidence, Norm
 from bnkit.diagnosis.finding import Finding
@@ -12,6 +11,7 @@ from bnkit.diagnosis.mend import Mend, altering
 from bnkit.diagnosis.rules.programs import findings_of, remnants_of_graph
 from bnkit.diagnosis.rules.reading import functions, readings
 from bnkit.diagnosis.rules.rule import Rule
+from bnkit.internals import AnyBatchNorm
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.moments import Moments
 from bnkit.surgery import alterations
@@ -25,7 +25,7 @@ def training_mode_export(evidence: Evidence) -> Iterator[Finding]:
         if norm.module.training and not isinstance(norm.module, FrozenBatchNorm):
             yield _in_training_mode(norm)
     for reading in readings(evidence):
-        if isinstance(reading.module, _BatchNorm) and reading.running_mean is None:
+        if isinstance(reading.module, AnyBatchNorm) and reading.running_mean is None:
             yield _without_statistics(reading.path, reading.moments)
     for scope in dict.fromkeys(
         f.call.scope for f in functions(evidence.flow) if f.normalises_by_batch

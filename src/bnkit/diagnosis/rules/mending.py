@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.diagnosis.evidence import Evidence, once
 from bnkit.diagnosis.mend import Mend, altering, in_turn
 from bnkit.diagnosis.rules.reading import Reading, readings
 from bnkit.diagnosis.rules.structural_mends import become
+from bnkit.internals import AnyBatchNorm
 from bnkit.surgery import alterations
 from bnkit.surgery.conversion.kinds import find_kind
 from bnkit.surgery.conversion.survey import Target, objection
@@ -33,7 +33,7 @@ def in_float32(reading: Reading) -> Mend | None:
 
     Torch's batch norms take inputs in half precision all the same, and give them back in it.
     """
-    if not isinstance(reading.module, _BatchNorm):
+    if not isinstance(reading.module, AnyBatchNorm):
         return None
 
     def change(model: nn.Module) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding, Severity
@@ -24,6 +23,7 @@ from bnkit.diagnosis.rules.reading import (
     wide,
 )
 from bnkit.diagnosis.rules.running_statistics import is_collapsed, measured_variance
+from bnkit.internals import AnyBatchNorm
 from bnkit.surgery import alterations
 from bnkit.surgery.folding.arithmetic import affine_of
 
@@ -222,7 +222,7 @@ def _misplaced(reading: Reading) -> Finding:
 
 def _smaller_eps(reading: Reading, eps: float) -> Mend | None:
     module: Any = reading.module
-    if not isinstance(module, _BatchNorm) or reading.domain or module.weight is None:
+    if not isinstance(module, AnyBatchNorm) or reading.domain or module.weight is None:
         return None
     if reading.running_var is None or reading.running_var.dim() != 1:
         return None

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from bnkit.dataflow import Call
 from bnkit.diagnosis.evidence import Evidence
@@ -15,6 +14,7 @@ from bnkit.diagnosis.rules.biases import channels_of_features
 from bnkit.diagnosis.rules.places import chained
 from bnkit.diagnosis.rules.reading import Reading, readings, wide
 from bnkit.diagnosis.rules.structural_mends import turn_signs
+from bnkit.internals import AnyTransposedConv
 from bnkit.layers.batch_norm import ActivatedBatchNorm
 from bnkit.roles import can_own_batch_norm
 from bnkit.surgery.folding.targets import original_class
@@ -115,7 +115,7 @@ def _is_plain(layer: nn.Module | None) -> bool:
     if layer is None or not can_own_batch_norm(layer) or hasattr(layer, "parametrizations"):
         return False
     of_torch = original_class(layer).__module__.startswith("torch.")
-    turned_groups = isinstance(layer, _ConvTransposeNd) and layer.groups > 1
+    turned_groups = isinstance(layer, AnyTransposedConv) and layer.groups > 1
     return of_torch and not turned_groups  # whose weights hold the features of all groups at once
 
 

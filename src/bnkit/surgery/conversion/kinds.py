@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
+from bnkit.internals import RANK_CHECK, AnyBatchNorm, AnyInstanceNorm
 from bnkit.layers import finished
 from bnkit.layers.accumulated import (
     AccumulatedBatchNorm1d,
@@ -156,7 +155,7 @@ _RANKS: dict[type[nn.Module], tuple[str, int | None]] = {
 # Batch norms that take inputs of any rank: torch's synchronised ones, and what other libraries make
 # of these when they are to run alone.
 _RANKS[nn.SyncBatchNorm] = ("torch's sync", None)
-_RANKS[_BatchNorm] = ("without a rank", None)
+_RANKS[AnyBatchNorm] = ("without a rank", None)
 
 # What a subclass may define and still be no more than the class that it derives from.
 _HARMLESS = frozenset(["__init__", "__repr__", "extra_repr"])
@@ -195,7 +194,7 @@ def additions_of(layer: nn.Module) -> list[str]:
     (['forward'], [])
     """
     classes = itertools.takewhile(lambda made: made not in _RANKS, type(layer).__mro__)
-    harmless = _HARMLESS | ({"_check_input_dim"} if base_of(layer) is _BatchNorm else set())
+    harmless = _HARMLESS | ({RANK_CHECK} if base_of(layer) is AnyBatchNorm else set())
     defined = {name: value for made in classes for name, value in vars(made).items()}
     return sorted(
         name
@@ -222,7 +221,7 @@ def family_of(layer: nn.Module) -> Family:
     """
     if isinstance(layer, nn.GroupNorm):
         return "group"
-    return "instance" if isinstance(layer, _InstanceNorm) else "batch"
+    return "instance" if isinstance(layer, AnyInstanceNorm) else "batch"
 
 
 def as_plain_data(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnkit.internals import registered_names, take_over_registered
 from bnkit.layers.domains import DomainBatchNorm, domain
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.surgery.conversion.kinds import (
@@ -190,7 +191,7 @@ def own_names(layer: nn.Module) -> frozenset[str]:
     else:
         kind = KINDS.get(name_and_rank(layer)[0])
         bare = base(1, **({} if kind is None else kind.options_of(layer)))
-    return frozenset([*_attributes(bare), *vars(bare)["_parameters"], *vars(bare)["_buffers"]])
+    return frozenset([*_attributes(bare), *registered_names(bare)])
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
@@ -201,16 +202,11 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 def _take_over(layer: nn.Module, made: nn.Module, names: frozenset[str]) -> None:
     """Give `layer` the class of `made` and all that it has, in the place of these `names`."""
-    old, new = vars(layer), vars(made)
     for name in names:
-        old.pop(name, None)
+        vars(layer).pop(name, None)
     layer.__class__ = type(made)
-    old.update(_attributes(made))
-    for holder in ("_parameters", "_buffers"):
-        rest = {name: value for name, value in old[holder].items() if name not in names}
-        old[holder] = {**new[holder], **rest}  # what others added is last, as it was
-    not_saved = "_non_persistent_buffers_set"
-    old[not_saved] = (old[not_saved] - names) | new[not_saved]
+    vars(layer).update(_attributes(made))
+    take_over_registered(layer, made, names)
 
 
 def _what_has_no_place(state: State, made: nn.Module) -> dict[str, Any]:

@@ -135,8 +135,10 @@ def is_exact_before(layer: Any, affine: Affine) -> bool:
         reached_alike = {*layer.kernel_size, *layer.stride} == {1}
         # With stride 1, `output_size` in a call asks for nothing else.
         return reached_alike and not any(layer.output_padding)
-    # What a conv pads on each side, also for padding="same", has no public name.
-    padded = any(layer._reversed_padding_repeated_twice)  # noqa: SLF001
+    if isinstance(layer.padding, str):  # "same" pads to the kernel's reach, "valid" nothing
+        padded = layer.padding == "same" and {*layer.kernel_size} != {1}
+    else:
+        padded = any(layer.padding)
     return layer.padding_mode != "zeros" or not padded
 
 

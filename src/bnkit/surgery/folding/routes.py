@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.dataflow import Call, Dataflow, Value
+from bnkit.internals import has_hooks
 from bnkit.roles import can_own_batch_norm
-from bnkit.surgery.folding.sites import has_hooks
 
 # Modules and functions that move values, and change none in eval mode.
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.dataflow import Call, Dataflow
+from bnkit.internals import AnyBatchNorm, has_hooks
 from bnkit.layers.batch_norm import ActivatedBatchNorm
 from bnkit.layers.domains import DomainBatchNorm
 from bnkit.layers.frozen import FrozenBatchNorm
@@ -69,7 +69,7 @@ def find_sites(model: nn.Module, flow: Dataflow) -> Iterator[Site]:
         if isinstance(layer, Normalized)
     }
     for path, module in model.named_modules():
-        if isinstance(module, _BatchNorm) or (is_leaf(module) and is_batch_norm(module)):
+        if isinstance(module, AnyBatchNorm) or (is_leaf(module) and is_batch_norm(module)):
             owner = owners.get(id(module))
             yield Site(path, module, owner, tuple(flow.calls_of(path if owner is None else owner)))
 
@@ -98,7 +98,7 @@ def _objection_to_class(module: nn.Module) -> str | None:
         return "its forward is set on the instance"
     if hasattr(module, "parametrizations"):
         return "its weight or bias is computed (weight norm, pruning and the like)"
-    if isinstance(module, _BatchNorm):
+    if isinstance(module, AnyBatchNorm):
         return None if _has_known_forward(module) else "its class has a forward of its own"
     return _objection_to_foreign_state(module)
 
@@ -121,7 +121,7 @@ def _has_known_forward(module: nn.Module) -> bool:
         in_eval = type(module).normalise_by_running_statistics
         known = in_eval is ActivatedBatchNorm.normalise_by_running_statistics
         return known and kind.forward in (ActivatedBatchNorm.forward, FrozenBatchNorm.forward)
-    return kind.forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+    return kind.forward in (AnyBatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 def _objection_to_state(site: Site, flow: Dataflow) -> str | None:
@@ -134,7 +134,7 @@ def _objection_to_state(site: Site, flow: Dataflow) -> str | None:
     affine = affine_of(module)
     if not all(t.isfinite().all() for t in (affine.scale, affine.center, affine.offset)):
         return "its statistics or parameters are not finite numbers, or its variance is negative"
-    if not isinstance(module, _BatchNorm) and not _computes_its_affine(module):
+    if not isinstance(module, AnyBatchNorm) and not _computes_its_affine(module):
         return "a batch norm of another library, which computes something else than its state says"
     return None
 
@@ -153,9 +153,3 @@ def _computes_its_affine(module: Any) -> bool:
     except Exception:  # noqa: BLE001  whatever a layer of another library raises
         return False
     return isinstance(y, Tensor) and y.shape == x.shape and bool((y - exact).abs().max() <= bound)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Return whether hooks are registered on this module, forward or backward."""
-    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-    return any(len(getattr(module, kind)) for kind in kinds)

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from bnkit.dataflow import Call, Dataflow
+from bnkit.internals import FORWARDS, has_hooks
 from bnkit.surgery.eligibility import layer_kind
-from bnkit.surgery.folding.sites import has_hooks
 from bnkit.surgery.normalized import Normalized
 
 
@@ -40,10 +40,7 @@ def original_class(layer: nn.Module) -> type[nn.Module]:
 
 def _objection_to_class(layer: nn.Module) -> str | None:
     kind, own = layer_kind(layer), original_class(layer)
-    if any(
-        getattr(own, name, None) is not getattr(kind, name, None)
-        for name in ("forward", "_conv_forward")
-    ):
+    if any(getattr(own, name, None) is not getattr(kind, name, None) for name in FORWARDS):
         return "its class has a forward of its own"
     if "forward" in vars(layer):
         return "its forward is set on the instance"
