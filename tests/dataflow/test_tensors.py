@@ -8,7 +8,14 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from bnkit.dataflow.tensors import memory_of, replace_tensors, shape_of, tensors_in, version_of
+from bnkit.dataflow.tensors import (
+    Search,
+    memory_of,
+    replace_tensors,
+    shape_of,
+    tensors_in,
+    version_of,
+)
 
 
 class Pair(NamedTuple):
@@ -86,6 +93,54 @@ def test_trees_with_cycles_come_to_an_end():
     tree = [A]
     tree.append(tree)
     assert len(tensors_in(tree)) == 1
+
+
+def config(size):
+    return SimpleNamespace(parts=[SimpleNamespace(name=str(n)) for n in range(size)])
+
+
+def test_a_large_object_is_looked_through_once():
+    search, large = Search(), config(20_000)
+    assert search.tensors_in((A, large)) == [A]
+    once = search.visits
+    assert once > 20_000
+    for _ in range(40):
+        (found,) = search.tensors_in({"x": B, "config": large})
+        assert found is B
+    assert search.visits - once == 40  # the dictionaries only
+
+
+def test_what_a_large_object_held_is_found_again_also_when_it_is_another_tensor():
+    search, large = Search(), config(2_000)
+    large.parts[700].tensor = A
+    assert search.tensors_in([large]) == [A]
+    large.parts[700].tensor = B
+    (found,) = search.tensors_in([large, 3])
+    assert found is B
+
+
+def test_a_small_object_that_is_filled_later_is_found():
+    search, cache = Search(), SimpleNamespace(keys=[])
+    assert search.tensors_in([cache]) == []
+    cache.keys.append(A)
+    assert search.tensors_in([cache]) == [A]
+
+
+def test_a_large_object_that_leads_to_its_parent_is_found_with_it_alone_too():
+    search, parent = Search(), SimpleNamespace(tensor=A, child=config(2_000))
+    parent.child.parent = parent
+    for tree in (parent, parent.child, parent):
+        assert search.tensors_in([tree]) == [A]
+
+
+def test_large_objects_in_large_objects_keep_the_order():
+    search, inner = Search(), config(1_500)
+    inner.parts[3].tensor = A
+    outer = SimpleNamespace(first=inner, second=config(1_500), last=B)
+    for _ in range(2):
+        found = search.tensors_in([outer])
+        assert sorted(map(id, found)) == sorted(map(id, (A, B)))
+    assert search.tensors_in([inner]) == [A]
 
 
 def test_tensors_are_replaced_in_tuples_lists_and_dicts():

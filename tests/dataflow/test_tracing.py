@@ -1,10 +1,11 @@
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from bnkit.dataflow import ExampleError, as_call, duplicate, observe, trace
+from bnkit.dataflow import ExampleError, as_call, duplicate, observe, tensors, trace
 from zoo.catalogue import dense, vectors
 from zoo.checks import call, fingerprint, memory, random_state
 
@@ -97,6 +98,46 @@ def test_an_interruption_is_handed_on():
 
     with pytest.raises(KeyboardInterrupt):
         trace(Interrupted(), vectors())
+
+
+class Configured(nn.Linear):
+    """A layer that is handed a config and keeps it, as those of language models do."""
+
+    def __init__(self, config):
+        super().__init__(4, 4)
+        self.config = config
+
+    def forward(self, x, config):
+        return super().forward(x) * config.scale
+
+
+class Deep(nn.Module):
+    def __init__(self, depth, config):
+        super().__init__()
+        self.layers = nn.ModuleList(Configured(config) for _ in range(depth))
+        self.config = config
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x, self.config)
+        return x
+
+
+@pytest.mark.parametrize("depth", [1, 40])
+def test_a_large_config_is_looked_through_once_a_trace(depth, monkeypatch):
+    looked_into = []
+
+    def counted(item, parts=tensors._parts):
+        looked_into.append(item)
+        return parts(item)
+
+    monkeypatch.setattr(tensors, "_parts", counted)
+    config = SimpleNamespace(scale=2, parts=[SimpleNamespace(name=str(n)) for n in range(2000)])
+    flow = trace(Deep(depth, config), vectors())
+    assert len(flow.calls) == depth
+    # The copy of the model looks through the config once, and the run does once.
+    assert sum(hasattr(item, "name") for item in looked_into) == 2 * len(config.parts)
+    assert len(looked_into) < 2 * len(config.parts) + 60 * depth + 60
 
 
 class PartlyCompiled(nn.Module):

@@ -15,7 +15,14 @@ from torch.overrides import TorchFunctionMode
 
 from bnkit.dataflow.calls import Call, Dataflow, Value
 from bnkit.dataflow.precisions import Precisions
-from bnkit.dataflow.tensors import memory_of, replace_tensors, shape_of, tensors_in, version_of
+from bnkit.dataflow.tensors import (
+    Search,
+    memory_of,
+    replace_tensors,
+    shape_of,
+    tensors_in,
+    version_of,
+)
 from bnkit.roles import is_leaf
 
 # Calls that take a tensor's numbers out of torch; with the first ones they leave the model.
@@ -44,6 +51,7 @@ class Recorder(TorchFunctionMode):
         self.values: dict[int, Value] = {}  # id of a tensor -> what it holds now
         self.alive: _Living = defaultdict(dict)
         self.precisions = Precisions()
+        self.search = Search()
         self.scopes: list[tuple[str, _Reading]] = []
         self.leaf: str | None = None
         self.failure: tuple[BaseException, str] | None = None
@@ -54,9 +62,10 @@ class Recorder(TorchFunctionMode):
     # --- module calls
 
     def enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self.scopes.append((path, _Reading.of(() if self.leaf is not None else (args, kwargs))))
-        if self.leaf is None and is_leaf(module):
+        begins = self.leaf is None and is_leaf(module)
+        if begins:
             self.leaf = path
+        self.scopes.append((path, self._reading((args, kwargs) if begins else ())))
 
     def leave(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._notice_failure(f"layer '{path}' ({type(module).__name__})" if path else "")
@@ -88,7 +97,7 @@ class Recorder(TorchFunctionMode):
             self.precisions.note(output)
             return output
         name = _name(func)
-        reading = _Reading.of(_read_arguments(name, args, keywords))
+        reading = self._reading(_read_arguments(name, args, keywords))
         output = func(*args, **keywords)
         self.precisions.note(output)
         self._record(name, None, reading, output, args, keywords)
@@ -96,8 +105,12 @@ class Recorder(TorchFunctionMode):
 
     # --- values
 
+    def _reading(self, tree: Any) -> "_Reading":
+        tensors = self.search.tensors_in(tree)
+        return _Reading(tensors, [version_of(t) for t in tensors])
+
     def introduce(self, inputs: Any) -> None:
-        for tensor in tensors_in(inputs):
+        for tensor in self.search.tensors_in(inputs):
             self._new_value(tensor)
 
     def _record(
@@ -110,7 +123,7 @@ class Recorder(TorchFunctionMode):
         keywords: Mapping[str, Any],
     ) -> None:
         changed = reading.changed()
-        made = tensors_in(output)
+        made = self.search.tensors_in(output)
         if module is None:
             # A function that returns its input as it was (contiguous, requires_grad_) did nothing.
             made = [t for t in made if not reading.holds_unchanged(t)]
@@ -213,11 +226,6 @@ class _Reading:
 
     tensors: list[Tensor]
     versions: list[int]
-
-    @classmethod
-    def of(cls, tree: Any) -> "_Reading":
-        tensors = tensors_in(tree)
-        return cls(tensors, [version_of(t) for t in tensors])
 
     def changed(self) -> list[Tensor]:
         pairs = zip(self.tensors, self.versions, strict=True)

@@ -112,7 +112,7 @@ def _copies_of_computed_tensors(model: nn.Module) -> dict[int, Any]:
 
     Hooks of weight norm and pruning keep such tensors in layers, and so do models that cache.
     """
-    held = (tensor for module in model.modules() for tensor in tensors_in(vars(module)))
+    held = tensors_in([vars(module) for module in model.modules()])  # a config of all of them once
     return {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}
 
 
