@@ -5,64 +5,48 @@ import inspect
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import bnkit
+from architecture import House, code_of, first_line_of, imports_of
 
-PACKAGE = Path(bnkit.__file__).parent
-FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     "internals moments tables names references files progress source_code kernels functional "
     "layers observation roles dataflow batches norms recalibration parameters gap surgery "
     "checkpoints diagnosis monitoring experiments benchmarking report cli"
 ).split()
+HOUSE = House(bnkit, FLOORS)
+each_file = pytest.mark.parametrize("path", HOUSE.files, ids=HOUSE.short)
 
 
-def floor_of(path):
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imports_of(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-        elif isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@each_file
 def test_a_module_imports_only_from_its_own_floor_and_those_above(path):
-    if path == PACKAGE / "__init__.py":
-        return
-    own = FLOORS.index(floor_of(path))
-    ours = [name.split(".")[1] for name in imports_of(path) if name.startswith("bnkit.")]
-    assert [name for name in ours if FLOORS.index(name) > own] == []
+    if path != HOUSE.root / "__init__.py":
+        assert HOUSE.imports_from_later_floors(path) == []
+
+
+def test_bnkit_does_not_import_the_claims():
+    names = {name.partition(".")[0] for path in HOUSE.files for name in imports_of(path)}
+    assert "bnkit_claims" not in names
 
 
 def test_the_report_names_no_torch():
     named = {
         name.partition(".")[0]
-        for path in (PACKAGE / "report").rglob("*.py")
+        for path in (HOUSE.root / "report").rglob("*.py")
         for name in imports_of(path)
     }
     assert "torch" not in named
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@each_file
 def test_a_file_says_in_its_first_line_what_it_is_for(path):
-    text = ast.get_docstring(ast.parse(path.read_text()))
-    assert text
-    assert text.splitlines()[0].endswith((".", ":"))
+    assert first_line_of(path).endswith((".", ":"))
 
 
 def test_packages_only_hand_names_on():
-    for path in PACKAGE.rglob("__init__.py"):
-        body = ast.parse(path.read_text()).body[1:]
-        assert all(isinstance(node, ast.Import | ast.ImportFrom | ast.Assign) for node in body), (
-            path
-        )
+    assert HOUSE.more_than_names_handed_on() == []
 
 
 def test_the_public_surface_is_sorted_documented_and_complete():
@@ -76,22 +60,17 @@ def test_the_public_surface_is_sorted_documented_and_complete():
 
 
 def test_every_public_function_and_class_has_a_docstring():
-    bare = []
-    for path in FILES:
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                bare += [] if ast.get_docstring(node) else [f"{path.name}: {node.name}"]
-    assert bare == []
+    assert HOUSE.undocumented() == []
 
 
 # `Flows.training` of the diagnosis is a dataflow
 SWITCHES = re.compile(r"register_forward|\.eval\(\)|\.train\(|(?<!flows)\.training = ")
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@each_file
 def test_hooks_and_modes_are_switched_in_one_place_only(path):
     if path.name != "observation.py":
-        assert SWITCHES.findall(_code(path)) == []
+        assert SWITCHES.findall(code_of(path)) == []
 
 
 PRIVATE_IN_TORCH = (
@@ -101,7 +80,7 @@ PRIVATE_IN_TORCH = (
 ).split()
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@each_file
 def test_what_torch_keeps_private_is_named_in_one_place_only(path):
     if path.name != "internals.py":
         assert _private_in_torch(path.read_text()) == []
@@ -144,21 +123,12 @@ def test_variances_are_computed_in_one_place_only():
     allowed = {"moments.py", "reference.py"}
     calls = [
         (p.name, c)
-        for p in FILES
+        for p in HOUSE.files
         if p.name not in allowed
         for c in (".var(", ".std(", "var_mean(")
-        if c in _code(p)
+        if c in code_of(p)
     ]
     assert calls == []
-
-
-def _code(path):
-    """Return the source without its strings, in which docstrings show what users write."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            node.value = ""
-    return ast.unparse(tree)
 
 
 @pytest.mark.parametrize(
