@@ -1,4 +1,4 @@
-"""The pages of `claims/docs` become a part of the site, under claims/."""
+"""The pages of `claims/docs` become a part of the site, under claims/."""  # noqa: INP001  mkdocs loads it by its path
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""`bnkit claims`: what is said of batch norm, measured on this machine, with a verdict for each."""
+"""`bnkit claims` and `bnkit reproduce`: claims and published experiments, measured here."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,46 +9,51 @@ import typer
 
 from bnkit.cli.arguments import AllAsJson, DataDir, Jobs, Reports
 from bnkit.cli.output import chatter_on_stderr, explained, messages, print_result, say
-from bnkit.names import unknown_name
+from bnkit.experiments.comparison import Interrupted as ComparisonInterrupted
+from bnkit.experiments.environment import usable_cores
+from bnkit.files import strict_json, write_atomically
+from bnkit.names import one_of, unknown_name
+from bnkit.report import write_report
 from bnkit.tables import text_table
 from bnkit_claims.claims.table import CLAIMS
 from bnkit_claims.core.checking import Interrupted, check_claims
-from bnkit_claims.core.claim import Claim, claim_named
+from bnkit_claims.core.claim import claim_named
+from bnkit_claims.published.experiment import Experiment, Found, Repetition
+from bnkit_claims.published.reproduction import reproduce as run_experiments
+from bnkit_claims.published.reproduction import reproduction
+from bnkit_claims.published.table import EXPERIMENTS
 from bnkit_claims.report import write_claims
 
 DATA = ("digits", "mnist", "fashion-mnist", "toy")
+
+Seeds = Annotated[int | None, typer.Option(help="runs of each", show_default="each one's own")]
+ListThem = Annotated[bool, typer.Option("--list", help="list them with their sources; run nothing")]
 
 
 def claims(
     names: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="names of claims, or how they begin; all if none is given", metavar="CLAIM"
-        ),
+        typer.Argument(help="names of claims, or how they begin; by default all", metavar="CLAIM"),
     ] = None,
     data: Annotated[
         str,
         typer.Option(help="digits, mnist, fashion-mnist, or toy: tiny runs, to try it out"),
     ] = "digits",
     data_dir: DataDir = None,
-    seeds: Annotated[
-        int | None, typer.Option(help="runs of each setting", show_default="each claim's own")
-    ] = None,
+    seeds: Seeds = None,
     jobs: Jobs = None,
     out: Reports = Path("bnkit-claims"),
-    list_them: Annotated[
-        bool, typer.Option("--list", help="list the claims and who makes them; measure nothing")
-    ] = False,
+    list_them: ListThem = False,
     as_json: AllAsJson = False,
 ) -> None:
-    """What is said of batch norm: which of it holds?
+    """Which of the claims about batch norm hold?
 
     Measures each claim over seeds, paired with and without batch norm, and judges it by criteria
     that were written down before: holds, holds in part (where), does not hold, or not shown, where
-    the runs are too few to tell. Writes a page for each with its charts. All of them take about
-    eight minutes on two cores; what was cut off goes on where it stopped.
+    there are too few runs to tell. Writes a page with charts for each. All of them take about
+    eight minutes on two cores; after an interruption, run the same command to resume.
 
-    - `bnkit claims` is all of them on scikit-learn's handwritten digits.
+    - `bnkit claims` measures all of them on scikit-learn's handwritten digits.
     - `bnkit claims learning-rates initialisation --data mnist`
 
     Exit codes: 0 done, 1 done but some could not be measured, 2 wrong use, 130 interrupted.
@@ -58,16 +63,16 @@ def claims(
         if data not in DATA:
             raise ValueError(unknown_name("data set", data, DATA))
         if list_them:
-            print(_listed(chosen, as_json=as_json))  # noqa: T201  the output
+            rows = [(c.name, c.statement, "; ".join(s.who for s in c.sources)) for c in chosen]
+            plain = [{"name": c.name, "statement": c.statement} for c in chosen]
+            _print_list(("name", "claim", "who says it"), rows, plain if as_json else None)
             return
         try:
             with chatter_on_stderr():
                 folder = None if data_dir is None else str(data_dir.absolute())
                 checked = check_claims(chosen, data, out=out, folder=folder, seeds=seeds, jobs=jobs)
         except Interrupted as interruption:
-            print_result(interruption.checked, as_json=as_json)
-            say("Interrupted. The same command goes on from here.")
-            raise typer.Exit(130) from None
+            raise _interrupted(interruption.checked, as_json=as_json) from None
         print_result(checked, as_json=as_json)
         with messages.status("writing the pages"):
             path = write_claims(checked, out)
@@ -76,8 +81,73 @@ def claims(
         raise typer.Exit(1)
 
 
-def _listed(chosen: Sequence[Claim[Any]], *, as_json: bool) -> str:
-    if as_json:
-        return json.dumps([{"name": c.name, "statement": c.statement} for c in chosen], indent=2)
-    rows = [(c.name, c.statement, "; ".join(s.who for s in c.sources)) for c in chosen]
-    return text_table(("name", "claim", "who says it"), rows)
+def reproduce(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="the experiments to run, as --list names them", metavar="EXPERIMENT"),
+    ] = None,
+    data_dir: DataDir = None,
+    seeds: Seeds = None,
+    jobs: Jobs = None,
+    out: Reports = Path("bnkit-published"),
+    list_them: ListThem = False,
+    as_json: AllAsJson = False,
+) -> None:
+    """Do the published experiments with batch norm give the published results here?
+
+    Runs the exact published setting over seeds and puts the published results beside ours: median
+    and range, the difference, and how many runs succeed. What needs ImageNet is listed with its
+    results and what it would take. After an interruption, run the same command to resume.
+
+    - `bnkit reproduce --list`
+    - `bnkit reproduce udacity-2 udacity-4 --seeds 5`
+
+    Exit codes: 0 done, 2 wrong use, 130 interrupted.
+    """
+    with explained():
+        table = {experiment.name: experiment for experiment in EXPERIMENTS}
+        chosen = [one_of(table, name, "experiment") for name in names or []]
+        if list_them:
+            listed = chosen or EXPERIMENTS
+            rows = [(e.name, e.title, e.source, e.needs and "not run") for e in listed]
+            plain = [{"name": e.name, "title": e.title, "source": e.source} for e in listed]
+            _print_list(("name", "experiment", "source", ""), rows, plain if as_json else None)
+            return
+        if not chosen:
+            raise ValueError("no experiment is named, and all of them take hours: see --list")
+        how = Repetition(out, data_dir, seeds, jobs or usable_cores())
+        found: list[tuple[Experiment, Found]] = []
+        try:
+            with chatter_on_stderr():
+                for experiment, ours in run_experiments(chosen, how):
+                    found.append((experiment, ours))
+                    _report(experiment, ours, out)
+        except (ComparisonInterrupted, KeyboardInterrupt):
+            raise _interrupted(reproduction(found), as_json=as_json) from None
+        result = reproduction(found)
+        write_atomically(out / "published.json", strict_json(result.to_json()).encode())
+        print_result(result, as_json=as_json)
+        say(f"Results: {out / 'published.json'}")
+
+
+def _report(experiment: Experiment, ours: Found, out: Path) -> None:
+    if ours.comparison is not None:
+        with messages.status("writing the report"):
+            path = write_report(ours.comparison, out / experiment.name)
+        say(f"{experiment.name}: {path}")
+
+
+def _print_list(
+    headers: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    plain: Sequence[Mapping[str, str]] | None,
+) -> None:
+    """Print a table, or `plain` as JSON where it is given."""
+    print(text_table(headers, rows) if plain is None else json.dumps(plain, indent=2))  # noqa: T201  the output
+
+
+def _interrupted(finished: Any, *, as_json: bool) -> typer.Exit:
+    """Print what had finished, and return the end of an interrupted command."""
+    print_result(finished, as_json=as_json)
+    say("Interrupted. Run the same command to resume.")
+    return typer.Exit(130)

@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bnkit.cli.app import app
-from bnkit_claims import reproducing as command
+from bnkit_claims import cli as command
 from bnkit_claims.published.experiment import Experiment, Found, Quantity
 
 run = CliRunner().invoke
