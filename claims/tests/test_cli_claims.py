@@ -62,7 +62,7 @@ def test_a_claim_that_cannot_be_measured_ends_with_one(tmp_path):
     [
         (["dubling"], "unknown claim 'dubling': did you mean 'doubling'"),
         (["--data", "minst"], "unknown data set 'minst': did you mean 'mnist'"),
-        (["--seeds", "0"], "`seeds` is 0: give a whole number"),
+        (["--seeds", "0"], "`seeds` is 0: pass an integer"),
     ],
 )
 def test_wrong_use_is_explained(tmp_path, arguments, sentence):

@@ -13,9 +13,9 @@ def test_spaces_and_empty_parts_do_not_count():
 
 
 def test_what_is_no_number_is_refused_with_the_kind_that_is_wanted():
-    with pytest.raises(ValueError, match=r"^'8,x': give whole numbers with commas between them$"):
+    with pytest.raises(ValueError, match=r"^'8,x': pass integers with commas between them$"):
         numbers(int)("8,x")
-    with pytest.raises(ValueError, match=r"^'a': give numbers with commas between"):
+    with pytest.raises(ValueError, match=r"^'a': pass numbers with commas between"):
         numbers(float)("a")
 
 

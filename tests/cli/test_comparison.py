@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from typer.main import get_command
 
 from bnkit.cli import app
 from bnkit.cli import comparison as command
+from bnkit.cli.arguments import setting_options, settings_of
 from bnkit.experiments import comparison
 from bnkit.experiments.initialisation import SCHEMES
 from bnkit.experiments.networks import ACTIVATIONS, NETWORKS
@@ -45,21 +47,21 @@ BAD = [
     bad("--loss cross-entrpy", "unknown loss 'cross-entrpy': did you mean"),
     bad("--init glorto", "unknown initialisation 'glorto': did you mean 'glorot'?"),
     bad("--init normal:0", "initialisation 'normal:0' needs a positive, finite standard"),
-    bad("--learning-rate 0.1,x", "'0.1,x': give numbers with commas between them"),
+    bad("--learning-rate 0.1,x", "'0.1,x': pass numbers with commas between them"),
     bad("--learning-rate 0.1,-1", "`learning_rates` holds -1.0: give a positive, finite number"),
     bad("--learning-rate nan", "`learning_rates` holds nan: give a positive, finite number"),
     bad("--learning-rate 1e999", "`learning_rates` holds inf: give a positive, finite number"),
     bad("--learning-rate ,", "`learning_rates` is empty: give at least one"),
-    bad("--hidden 10,1.5", "'10,1.5': give whole numbers with commas between them"),
-    bad("--hidden 10,0", "`hidden` is 0: give a whole number of at least 1"),
+    bad("--hidden 10,1.5", "'10,1.5': pass integers with commas between them"),
+    bad("--hidden 10,0", "`hidden` is 0: pass an integer ≥ 1"),
     bad("--hidden ''", "nothing in this model can be normalised"),
     bad("--network vgg --hidden 5", "network 'vgg' has fixed layers, and `hidden` is (5,)"),
     bad("--network dlology", "network 'dlology' needs images of at least 18×18 pixels"),
-    bad("--seeds 0", "`seeds` is 0: give a whole number of at least 1"),
-    bad("--steps -5", "`steps` is -5: give a whole number of at least 1"),
-    bad("--epochs 0", "`epochs` is 0: give a whole number of at least 1"),
-    bad("--evaluate-every 0", "`evaluate_every` is 0: give a whole number of at least 1"),
-    bad("--batch-size 0", "`batch_size` is 0: give a whole number of at least 1"),
+    bad("--seeds 0", "`seeds` is 0: pass an integer ≥ 1"),
+    bad("--steps -5", "`steps` is -5: pass an integer ≥ 1"),
+    bad("--epochs 0", "`epochs` is 0: pass an integer ≥ 1"),
+    bad("--evaluate-every 0", "`evaluate_every` is 0: pass an integer ≥ 1"),
+    bad("--batch-size 0", "`batch_size` is 0: pass an integer ≥ 1"),
     bad("--batch-size 1438", "`batch_size` is 1438: choose 1 to 1437, the number of examples"),
     bad("--batch-size 1", "a training step of the batch norm network fails"),
     bad("--target 90", "`target` is 90.0: give a number above 0 and up to 1"),
@@ -145,9 +147,23 @@ def test_a_folder_that_cannot_be_written_is_refused(out, monkeypatch, option):
 
 
 def test_every_setting_has_an_option():
-    options = {option.name for option in get_command(app).commands["compare"].params}
-    singular = {"learning_rates": "learning_rate", "activations": "activation"}
-    assert {singular.get(name, name) for name in Settings.__dataclass_fields__} <= options
+    options = {option.name: option for option in get_command(app).commands["compare"].params}
+    for setting in dataclasses.fields(Settings):
+        option = options[setting.name]
+        assert option.help == setting.metadata["help"]
+        assert option.rich_help_panel == setting.metadata["panel"]
+
+
+def test_without_options_the_settings_are_the_defaults():
+    assert settings_of({each.name: each.default for each in setting_options()}) == Settings()
+
+
+def test_switches_are_named_by_what_they_change():
+    options = {option.name: option for option in get_command(app).commands["compare"].params}
+    shuffle, also = options["shuffle"], options["training_mode_accuracy"]
+    assert (shuffle.opts, shuffle.secondary_opts) == (["--shuffle"], ["--no-shuffle"])
+    assert (also.opts, also.secondary_opts) == (["--training-mode-accuracy"], [])
+    assert options["learning_rates"].opts == ["--learning-rate"]
 
 
 def test_help_names_all_that_can_be_chosen():
@@ -156,7 +172,7 @@ def test_help_names_all_that_can_be_chosen():
     }
     for option, table in [
         ("network", NETWORKS),
-        ("activation", ACTIVATIONS),
+        ("activations", ACTIVATIONS),
         ("optimizer", OPTIMIZERS),
         ("loss", LOSSES),
         ("init", SCHEMES),

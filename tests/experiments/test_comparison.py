@@ -193,7 +193,7 @@ def test_what_cannot_be_compared_is_refused_and_nothing_is_written(
 @pytest.mark.parametrize("jobs", [0, -1, 1.5])
 def test_jobs_are_whole_and_positive(tmp_path, jobs):
     sweep = planned(out=tmp_path / "out")
-    with pytest.raises(ValueError, match=f"`jobs` is {jobs}: give a whole number of at least 1"):
+    with pytest.raises(ValueError, match=f"`jobs` is {jobs}: pass an integer ≥ 1"):
         sweep.run(jobs=jobs)
     assert list(tmp_path.iterdir()) == []
 
@@ -365,3 +365,14 @@ def test_compare_has_every_setting_with_its_default():
     options = inspect.signature(bnkit.compare).parameters
     for field in dataclasses.fields(Settings):
         assert options[field.name].default == field.default, field.name
+
+
+def test_compare_answers_an_unknown_option_with_near_ones():
+    message = r"^compare: unknown option 'lerning_rates': did you mean 'learning_rates'\? Choose "
+    with pytest.raises(TypeError, match=message):
+        bnkit.compare("mlp", "digits", lerning_rates=[0.1])
+
+
+def test_compare_refuses_wrong_values_as_the_settings_do():
+    with pytest.raises(ValueError, match=r"^`steps` is 0: pass an integer ≥ 1$"):
+        bnkit.compare("mlp", "digits", steps=0)

@@ -1,10 +1,11 @@
 import json
 import math
 import re
+from typing import get_type_hints
 
 import pytest
 
-from bnkit.experiments.settings import Settings
+from bnkit.experiments.settings import Settings, SettingsOptions
 
 WHOLE = ["seeds", "batch_size", "steps", "evaluate_every", "epochs"]
 
@@ -23,6 +24,10 @@ def test_the_defaults_are_allowed_and_go_to_json():
     assert Settings(**document) == Settings()
 
 
+def test_what_type_checkers_see_are_the_fields():
+    assert get_type_hints(SettingsOptions) == get_type_hints(Settings)
+
+
 def test_lists_become_tuples_so_that_settings_can_be_hashed():
     settings = Settings(learning_rates=[0.1, 1], activations=["relu"], hidden=[])
     assert (settings.learning_rates, settings.activations) == ((0.1, 1), ("relu",))
@@ -34,18 +39,18 @@ def test_lists_become_tuples_so_that_settings_can_be_hashed():
 
 @pytest.mark.parametrize("name", WHOLE)
 @pytest.mark.parametrize("value", [0, -3, 2.0, True, "5"])
-def test_counts_are_whole_numbers_of_at_least_one(name, value):
-    assert refused(**{name: value}) == f"`{name}` is {value!r}: give a whole number of at least 1"
+def test_counts_are_integers_of_at_least_one(name, value):
+    assert refused(**{name: value}) == f"`{name}` is {value!r}: pass an integer ≥ 1"
 
 
 @pytest.mark.parametrize("name", [n for n in WHOLE if n != "epochs"])
 def test_only_the_epochs_may_be_none(name):
-    assert refused(**{name: None}) == f"`{name}` is None: give a whole number of at least 1"
+    assert refused(**{name: None}) == f"`{name}` is None: pass an integer ≥ 1"
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5])
-def test_hidden_layers_have_whole_numbers_of_units(size):
-    assert refused(hidden=[10, size]) == f"`hidden` is {size!r}: give a whole number of at least 1"
+def test_hidden_layers_have_an_integer_number_of_units(size):
+    assert refused(hidden=[10, size]) == f"`hidden` is {size!r}: pass an integer ≥ 1"
 
 
 @pytest.mark.parametrize("name", ["learning_rates", "activations"])
@@ -125,7 +130,7 @@ def test_an_initialisation_needs_its_standard_deviation():
         ("activations", "relu"),  # or its letters would be the activations
     ],
 )
-def test_one_value_in_the_place_of_several_is_refused(name, value):
+def test_one_value_instead_of_several_is_refused(name, value):
     wanted = f"`{name}` is {value!r}: give several in a list, or one as [{value!r}]"
     assert refused(TypeError, **{name: value}) == wanted
 

@@ -64,9 +64,9 @@ def test_ctrl_c_gives_what_had_finished(tmp_path):
 
 
 def test_bad_settings_are_refused_before_any_run(tmp_path):
-    with pytest.raises(ValueError, match="`seeds` is -1: give a whole number"):
+    with pytest.raises(ValueError, match="`seeds` is -1: pass an integer"):
         check_claims([claim("doubling", double)], out=tmp_path, seeds=-1)
-    with pytest.raises(ValueError, match="`jobs` is 0: give a whole number"):
+    with pytest.raises(ValueError, match="`jobs` is 0: pass an integer"):
         check_claims([claim("doubling", double)], out=tmp_path, jobs=0)
     assert not list(tmp_path.iterdir())
 

@@ -1,7 +1,9 @@
 """What commands are told: parsers of text, and the arguments and options that several share."""
 
+import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -9,6 +11,9 @@ import torch
 import typer
 from torch import Tensor
 
+from bnkit.experiments.settings import PANELS, Settings
+from bnkit.names import one_of
+from bnkit.options import parameters_of
 from bnkit.surgery.addition import Placement
 
 Number = TypeVar("Number", int, float)
@@ -41,8 +46,8 @@ def numbers(kind: Callable[[str], Number]) -> Callable[[str], tuple[Number, ...]
         try:
             return tuple(kind(part) for part in texts(text))
         except ValueError:
-            wanted = "whole numbers" if kind is int else "numbers"
-            raise ValueError(f"{text!r}: give {wanted} with commas between them") from None
+            wanted = "integers" if kind is int else "numbers"
+            raise ValueError(f"{text!r}: pass {wanted} with commas between them") from None
 
     return parse
 
@@ -154,3 +159,44 @@ Reports = Annotated[
 AllAsJson = Annotated[
     bool, typer.Option("--json", help="print all of it as JSON instead of the table")
 ]
+
+# Settings that are typed as text: how it is read, how a default is shown, what stands for the text.
+_TYPED: dict[Any, tuple[Callable[[str], Any], Callable[[Any], str], str | None]] = {
+    Sequence[float]: (numbers(float), listed, "X,X,…"),
+    Sequence[int]: (numbers(int), listed, "N,N,…"),
+    Sequence[str]: (texts, listed, "NAME,NAME,…"),
+    Placement: (
+        lambda text: one_of(PLACEMENTS, text, "placement"),
+        lambda placement: placement.removesuffix("_activation"),
+        None,
+    ),
+}
+
+
+def setting_options() -> list[inspect.Parameter]:
+    """Return the fields of `Settings` as typer takes options, panel by panel."""
+    told = {field.name: field.metadata for field in fields(Settings)}
+    options = sorted(
+        parameters_of(Settings), key=lambda field: PANELS.index(told[field.name]["panel"])
+    )
+    return [_option_of(field, told[field.name]) for field in options]
+
+
+def settings_of(typed: Mapping[str, Any]) -> Settings:
+    """Return the settings that were typed as these options; ValueError for text that is wrong."""
+    kinds = {field.name: field.annotation for field in parameters_of(Settings)}
+    read = {name: _TYPED[kind][0] for name, kind in kinds.items() if kind in _TYPED}
+    values = {n: read[n](value) if n in read else value for n, value in typed.items()}
+    return Settings(**values)
+
+
+def _option_of(field: inspect.Parameter, told: Mapping[str, str]) -> inspect.Parameter:
+    name = told.get("option", "--" + field.name.replace("_", "-"))
+    # A switch that is on has a --no- beside it, which typer adds where no name is given.
+    names = [] if field.default is True else [name]
+    kind, default, more = field.annotation, field.default, {}
+    if kind in _TYPED:
+        _, shown, metavar = _TYPED[kind]
+        kind, default, more = str, shown(default), {"metavar": metavar}
+    marked = Annotated[kind, option(told["panel"], told["help"], *names, **more)]  # type: ignore[valid-type]  # made here
+    return field.replace(annotation=marked, default=default)

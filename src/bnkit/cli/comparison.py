@@ -3,29 +3,22 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from bnkit.cli.arguments import PLACEMENTS, listed, numbers, option, texts
+from bnkit.cli.arguments import listed, option, setting_options, settings_of
 from bnkit.cli.output import chatter_on_stderr, explained, messages, print_result, refuse, say
 from bnkit.experiments.comparison import Interrupted, plan_comparison
-from bnkit.experiments.settings import Settings
+from bnkit.experiments.networks import NETWORKS
+from bnkit.experiments.settings import COMPARED, REPORTED, Settings
 from bnkit.experiments.summary import Comparison
-from bnkit.names import one_of
+from bnkit.options import showing
 from bnkit.references import import_reference
 from bnkit.report import write_report
 
-COMPARED = "What is compared"
-TRAINED = "How it is trained"
-NORMALISED = "The batch norm"
-REPORTED = "What comes out"
 
-HIDDEN = listed(Settings.hidden)
-LEARNING_RATES = listed(Settings.learning_rates)
-ACTIVATIONS = listed(Settings.activations)
-
-
+@showing(setting_options())
 def compare(
     data: Annotated[
         str,
@@ -44,8 +37,7 @@ def compare(
         ),
     ] = None,
     network: Annotated[
-        str | None,
-        option(COMPARED, "mlp, dlology, udacity, vgg, resnet or logistic", show_default="mlp"),
+        str | None, option(COMPARED, ", ".join(NETWORKS), show_default="mlp")
     ] = None,
     model: Annotated[
         str | None,
@@ -55,71 +47,13 @@ def compare(
             "without batch norm",
         ),
     ] = None,
-    hidden: Annotated[
-        str, option(COMPARED, "units of each hidden layer of mlp", metavar="N,N,…")
-    ] = HIDDEN,
-    activation: Annotated[
-        str | None,
-        option(
-            COMPARED,
-            "relu, leaky-relu, prelu, relu6, elu, selu, celu, gelu, silu, mish, sigmoid, tanh, "
-            "softplus, softsign, hardswish, hardsigmoid, hardtanh, identity",
-            metavar="NAME,NAME,…",
-            show_default=ACTIVATIONS,
-        ),
-    ] = None,
-    learning_rate: Annotated[
-        str, option(COMPARED, "learning rates to sweep over", metavar="X,X,…")
-    ] = LEARNING_RATES,
-    seeds: Annotated[
-        int, option(COMPARED, "runs of each setting; under three there are no intervals")
-    ] = Settings.seeds,
-    optimizer: Annotated[
-        str, option(TRAINED, "sgd, momentum (sgd with 0.9), adam or adamw")
-    ] = Settings.optimizer,
-    loss: Annotated[
-        str, option(TRAINED, "cross-entropy, or sigmoid-cross-entropy for each class")
-    ] = Settings.loss,
-    init: Annotated[
-        str,
-        option(
-            TRAINED,
-            "initial weights: default (torch's), glorot, he, or normal:STD as in normal:0.05",
-        ),
-    ] = Settings.init,
-    batch_size: Annotated[int, option(TRAINED, "examples in a mini-batch")] = Settings.batch_size,
-    steps: Annotated[int, option(TRAINED, "optimizer steps of each run")] = Settings.steps,
-    epochs: Annotated[
-        int | None, option(TRAINED, "passes over the training data, instead of --steps")
-    ] = None,
-    shuffle: Annotated[
-        bool, option(TRAINED, "a new order of the training data in each epoch, or their own")
-    ] = Settings.shuffle,
-    evaluate_every: Annotated[
-        int, option(TRAINED, "steps between two measurements")
-    ] = Settings.evaluate_every,
-    training_mode_accuracy: Annotated[
-        bool,
-        option(
-            TRAINED,
-            "measure also with the statistics of the mini-batch",
-            "--training-mode-accuracy",
-        ),
-    ] = Settings.training_mode_accuracy,
-    placement: Annotated[str, option(NORMALISED, "before or after the activation")] = "before",
-    momentum: Annotated[
-        float, option(NORMALISED, "torch's: Keras' and TensorFlow's 0.99 is 0.01 here")
-    ] = Settings.momentum,
-    eps: Annotated[float, option(NORMALISED, "added to the variance")] = Settings.eps,
-    target: Annotated[
-        float, option(REPORTED, "accuracy, from 0 to 1, whose first step is reported")
-    ] = Settings.target,
+    *,
     jobs: Annotated[
         int | None,
         option(REPORTED, "processes, of one thread each", min=1, show_default="one a core"),
     ] = None,
     out: Annotated[
-        Path, option(REPORTED, "folder of the report and of the results to go on from")
+        Path, option(REPORTED, "folder of the report and of the results to resume from")
     ] = Path("bnkit-report"),
     report_only: Annotated[
         bool,
@@ -131,6 +65,7 @@ def compare(
         bool,
         option(REPORTED, "print all numbers as JSON instead of the table", "--json"),
     ] = False,
+    **typed: Any,
 ) -> None:
     """Would batch norm help this network, and by how much?
 
@@ -144,29 +79,13 @@ def compare(
 
     Exit codes: 0 done, 1 done but some runs failed, 2 wrong use, 130 interrupted.
     """
-    if model is not None and (network is not None or activation is not None):
-        option = "--network" if network is not None else "--activation"
-        refuse(f"{option} is for the named networks, and --model is your own: leave one out")
+    if model is not None and (
+        network is not None or typed["activations"] != listed(Settings.activations)
+    ):
+        named = "--network" if network is not None else "--activation"
+        refuse(f"{named} is for the named networks, and --model is your own: leave one out")
     with explained():
-        settings = Settings(
-            learning_rates=numbers(float)(learning_rate),
-            activations=texts(activation) if activation is not None else Settings.activations,
-            seeds=seeds,
-            hidden=numbers(int)(hidden),
-            optimizer=optimizer,
-            loss=loss,
-            init=init,
-            batch_size=batch_size,
-            steps=steps,
-            epochs=epochs,
-            evaluate_every=evaluate_every,
-            target=target,
-            placement=one_of(PLACEMENTS, placement, "placement"),
-            momentum=momentum,
-            eps=eps,
-            shuffle=shuffle,
-            training_mode_accuracy=training_mode_accuracy,
-        )
+        settings = settings_of(typed)
         try:
             with chatter_on_stderr():
                 sweep = plan_comparison(

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Unpack
 
 from bnkit.experiments import fingerprints
 from bnkit.experiments.environment import environment, usable_cores
@@ -11,15 +12,15 @@ from bnkit.experiments.loaders import OwnLoaders
 from bnkit.experiments.records import SIDES, TrialResult
 from bnkit.experiments.rehearsal import rehearse
 from bnkit.experiments.running import run_trials
-from bnkit.experiments.settings import Settings, check_whole
+from bnkit.experiments.settings import Settings, SettingsOptions, check_count
 from bnkit.experiments.store import Store
 from bnkit.experiments.subject import Build, Subject, subject_of
 from bnkit.experiments.summary import Comparison
 from bnkit.experiments.training import Training
 from bnkit.experiments.trials import Trial
 from bnkit.observation import preserved_random_state
+from bnkit.options import parameters_of, showing
 from bnkit.progress import counting
-from bnkit.surgery.addition import Placement
 
 
 class Interrupted(KeyboardInterrupt):
@@ -46,7 +47,7 @@ class Sweep:
         Raises Interrupted, with what had finished, on Ctrl-C.
         """
         jobs = usable_cores() if jobs is None else jobs
-        check_whole("jobs", jobs)
+        check_count("jobs", jobs)
         try:
             self.store.prepare(trial.key for trial in self.trials)
             done = sum(self.store.load(trial.key) is not None for trial in self.trials)
@@ -68,31 +69,16 @@ class Sweep:
         )
 
 
+@showing(parameters_of(Settings))
 def compare(
     build: Build | str,
     data: OwnLoaders | str,
     *,
-    learning_rates: Sequence[float] = Settings.learning_rates,
-    activations: Sequence[str] = Settings.activations,
-    seeds: int = Settings.seeds,
-    hidden: Sequence[int] = Settings.hidden,
-    optimizer: str = Settings.optimizer,
-    loss: str = Settings.loss,
-    init: str = Settings.init,
-    batch_size: int = Settings.batch_size,
-    steps: int = Settings.steps,
-    epochs: int | None = Settings.epochs,
-    evaluate_every: int = Settings.evaluate_every,
-    target: float = Settings.target,
-    placement: Placement = Settings.placement,
-    momentum: float = Settings.momentum,
-    eps: float = Settings.eps,
-    shuffle: bool = Settings.shuffle,
-    training_mode_accuracy: bool = Settings.training_mode_accuracy,
     data_folder: Path | str | None = None,
     out: Path | str | None = None,
     jobs: int | None = None,
     progress: bool = True,
+    **settings: Unpack[SettingsOptions],
 ) -> Comparison:
     """Return what batch norm changes for a network, over learning rates, activations and seeds.
 
@@ -114,28 +100,10 @@ def compare(
     >>> [(trial.side, trial.curve.steps) for trial in found.trials]
     [('plain', (50, 100)), ('batch norm', (50, 100))]
     """
-    settings = Settings(
-        learning_rates=learning_rates,
-        activations=activations,
-        seeds=seeds,
-        hidden=hidden,
-        optimizer=optimizer,
-        loss=loss,
-        init=init,
-        batch_size=batch_size,
-        steps=steps,
-        epochs=epochs,
-        evaluate_every=evaluate_every,
-        target=target,
-        placement=placement,
-        momentum=momentum,
-        eps=eps,
-        shuffle=shuffle,
-        training_mode_accuracy=training_mode_accuracy,
-    )
+    chosen = Settings(**settings)
     with tempfile.TemporaryDirectory(prefix="bnkit-") as temporary:
         sweep = plan_comparison(
-            build, data, settings=settings, data_folder=data_folder, out=out or temporary
+            build, data, settings=chosen, data_folder=data_folder, out=out or temporary
         )
         return sweep.run(jobs=jobs, progress=progress)
 

@@ -2,14 +2,27 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypedDict, get_args
 
 from bnkit.experiments.initialisation import parse_scheme
-from bnkit.experiments.networks import HIDDEN
+from bnkit.experiments.networks import ACTIVATIONS, HIDDEN
 from bnkit.experiments.training import LOSSES, OPTIMIZERS
 from bnkit.names import one_of
 from bnkit.surgery.addition import Placement
+
+# The panels of `bnkit compare --help`, in their order.
+PANELS = COMPARED, TRAINED, NORMALISED, REPORTED = (
+    "What is compared",
+    "How it is trained",
+    "The batch norm",
+    "What comes out",
+)
+
+
+def _told(panel: str, text: str, **more: str) -> dict[str, str]:
+    """Return a field's metadata: the command line makes an option of it (see cli/comparison.py)."""
+    return {"panel": panel, "help": text, **more}
 
 
 @dataclass(frozen=True)
@@ -20,30 +33,71 @@ class Settings:
     instead. `target` is the held-out accuracy, in [0, 1], whose first step is reported. `init` is
     "default", "glorot", "he" or "normal:STD". `hidden`, `batch_size`, `shuffle` and `activations`
     apply to the named networks and data sets. Raises ValueError for a value out of range, and
-    TypeError for one that is no list or name where there should be one.
+    TypeError for one that is not a list or a name where there should be one.
 
     >>> Settings(steps=0)
     Traceback (most recent call last):
-    ValueError: `steps` is 0: give a whole number of at least 1
+    ValueError: `steps` is 0: pass an integer ≥ 1
     """
 
-    learning_rates: Sequence[float] = (0.01, 0.1, 1.0, 3.0)
-    activations: Sequence[str] = ("sigmoid", "relu")
-    seeds: int = 3
-    hidden: Sequence[int] = HIDDEN
-    optimizer: str = "sgd"
-    loss: str = "cross-entropy"
-    init: str = "default"
-    batch_size: int = 60
-    steps: int = 1500
-    epochs: int | None = None
-    evaluate_every: int = 25
-    target: float = 0.9
-    placement: Placement = "before_activation"
-    momentum: float = 0.1
-    eps: float = 1e-5
-    shuffle: bool = True
-    training_mode_accuracy: bool = False
+    learning_rates: Sequence[float] = field(
+        default=(0.01, 0.1, 1.0, 3.0),
+        metadata=_told(COMPARED, "learning rates to sweep over", option="--learning-rate"),
+    )
+    activations: Sequence[str] = field(
+        default=("sigmoid", "relu"),
+        metadata=_told(COMPARED, ", ".join(ACTIVATIONS), option="--activation"),
+    )
+    seeds: int = field(
+        default=3,
+        metadata=_told(COMPARED, "runs of each setting; under three there are no intervals"),
+    )
+    hidden: Sequence[int] = field(
+        default=HIDDEN, metadata=_told(COMPARED, "units of each hidden layer of mlp")
+    )
+    optimizer: str = field(
+        default="sgd", metadata=_told(TRAINED, "sgd, momentum (sgd with 0.9), adam or adamw")
+    )
+    loss: str = field(
+        default="cross-entropy",
+        metadata=_told(TRAINED, "cross-entropy, or sigmoid-cross-entropy for each class"),
+    )
+    init: str = field(
+        default="default",
+        metadata=_told(
+            TRAINED,
+            "initial weights: default (torch's), glorot, he, or normal:STD as in normal:0.05",
+        ),
+    )
+    batch_size: int = field(default=60, metadata=_told(TRAINED, "examples in a mini-batch"))
+    steps: int = field(default=1500, metadata=_told(TRAINED, "optimizer steps of each run"))
+    epochs: int | None = field(
+        default=None,
+        metadata=_told(TRAINED, "passes over the training data, instead of --steps"),
+    )
+    evaluate_every: int = field(
+        default=25, metadata=_told(TRAINED, "steps between two measurements")
+    )
+    target: float = field(
+        default=0.9,
+        metadata=_told(REPORTED, "accuracy, from 0 to 1, whose first step is reported"),
+    )
+    placement: Placement = field(
+        default="before_activation", metadata=_told(NORMALISED, "before or after the activation")
+    )
+    momentum: float = field(
+        default=0.1,
+        metadata=_told(NORMALISED, "torch's: Keras' and TensorFlow's 0.99 is 0.01 here"),
+    )
+    eps: float = field(default=1e-5, metadata=_told(NORMALISED, "added to the variance"))
+    shuffle: bool = field(
+        default=True,
+        metadata=_told(TRAINED, "a new order of the training data in each epoch, or their own"),
+    )
+    training_mode_accuracy: bool = field(
+        default=False,
+        metadata=_told(TRAINED, "measure also with the statistics of the mini-batch"),
+    )
 
     def __post_init__(self) -> None:
         for name in ("learning_rates", "activations", "hidden"):
@@ -51,12 +105,12 @@ class Settings:
         for name in ("optimizer", "loss", "init", "placement"):
             _check_text(name, getattr(self, name))
         _check_sweep(self)
-        check_whole("seeds", self.seeds)
-        check_whole("batch_size", self.batch_size)
-        check_whole("steps", self.steps)
-        check_whole("evaluate_every", self.evaluate_every)
+        check_count("seeds", self.seeds)
+        check_count("batch_size", self.batch_size)
+        check_count("steps", self.steps)
+        check_count("evaluate_every", self.evaluate_every)
         if self.epochs is not None:
-            check_whole("epochs", self.epochs)
+            check_count("epochs", self.epochs)
         _check_between("target", self.target, 0, 1)
         _check_between("momentum", self.momentum, 0, 1)
         _check_positive("eps", self.eps)
@@ -68,6 +122,28 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain lists, numbers and strings."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+class SettingsOptions(TypedDict, total=False):
+    """The fields of `Settings` once more, for type checkers; a test compares the two."""
+
+    learning_rates: Sequence[float]
+    activations: Sequence[str]
+    seeds: int
+    hidden: Sequence[int]
+    optimizer: str
+    loss: str
+    init: str
+    batch_size: int
+    steps: int
+    epochs: int | None
+    evaluate_every: int
+    target: float
+    placement: Placement
+    momentum: float
+    eps: float
+    shuffle: bool
+    training_mode_accuracy: bool
 
 
 def _several(name: str, values: Any) -> tuple[Any, ...]:
@@ -91,13 +167,13 @@ def _check_sweep(settings: Settings) -> None:
     for rate in settings.learning_rates:
         _check_positive("learning_rates", rate)
     for size in settings.hidden:
-        check_whole("hidden", size)
+        check_count("hidden", size)
 
 
-def check_whole(name: str, value: object) -> None:
-    """Raise ValueError unless the value is a whole number of at least 1."""
+def check_count(name: str, value: object) -> None:
+    """Raise ValueError unless the value is an integer ≥ 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{name}` is {value!r}: give a whole number of at least 1")
+        raise ValueError(f"`{name}` is {value!r}: pass an integer ≥ 1")
 
 
 def _check_positive(name: str, value: object) -> None:

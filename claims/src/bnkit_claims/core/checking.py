@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bnkit.experiments.environment import environment, usable_cores
-from bnkit.experiments.settings import check_whole
+from bnkit.experiments.settings import check_count
 from bnkit_claims.core.checked import Checked, CheckedClaim
 from bnkit_claims.core.claim import Claim, ClaimSettings
 from bnkit_claims.core.sweep import Sweep
@@ -40,7 +40,7 @@ def check_claims(
     Raises ValueError for settings out of range, and Interrupted, with what had finished, on Ctrl-C.
     """
     jobs = usable_cores() if jobs is None else jobs
-    check_whole("jobs", jobs)
+    check_count("jobs", jobs)
     planned = [
         (claim, settings, _before(claim, settings, data))
         for claim in claims

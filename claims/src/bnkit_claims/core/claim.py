@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from bnkit.experiments.settings import check_whole
+from bnkit.experiments.settings import check_count
 from bnkit.names import one_of
 from bnkit_claims.core.evidence import Evidence
 
@@ -23,7 +23,7 @@ class ClaimSettings:
     seeds: int = 5
 
     def __post_init__(self) -> None:
-        check_whole("seeds", self.seeds)
+        check_count("seeds", self.seeds)
 
     @property
     def decisive(self) -> dict[str, Any]:
