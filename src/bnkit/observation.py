@@ -6,7 +6,7 @@ Each gives back what it borrows when its block ends, also by an exception.
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -128,6 +128,30 @@ def watching(
     """
     with _hooks(model.named_modules(), before=before, after=after):
         yield
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], NoReturn]]:
+    """Give a function that ends the block: called in a hook, it stops the forward that runs.
+
+    >>> model = nn.Sequential(nn.ReLU(), nn.Linear(2, 2))
+    >>> with stoppable() as stop, watching(model, before=lambda path, *_: path == "1" and stop()):
+    ...     _ = model(torch.zeros(1, 9))  # which does not fit the layer that never runs
+    """
+    ended = _StoppedError()
+
+    def stop() -> NoReturn:
+        raise ended
+
+    try:
+        yield stop
+    except _StoppedError as error:
+        if error is not ended:
+            raise
+
+
+class _StoppedError(BaseException):
+    """Raised to stop a forward; a model that catches every Exception does not catch it."""
 
 
 @contextmanager

@@ -2,26 +2,42 @@
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import wraps
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_type_hints, is_typeddict
 
 from bnkit.names import unknown_name
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+@dataclass(frozen=True)
+class Default:
+    """The default of an option, beside its type in a TypedDict: Annotated[float, Default(0.1)]."""
+
+    value: Any
+
+
 def parameters_of(options: type) -> list[inspect.Parameter]:
-    """Return the fields of a dataclass as parameters by keyword, with their types and defaults."""
-    types = get_type_hints(options)
+    """Return the fields of a dataclass as parameters by keyword, with their types and defaults.
+
+    So it does the items of a TypedDict whose types are annotated with a `Default`.
+    """
+    if is_typeddict(options):
+        hints = get_type_hints(options, include_extras=True).items()
+        found = [(name, *get_args(hint)) for name, hint in hints]
+        defaults = [(name, kind, default.value) for name, kind, default in found]
+    else:
+        types = get_type_hints(options)
+        defaults = [(field.name, types[field.name], field.default) for field in fields(options)]
     return [
         inspect.Parameter(
-            field.name,
+            name,
             inspect.Parameter.KEYWORD_ONLY,
-            annotation=types[field.name],
-            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=kind,
+            default=inspect.Parameter.empty if default is MISSING else default,
         )
-        for field in fields(options)
+        for name, kind, default in defaults
     ]
 
 
@@ -65,3 +81,30 @@ def showing(options: Iterable[inspect.Parameter]) -> Callable[[Function], Functi
         return cast("Function", checked)
 
     return decorate
+
+
+def with_options(function: Function) -> Function:
+    """Let a function with `**options: Unpack[...]`, of a TypedDict, show and get all of them.
+
+    Its body gets those that the caller left out with their defaults, so that it may hand them on.
+    Else as `showing`. It does for functions, constructors and what `contextmanager` makes.
+
+    >>> from typing import Annotated, TypedDict, Unpack
+    >>> class Rounding(TypedDict, total=False):
+    ...     digits: Annotated[int, Default(1)]
+    >>> @with_options
+    ... def rounded(x: float, **options: Unpack[Rounding]) -> float:
+    ...     return round(x, options["digits"])
+    >>> rounded(0.25), rounded(0.25, digits=2), inspect.signature(rounded)
+    (0.2, 0.25, <Signature (x: float, *, digits: int = 1) -> float>)
+    """
+    several = inspect.signature(function).parameters["options"]
+    (options,) = get_args(several.annotation)  # of Unpack[...]
+    shared = parameters_of(options)
+    defaults = {parameter.name: parameter.default for parameter in shared}
+
+    @wraps(function)
+    def complete(*args: Any, **given: Any) -> Any:
+        return function(*args, **{**defaults, **given})
+
+    return showing(shared)(cast("Function", complete))

@@ -142,7 +142,7 @@ def test_an_error_in_the_batches_leaves_the_model_as_it_was():
 
 @pytest.mark.parametrize("prior", [-1, math.nan, "16", True, None])
 def test_a_prior_that_is_no_number_of_rows_is_refused(prior):
-    with pytest.raises(ValueError, match=rf"`prior` is {prior!r}: give the number of rows that"):
+    with pytest.raises(ValueError, match=rf"`prior` is {prior!r}: pass the number of rows that"):
         adapt(net(), TARGET, prior=prior)
 
 

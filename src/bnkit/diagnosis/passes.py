@@ -17,7 +17,7 @@ from bnkit.internals import AnyBatchNorm
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.moments import Moments, dtype_of_sums
 from bnkit.observation import evaluating, seeing_inputs, set_mode
-from bnkit.recalibration.measuring import write
+from bnkit.recalibration.estimators import write
 
 # Given a layer, the layer of the diagnosed model and what it is about to see.
 Settle = Callable[[nn.Module, Moments], None]

@@ -16,7 +16,8 @@ from bnkit.gap.formulas import root_of_ratio
 from bnkit.internals import AnyBatchNorm
 from bnkit.moments import Moments, dtype_of_sums
 from bnkit.observation import seeing_inputs, watching
-from bnkit.recalibration.measuring import Sample, Statistics, measure
+from bnkit.recalibration.estimators import Statistics, measure
+from bnkit.recalibration.samples import Sample
 from bnkit.roles import is_batch_norm
 
 

@@ -1,12 +1,14 @@
 """Statistics of batch norms, measured anew: recalibrate a model, adapt it to other data."""
 
-from bnkit.recalibration.adaptation import adapt, adapted, plan_adaptation
-from bnkit.recalibration.recalibrating import (
+from bnkit.recalibration.recalibration import (
+    adapt,
+    adapted,
+    plan_adaptation,
     plan_recalibration,
     recalibrate,
     recalibrate_,
 )
-from bnkit.recalibration.record import LayerShift, Recalibration
+from bnkit.recalibration.shifts import LayerShift, Recalibration
 
 __all__ = [
     "LayerShift",

@@ -1,7 +1,8 @@
-"""Samples pooled over the processes of torch.distributed."""
+"""`Sample`: what is known of a layer's inputs; pooled over the processes of torch.distributed."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,9 +13,37 @@ from bnkit.batches import NoBatchesError
 from bnkit.internals import AnyBatchNorm
 from bnkit.layers.exchange import Place, Ranks, SyncError, exchange
 from bnkit.moments import Moments
-from bnkit.recalibration.measuring import Sample
 
 Layers = Mapping[str, AnyBatchNorm]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """The pooled moments of a layer's inputs, how many inputs those were, and of how many rows.
+
+    `calls` is the largest number of inputs in one forward.
+    """
+
+    moments: Moments
+    inputs: int
+    rows: int
+    calls: int = 0
+
+    def __add__(self, other: "Sample") -> "Sample":
+        return Sample(
+            self.moments + other.moments,
+            self.inputs + other.inputs,
+            self.rows + other.rows,
+            max(self.calls, other.calls),
+        )
+
+    @property
+    def unbiased_variance(self) -> Tensor:
+        """The unbiased variance, (C,), and 0 where one value per channel has none."""
+        moments = self.moments
+        return moments.unbiased_variance if moments.count > 1 else moments.deviations
+
+
 Samples = dict[str, Sample]
 
 _Standing = Literal[0, 1]
@@ -60,16 +89,16 @@ def over_all_ranks(
 def _packed(samples: Samples, layers: Layers) -> Tensor:
     """Return the samples of all layers in one vector, which has the same length on all ranks.
 
-    A layer has count, inputs, rows and its place in the order, then mean and deviations.
+    A layer has count, inputs, rows, calls and its place in the order, then mean and deviations.
     """
     places = {path: place for place, path in enumerate(samples)}
     vector = torch.zeros(sum(_lengths(layers)), dtype=torch.float64)
     for path, part in zip(layers, torch.split(vector, _lengths(layers)), strict=True):
         if path in samples:
             sample = samples[path]
-            numbers = (sample.moments.count, sample.inputs, sample.rows, places[path])
-            part[:4] = torch.tensor(numbers)
-            part[4:] = torch.cat([sample.moments.mean, sample.moments.deviations])
+            numbers = (sample.moments.count, sample.inputs, sample.rows, sample.calls, places[path])
+            part[:5] = torch.tensor(numbers)
+            part[5:] = torch.cat([sample.moments.mean, sample.moments.deviations])
     return vector
 
 
@@ -77,15 +106,15 @@ def _unpacked(vector: Tensor, layers: Layers) -> Samples:
     """Return the samples of one rank, in the order in which the layers ran there."""
     found: dict[float, tuple[str, Sample]] = {}
     for path, part in zip(layers, torch.split(vector, _lengths(layers)), strict=True):
-        count, inputs, rows, place = part[:4].tolist()
+        count, inputs, rows, calls, place = part[:5].tolist()
         if count:
-            moments = Moments(int(count), *part[4:].chunk(2))
-            found[place] = (path, Sample(moments, int(inputs), int(rows)))
+            moments = Moments(int(count), *part[5:].chunk(2))
+            found[place] = (path, Sample(moments, int(inputs), int(rows), int(calls)))
     return dict(found[place] for place in sorted(found))
 
 
 def _lengths(layers: Layers) -> list[int]:
-    return [4 + 2 * layer.num_features for layer in layers.values()]
+    return [5 + 2 * layer.num_features for layer in layers.values()]
 
 
 def _pooled(samples: list[Samples]) -> Samples:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bnkit.dataflow import duplicate
 from bnkit.internals import AnyBatchNorm
 from bnkit.norms import unwrapped
-from bnkit.recalibration.measuring import Sample, unbiased
+from bnkit.recalibration.samples import Sample
 from bnkit.tables import path_or_model, text_table
 
 
@@ -97,14 +97,12 @@ class Recalibration:
         return f"{text_table(headers, rows)}\n\n{text_table(['left alone', 'why'], alone)}"
 
 
-def shift_of(path: str, layer: AnyBatchNorm, sample: Sample) -> LayerShift:
-    """Return how far the running statistics of `layer` are from the sample of its inputs."""
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
+def shift_of(path: str, layer: AnyBatchNorm, old: Buffers, sample: Sample) -> LayerShift:
+    """Return how far the statistics that `layer` had are from the sample of its inputs."""
     moments = sample.moments
-    variance = unbiased(moments) + layer.eps
-    shift = (layer.running_mean.to(moments.mean) - moments.mean).abs() / variance.sqrt()
-    ratio = (layer.running_var.to(moments.mean) + layer.eps) / variance
+    variance = sample.unbiased_variance + layer.eps
+    shift = (old.mean.to(moments.mean) - moments.mean).abs() / variance.sqrt()
+    ratio = (old.variance.to(moments.mean) + layer.eps) / variance
     return LayerShift(
         path,
         type(layer).__name__,
@@ -130,18 +128,17 @@ def buffers_of(layer: AnyBatchNorm) -> Buffers:
 
 @torch.no_grad()
 def _write(model: nn.Module, statistics: Mapping[str, Buffers]) -> None:
-    model = unwrapped(model)
-    layers = {path: _find(model, path, buffers) for path, buffers in statistics.items()}
-    for path, buffers in statistics.items():
-        layer = layers[path]
-        layer.running_mean.copy_(buffers.mean)  # type: ignore[union-attr]  # checked by _find
+    held = dict(unwrapped(model).named_modules())
+    layers = [(_checked(held, path, buffers), buffers) for path, buffers in statistics.items()]
+    for layer, buffers in layers:
+        layer.running_mean.copy_(buffers.mean)  # type: ignore[union-attr]  # checked
         layer.running_var.copy_(buffers.variance)  # type: ignore[union-attr]
         if layer.num_batches_tracked is not None and buffers.batches is not None:
             layer.num_batches_tracked.copy_(torch.as_tensor(buffers.batches))
 
 
-def _find(model: nn.Module, path: str, buffers: Buffers) -> AnyBatchNorm:
-    layer = dict(model.named_modules()).get(path)
+def _checked(held: Mapping[str, nn.Module], path: str, buffers: Buffers) -> AnyBatchNorm:
+    layer = held.get(path)
     shape = tuple(buffers.mean.shape)
     if not isinstance(layer, AnyBatchNorm) or getattr(layer.running_mean, "shape", None) != shape:
         raise ValueError(
