@@ -8,6 +8,7 @@ from torch import nn
 
 from bnkit.recalibration import adapt, adapted, plan_adaptation, recalibrate
 from cases import seeded
+from interruptions import at_every_line
 from zoo.checks import fingerprint
 
 SOURCE = torch.randn(200, 3, generator=seeded(0), dtype=torch.float64)
@@ -126,6 +127,21 @@ def test_a_block_predicts_with_adapted_statistics_and_gives_the_old_ones_back(er
     for key, value, place in before:
         assert torch.equal(model.state_dict()[key], value)
         assert model.state_dict()[key].data_ptr() == place
+
+
+def test_the_old_statistics_come_back_also_if_ctrl_c_comes_in_between():
+    model = nn.Sequential(*(nn.BatchNorm1d(2) for _ in range(3))).eval()
+
+    def act():
+        with adapted(model, torch.randn(8, 2, generator=seeded(0)) + 3):
+            pass
+
+    places = []
+    for place in at_every_line(("recalibration/recalibration.py", "recalibration/shifts.py"), act):
+        places.append(place)
+        assert all(bool((layer.running_mean == 0).all()) for layer in model), place
+        assert all(bool((layer.running_var == 1).all()) for layer in model), place
+    assert "_write" in {function for function, _ in places}
 
 
 def test_an_error_in_the_batches_leaves_the_model_as_it_was():

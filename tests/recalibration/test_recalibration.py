@@ -1,4 +1,5 @@
 import copy
+from collections import Counter
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim.swa_utils import update_bn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 import bnkit
@@ -18,6 +20,7 @@ from bnkit.layers.masked import MaskedBatchNorm1d
 from bnkit.layers.recurrent import BatchNormLSTM
 from bnkit.layers.renorm import BatchRenorm2d
 from bnkit.layers.sync import SyncBatchNorm2d
+from bnkit.moments import Moments
 from bnkit.recalibration import plan_recalibration, recalibrate, recalibrate_
 from cases import seeded
 from models import MODELS
@@ -232,6 +235,98 @@ def test_a_layer_that_reads_itself_normalises_by_the_mini_batch_meanwhile(estima
     inputs = torch.cat([x, 2 * F.batch_norm(x, None, None, training=True)])
     torch.testing.assert_close(after.norm.running_mean, inputs.mean(0))
     torch.testing.assert_close(after.norm.running_var, inputs.var(0))
+
+
+# What it costs, counted
+
+
+def deep(depth):
+    return nn.Sequential(*(nn.BatchNorm1d(4) for _ in range(depth)))
+
+
+def counted(function, calls):
+    """Return `function`, which notes its first argument in `calls`."""
+
+    def call(first, *args, **kwargs):
+        calls.append(first)
+        return function(first, *args, **kwargs)
+
+    return call
+
+
+def test_layer_by_layer_makes_a_pass_for_each_layer_and_stops_there():
+    model, forwards = deep(4), []
+    for place, layer in enumerate(model):
+        layer.register_forward_hook(lambda *_, place=place: forwards.append(place))
+    recalibrate(model, [x.float() for x in BATCHES], estimator="layer_by_layer")
+    # The first pass goes to the end; of the others each stops before the layer that it measures.
+    assert Counter(forwards) == {0: 4 * 3, 1: 3 * 3, 2: 2 * 3, 3: 1 * 3}
+
+
+def test_layer_by_layer_measures_a_layer_at_a_time(monkeypatch):
+    measured = []
+    monkeypatch.setattr(Moments, "of", counted(Moments.of, measured))
+    recalibrate(deep(5), [x.float() for x in BATCHES], estimator="layer_by_layer")
+    assert len(measured) == (5 + 4) * len(BATCHES)
+
+
+class Interleaved(nn.Module):
+    """One layer runs before and behind another, in two branches."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.BatchNorm1d(4).double() for _ in range(3))
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x)) + self.a(x.tanh()))
+
+
+@torch.no_grad()
+def test_layer_by_layer_stops_behind_the_last_call_of_a_layer():
+    after = recalibrate(Interleaved(), BATCHES, estimator="layer_by_layer")
+    x = torch.cat(BATCHES)
+    into_a = torch.cat([x, x.tanh()])
+    torch.testing.assert_close(after.a.running_mean, into_a.mean(0))
+    torch.testing.assert_close(after.a.running_var, into_a.var(0))
+    a = [normalised(y, after.a, into_a.mean(0), into_a.var(0)) for y in (x, x.tanh())]
+    into_c = normalised(a[0], after.b, a[0].mean(0), a[0].var(0)) + a[1]
+    torch.testing.assert_close(after.c.running_mean, into_c.mean(0))
+    torch.testing.assert_close(after.c.running_var, into_c.var(0))
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often Python needs a number, for which the host would wait for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def waits(depth, batches):
+    with Waits() as seen:
+        plan_recalibration(deep(depth), [BATCHES[0].float()] * batches)
+    return seen.count
+
+
+def test_the_host_waits_once_for_a_mini_batch():
+    assert waits(5, 9) - waits(5, 3) == 6
+
+
+def test_writing_walks_over_the_model_once(monkeypatch):
+    walks = []
+    monkeypatch.setattr(nn.Module, "named_modules", counted(nn.Module.named_modules, walks))
+    needed = []
+    for depth in (5, 50):
+        model = deep(depth)
+        plan = plan_recalibration(model, BATCHES[0].float())
+        walks.clear()
+        plan.apply_(model)
+        needed.append(walks.count(model))
+    assert needed == [1, 1]
 
 
 # Forms of batches
