@@ -150,7 +150,7 @@ class Planted:
     batches: Iterable[Any]
     score: Callable[[nn.Module], float]
     recalibrated: Callable[[nn.Module], nn.Module]
-    mend: Callable[[Diagnosis, nn.Module], nn.Module] = Diagnosis.mended
+    mend: Callable[[Diagnosis, nn.Module], nn.Module] = Diagnosis.fixed
     again: Callable[[nn.Module], Diagnosis] | None = None
 
 

@@ -12,9 +12,9 @@ import bnkit
 from architecture import House, code_of, first_line_of, imports_of
 
 FLOORS = (
-    "internals moments tables names options references files progress source_code kernels "
-    "functional layers observation roles dataflow batches norms recalibration parameters gap "
-    "surgery checkpoints diagnosis monitoring experiments benchmarking report cli"
+    "deprecation internals moments tables names options references files progress source_code "
+    "kernels functional layers observation roles dataflow batches norms recalibration parameters "
+    "gap surgery checkpoints diagnosis monitoring experiments benchmarking report cli"
 ).split()
 HOUSE = House(bnkit, FLOORS)
 each_file = pytest.mark.parametrize("path", HOUSE.files, ids=HOUSE.short)

@@ -188,7 +188,7 @@ def test_dtype_and_what_trains_are_the_fresh_models(tmp_path):
 def test_options_that_are_not_finite_come_back(tmp_path):
     plan, model = changed("add")
     edit = plan.edits[0]
-    odd = replace(edit, structure={**edit.structure, "eps": float("inf")})
+    odd = replace(edit, options={**edit.options, "eps": float("inf")})
     path = save(model, tmp_path / "a.pt", plan=replace(plan, edits=(odd, *plan.edits[1:])))
     assert load(build(), path)[0].batchnorm.eps == float("inf")
 
@@ -286,7 +286,7 @@ def test_an_unknown_suffix_is_refused(tmp_path):
 
 def test_a_plan_that_cannot_be_made_again_is_refused(tmp_path):
     plan, model = changed("add")
-    silent = replace(plan, edits=(replace(plan.edits[0], structure={}),))
+    silent = replace(plan, edits=(replace(plan.edits[0], operation=""),))
     message = "`plan` does not say by which operation layer '0' was changed .*: save the state_dict"
     with pytest.raises(ValueError, match=message):
         save(model, tmp_path / "a.pt", plan=silent)
@@ -313,7 +313,7 @@ def test_a_change_by_a_function_is_refused_before_anything_is_written(
     plan = planner(build_normalised(), images())
     model = plan.apply(build_normalised())
     message = (
-        rf"`plan` changes layer '1' by '.*{name}', a function, which no file holds, so the file "
+        rf"`plan` changes layer '1' by '.*{name}', a function, which cannot be saved, so the file "
         rf"could not be loaded: save the state_dict, and make the change again in code before you"
     )
     for given in (plan, plan.to_json(), [plan]):
@@ -527,3 +527,34 @@ def test_what_load_state_dict_itself_refuses_passes_through(tmp_path):
 
     path = save(nn.Linear(2, 2), tmp_path / "a.pt")
     assert "not on a Sunday" in mismatch(Choosy(2, 2), path)
+
+
+# Files of 0.1.0, whose plans have no number of their format
+
+OLD = Path(__file__).parent / "checkpoints_of_0_1_0"  # each less than 9 KB
+
+
+def plain_of_0_1_0():
+    layers = [nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(8, 2))
+
+
+def normalised_of_0_1_0():
+    return nn.Sequential(
+        *(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4, momentum=0.99), nn.ReLU(), nn.Dropout(0.5)),
+        *(nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.BatchNorm2d(4), nn.ReLU()),
+        *(nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2)),
+    )
+
+
+# The first was inserted into, accelerated and standardised, the second fixed by the doctor, rid of
+# some batch norms and converted.
+OF_0_1_0 = {"inserted.safetensors": plain_of_0_1_0, "fixed.pt": normalised_of_0_1_0}
+
+
+@pytest.mark.parametrize("name", OF_0_1_0)
+def test_files_of_0_1_0_load_and_compute_what_they_did(name):
+    model = load(OF_0_1_0[name](), OLD / name).eval()
+    x = torch.arange(144.0).mul(0.7).sin().reshape(2, 2, 6, 6)
+    expected = torch.tensor(json.loads((OLD / "outputs.json").read_text())[name])
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-6)

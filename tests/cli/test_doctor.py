@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import bnkit
 from bnkit import cli
-from bnkit.surgery.structure import OPERATIONS
+from bnkit.surgery.operations import OPERATIONS
 
 SICK = """
 import torch

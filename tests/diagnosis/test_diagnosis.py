@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from bnkit.diagnosis import Diagnosis, Finding, diagnose
-from bnkit.diagnosis.mend import altering
+from bnkit.diagnosis.fix import by_edit
+from bnkit.surgery.operations import OPERATIONS, Edit
 
 
 def finding(rule="on-logits", severity="warning", layers=("bn",), **options):
@@ -83,54 +84,70 @@ def test_sarif_has_what_the_standard_requires():
         assert "Measured: ratio: 2." in result["message"]["text"]
 
 
-def noting(done, name, **options):
-    """Return a mend that notes its name."""
-    return altering("", "write_values", lambda _: done.append(name), action=name, **options)
+@pytest.fixture
+def done(monkeypatch):
+    """Return the names that the operation "note" was given, in order."""
+    names = []
+    monkeypatch.setitem(OPERATIONS, "note", lambda _model, _layer, *, name: names.append(name))
+    return names
 
 
-def test_mending_all_mends_causes_and_leaves_their_consequences():
-    done = []
-    cause = finding(mend=noting(done, "cause"))
-    consequence = finding("unfolded", mend=noting(done, "consequence"), causes=(cause,))
+def noting(name, **options):
+    """Return a fix that notes its name."""
+    return by_edit(Edit("", "", name, "", "note", {"name": name}), **options)
+
+
+def test_fixing_all_fixes_causes_and_leaves_their_consequences(done):
+    cause = finding(automatic_fix=noting("cause"))
+    consequence = finding("unfolded", automatic_fix=noting("consequence"), causes=(cause,))
     model = nn.BatchNorm1d(2)
-    mended = diagnosis(cause, consequence, finding()).mended(model)
-    assert (done, mended is model) == (["cause"], False)
-    with pytest.raises(ValueError, match="severity 'warning' or worse can be mended without"):
-        diagnosis(finding(), finding(severity="info", mend=noting([], ""))).mended(model)
+    fixed = diagnosis(cause, consequence, finding()).fixed(model)
+    assert (done, fixed is model) == (["cause"], False)
+    with pytest.raises(ValueError, match="severity 'warning' or worse can be fixed automatically"):
+        diagnosis(finding(), finding(severity="info", automatic_fix=noting(""))).fixed(model)
 
 
-def test_what_was_measured_is_written_before_other_mends_change_it():
-    done = []
-    worse = finding(severity="error", mend=noting(done, "structure"))
-    measured = finding(mend=noting(done, "statistics", measures=True))
-    _, plans = diagnosis(worse, measured).mended_with_plans(nn.Identity())
+def test_what_was_measured_is_written_before_other_fixes_change_it(done):
+    worse = finding(severity="error", automatic_fix=noting("structure"))
+    measured = finding(automatic_fix=noting("statistics", measures=True))
+    _, plans = diagnosis(worse, measured).fixed_with_plans(nn.Identity())
     assert done == ["statistics", "structure"]
     assert [plan.edits[0].action for plan in plans] == done
 
 
-def test_mending_stops_at_a_bar():
-    done = []
-    worth_knowing = finding(severity="info", mend=noting(done, "info"))
-    consequence = finding(causes=(worth_knowing,), mend=noting(done, "bad"))
+def test_the_old_names_warn_and_work(done):
+    found = diagnosis(finding(automatic_fix=noting("a")))
+    with pytest.warns(DeprecationWarning, match=r"`Diagnosis\.mended` is now .*`Diagnosis\.fixed`"):
+        assert isinstance(found.mended(nn.Identity()), nn.Identity)
+    with pytest.warns(DeprecationWarning, match=r"called `Diagnosis\.fixed_with_plans`"):
+        _, (plan,) = found.mended_with_plans(nn.Identity())
+    with pytest.warns(DeprecationWarning, match=r"called `Finding\.automatic_fix`"):
+        assert found.findings[0].mend is found.findings[0].automatic_fix
+    assert (done, plan.edits[0].action) == (["a", "a"], "a")
+
+
+def test_fixing_stops_at_a_bar(done):
+    worth_knowing = finding(severity="info", automatic_fix=noting("info"))
+    consequence = finding(causes=(worth_knowing,), automatic_fix=noting("bad"))
     found = diagnosis(consequence, worth_knowing)
-    found.mended(nn.Identity())
-    found.mended(nn.Identity(), severity="info")
+    found.fixed(nn.Identity())
+    found.fixed(nn.Identity(), severity="info")
     assert done == ["bad", "info"]
 
 
-def test_mends_of_one_layer_agree_on_what_the_model_computes():
+def test_fixes_of_one_layer_agree_on_what_the_model_computes():
     # The bias goes, out of the statistics that are measured anew: both are of the same layer.
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).eval()
     batches = [torch.randn(16, 4) + 3 for _ in range(3)]
     found = diagnose(model, batches, progress=False, skip=["unfolded"])
-    mended = found.mended(model, severity="info")
-    by_statistics = found.mended(model)
-    assert mended[0].bias is None
-    torch.testing.assert_close(mended(batches[0]), by_statistics(batches[0]))
+    fixed = found.fixed(model, severity="info")
+    by_statistics = found.fixed(model)
+    assert fixed[0].bias is None
+    torch.testing.assert_close(fixed(batches[0]), by_statistics(batches[0]))
 
 
-def test_a_layer_that_another_mend_took_away_is_left_alone():
+def test_a_layer_that_another_fix_took_away_is_left_alone():
     # Folded into the layer before it, whose bias is one that no batch norm cancels any more.
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
@@ -138,19 +155,19 @@ def test_a_layer_that_another_mend_took_away_is_left_alone():
     of_statistics = ["never-updated", "stale-statistics", "train-eval-gap"]
     found = diagnose(model, batches, progress=False, skip=of_statistics)
     assert {"on-logits", "cancelled-bias"} <= {each.rule for each in found.findings}
-    mended = found.mended(model, severity="info").eval()
-    assert mended[0].bias is not None
-    torch.testing.assert_close(mended(batches[0]), model.eval()(batches[0]))
+    fixed = found.fixed(model, severity="info").eval()
+    assert fixed[0].bias is not None
+    torch.testing.assert_close(fixed(batches[0]), model.eval()(batches[0]))
 
 
-def test_a_real_diagnosis_prints_and_mends():
+def test_a_real_diagnosis_prints_and_fixes():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
     batches = [torch.randn(16, 4) for _ in range(3)]
     found = diagnose(model, batches, progress=False)
     (bias,) = (f for f in found.findings if f.rule == "cancelled-bias")
     assert "cancelled-bias" in str(found)
-    assert bias.mend(model)[0].bias is None
+    assert bias.automatic_fix(model)[0].bias is None
 
 
 def test_sarif_explains_each_rule_in_text_and_in_markdown():

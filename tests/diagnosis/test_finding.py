@@ -32,7 +32,7 @@ def test_the_model_itself_has_a_name_for_people(layers):
 
 def test_plain_data_name_the_causes():
     cause = finding(layers=("x",))
-    data = finding(causes=(cause,), mend=lambda model: model).to_json()
+    data = finding(causes=(cause,), automatic_fix=lambda model: model).to_json()
     assert data["causes"] == [{"rule": "on-logits", "layers": ["x"]}]
-    assert data["mendable"] is True
+    assert data["fixable"] is data["mendable"] is True
     assert data["layers"] == ["a", "b"]

@@ -49,11 +49,11 @@ def charts(found):
 
 
 def test_a_finding_is_shown_with_what_was_measured_why_and_what_to_do():
-    text = read(finding(), finding(severity="error", mend=lambda model: model)).text
+    text = read(finding(), finding(severity="error", automatic_fix=lambda model: model)).text
     assert "1 error, 1 warning" in text
     for words in ("stale-statistics", "bn", "output change 0.5", "They are old.", "Measure them."):
         assert words in text
-    assert text.count("finding.mend(model) does it.") == 1
+    assert text.count("finding.automatic_fix(model) does it.") == 1
 
 
 def test_what_follows_stands_below_its_cause_and_the_worst_comes_first():

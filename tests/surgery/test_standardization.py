@@ -276,8 +276,11 @@ def test_a_plan_can_be_applied_to_several_models():
     first, second = plan.apply(dense()), plan.apply(nn.Tanh())
     assert torch.equal(first.standardize.mean, second.standardize.mean)
     assert not memory(first.standardize) & memory(second.standardize)
-    with pytest.raises(SurgeryError, match="cannot be put behind a layer in place: call the plan"):
-        plan.edits[0].change(dense())
+
+
+def test_a_plan_returns_what_the_model_is_behind_where_it_changes_the_model_itself():
+    model = dense()
+    assert plan_standardization(dense(), vectors()).change(model).model is model
 
 
 # Errors

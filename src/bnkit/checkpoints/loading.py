@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bnkit.checkpoints.formats import format_of
 from bnkit.checkpoints.messages import SHOWN, listed
 from bnkit.checkpoints.plans import Document, parsed
-from bnkit.surgery.structure import replay
+from bnkit.surgery.operations import replay
 
 
 def load(model: nn.Module, path: str | Path) -> nn.Module:

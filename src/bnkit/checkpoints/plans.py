@@ -1,12 +1,12 @@
 """Plans as a checkpoint holds them: a list of them as JSON, in the order of their changes."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bnkit.surgery.operations import OPERATIONS, functions_in
 from bnkit.surgery.plan import Plan
-from bnkit.surgery.structure import OPERATIONS
 
 PLAN = "bnkit_plan"  # its name in the file
 
@@ -64,18 +64,9 @@ def _refuse_what_cannot_be_made_again(edit: Mapping[str, Any]) -> None:
             f"({edit['change']}), so the file could not be loaded: save the state_dict and "
             f"make the change again in code"
         )
-    for name in _callables(structure):
+    for name in functions_in(structure):
         raise ValueError(
-            f"`plan` changes layer '{edit['layer']}' by {name!r}, a function, which no file holds, "
-            f"so the file could not be loaded: save the state_dict, and make the change again in "
-            f"code before you load it"
+            f"`plan` changes layer '{edit['layer']}' by {name!r}, a function, which cannot be "
+            f"saved, so the file could not be loaded: save the state_dict, and make the change "
+            f"again in code before you load it"
         )
-
-
-def _callables(structure: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the names of the functions by which the change was made: plain data only name them."""
-    if structure["operation"] == "convert_layer_by_callable":
-        yield structure["name"]
-    for option in structure.get("options", {}).values():
-        if isinstance(option, Mapping) and "callable" in option:
-            yield option["callable"]

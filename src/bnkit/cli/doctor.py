@@ -91,23 +91,23 @@ def doctor(
             skip=texts(skip),
             progress=False,
         )
-        mended, plans = operation.network, operation.plans
-        mendable = any(finding.mend for finding in found.at_least("warning"))
-        if fix is not None and mendable:
-            mended, changes = found.mended_with_plans(operation.network)
+        fixed, plans = operation.network, operation.plans
+        fixable = any(finding.automatic_fix for finding in found.at_least("warning"))
+        if fix is not None and fixable:
+            fixed, changes = found.fixed_with_plans(operation.network)
             documents = tuple(plan.to_json() for plan in changes)
-            File(fix, mended.state_dict(), documents).restore(operation.network)  # it loads
+            File(fix, fixed.state_dict(), documents).restore(operation.network)  # it loads
             plans = (*plans, *documents)
     _print(found, as_json=as_json, sarif_of=model if as_sarif else None)
     if html is not None:
         with explained(), messages.status("drawing"), chatter_on_stderr():
             write_diagnosis(found, html)
         say(f"Report: {html}")
-    if fix is not None and not mendable:
+    if fix is not None and not fixable:
         say(f"No warning and no error can be mended without its owner: {fix} is not written.")
     elif fix is not None:
         with explained():
-            say(f"Checkpoint: {save(mended, fix, plan=plans)}")
+            say(f"Checkpoint: {save(fixed, fix, plan=plans)}")
     if found.at_least(bar):
         raise typer.Exit(1)
 

@@ -8,11 +8,12 @@ from urllib.parse import quote
 
 from torch import nn
 
+from bnkit.deprecation import warn_of
 from bnkit.diagnosis.explanation import explanation_of
 from bnkit.diagnosis.finding import SEVERITIES, Finding, Severity
+from bnkit.diagnosis.fix import fixed_by
 from bnkit.diagnosis.grouping import Group, groups_of
 from bnkit.diagnosis.layers import LayerRecord
-from bnkit.diagnosis.mend import mended_by
 from bnkit.diagnosis.rules.rule import Rule
 from bnkit.diagnosis.rules.table import RULES
 from bnkit.surgery.plan import Plan
@@ -52,36 +53,50 @@ class Diagnosis:
         bar = SEVERITIES.index(severity)
         return tuple(f for f in self.findings if SEVERITIES.index(f.severity) <= bar)
 
-    def mended(self, model: nn.Module, *, severity: Severity = "warning") -> nn.Module:
-        """Return a copy of `model` with what can be mended, of this severity and worse.
+    def fixed(self, model: nn.Module, *, severity: Severity = "warning") -> nn.Module:
+        """Return a copy of `model` with all automatic fixes of this severity and worse.
 
-        Causes are mended, not what follows from them: statistics first, then what else there is,
+        Causes are fixed, not what follows from them: statistics first, then what else there is,
         worst first, each in what the others have left. Raises ValueError where nothing can be
-        mended.
+        fixed automatically.
         """
-        return self.mended_with_plans(model, severity=severity)[0]
+        return self.fixed_with_plans(model, severity=severity)[0]
 
-    def mended_with_plans(
+    def fixed_with_plans(
         self, model: nn.Module, *, severity: Severity = "warning"
     ) -> tuple[nn.Module, tuple[Plan, ...]]:
-        """Return what `mended` does, and the plans that made it, with which `bnkit.save` keeps it.
+        """Return what `fixed` does, and the plans that made it, with which `bnkit.save` keeps it.
 
         >>> from bnkit.diagnosis import diagnose
         >>> found = diagnose(nn.Sequential(nn.BatchNorm1d(2, momentum=0.99)))
-        >>> mended, (plan,) = found.mended_with_plans(nn.Sequential(nn.BatchNorm1d(2)))
+        >>> fixed, (plan,) = found.fixed_with_plans(nn.Sequential(nn.BatchNorm1d(2)))
         >>> plan.edits[0].action
         'momentum = 0.01'
         """
         found = self.at_least(severity)
-        mends = [
-            f.mend for f in found if f.mend and not any(c.mend for c in f.causes if c in found)
+        fixes = [
+            f.automatic_fix
+            for f in found
+            if f.automatic_fix and not any(c.automatic_fix for c in f.causes if c in found)
         ]
-        if not mends:
+        if not fixes:
             raise ValueError(
-                f"nothing in this diagnosis of severity {severity!r} or worse can be mended "
-                f"without its owner: follow the `fix` of its findings"
+                f"nothing in this diagnosis of severity {severity!r} or worse can be fixed "
+                f"automatically: follow the `fix` of its findings"
             )
-        return mended_by(mends, model)
+        return fixed_by(fixes, model)
+
+    def mended(self, model: nn.Module, *, severity: Severity = "warning") -> nn.Module:
+        """Return what `fixed` returns, whose old name this is."""
+        warn_of("Diagnosis.mended", "Diagnosis.fixed")
+        return self.fixed(model, severity=severity)
+
+    def mended_with_plans(
+        self, model: nn.Module, *, severity: Severity = "warning"
+    ) -> tuple[nn.Module, tuple[Plan, ...]]:
+        """Return what `fixed_with_plans` returns, whose old name this is."""
+        warn_of("Diagnosis.mended_with_plans", "Diagnosis.fixed_with_plans")
+        return self.fixed_with_plans(model, severity=severity)
 
     @property
     def groups(self) -> tuple[Group, ...]:

@@ -1,10 +1,11 @@
-"""`Finding`: one trouble of a model: where it is, how it was measured, and what mends it."""
+"""`Finding`: one trouble of a model: where it is, how it was measured, and how to fix it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from bnkit.diagnosis.mend import Mend
+from bnkit.deprecation import warn_of
+from bnkit.diagnosis.fix import Fix
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)  # worst first
@@ -16,9 +17,9 @@ class Finding:
 
     An "error" breaks training or makes its results wrong, a "warning" harms them, "info" is worth
     knowing. `measured` names what was measured, with its numbers. `why` says what the trouble is,
-    `fix` what to do. `mend(model)` returns a mended copy of the diagnosed model, or of one that
-    another finding has mended; it is None where only its owner can mend it. `causes` are the
-    findings that this one follows from.
+    `fix` what to do. `automatic_fix(model)` does it: it returns a fixed copy of the diagnosed
+    model, or of one that other fixes have changed; it is None where a person has to decide.
+    `causes` are the findings that this one follows from.
 
     >>> print(Finding("on-logits", "warning", ("fc",), {"classes": 10}, "Why.", "Remove it."))
     warning on-logits at fc (classes: 10): Why. Remove it.
@@ -30,12 +31,18 @@ class Finding:
     measured: Mapping[str, Any]
     why: str
     fix: str
-    mend: Mend | None = field(default=None, repr=False)
+    automatic_fix: Fix | None = field(default=None, repr=False)
     causes: "tuple[Finding, ...]" = ()
 
     def __post_init__(self) -> None:
         if self.severity not in SEVERITIES:
             raise ValueError(f"`severity` is {self.severity!r}: choose from {SEVERITIES}")
+
+    @property
+    def mend(self) -> Fix | None:
+        """The old name of `automatic_fix`."""
+        warn_of("Finding.mend", "Finding.automatic_fix")
+        return self.automatic_fix
 
     @property
     def place(self) -> str:
@@ -56,7 +63,8 @@ class Finding:
             "measured": dict(self.measured),
             "why": self.why,
             "fix": self.fix,
-            "mendable": self.mend is not None,
+            "fixable": self.automatic_fix is not None,
+            "mendable": self.automatic_fix is not None,  # its name in 0.1, for one more release
             "causes": [{"rule": c.rule, "layers": list(c.layers)} for c in self.causes],
         }
 

@@ -8,8 +8,8 @@ _HEAD = """# The rules of the doctor
 `bnkit doctor` and `bnkit.diagnose` look for these troubles. Each is named by a slug, by which
 `bnkit explain` shows its page in the terminal and `skip=` switches it off. An error breaks training
 or makes its results wrong, a warning harms them, information is worth knowing. Figures in
-`typewriter` are those of a finding's `measured`. "The mend" is the finding's `mend`, what
-`diagnosis.mended(model)` and `--fix` apply.
+`typewriter` are those of a finding's `measured`. "The mend" is the finding's `automatic_fix`, what
+`diagnosis.fixed(model)` and `--fix` apply.
 
 <!-- Made from src/bnkit/diagnosis/explanations by bnkit.diagnosis.manual: change it there. -->"""
 

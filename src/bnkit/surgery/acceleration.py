@@ -1,6 +1,5 @@
 """`accelerate`: the same model with bnkit's batch norms, fused with the activations after them."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,7 +10,8 @@ from torch import nn
 from bnkit.internals import AnyBatchNorm
 from bnkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnkit.surgery.fusing import NAMES, Modes, activation_after
-from bnkit.surgery.plan import Edit, LeftAlone, Plan, replace_module
+from bnkit.surgery.operations import Edit, operation, replace_module
+from bnkit.surgery.plan import LeftAlone, Plan
 from bnkit.surgery.promise import prove_change
 
 Where = Callable[[str, nn.Module], bool]
@@ -102,16 +102,11 @@ def _edit(modes: Modes, path: str, layer: AnyBatchNorm, where: Where | None) -> 
     name = None if activation is None else NAMES[type(activation.module)]  # type: ignore[index]
     action = "bnkit's" if name is None else f"bnkit's, with {name} of '{activation.name}'"  # type: ignore[union-attr]
     replaced = None if activation is None else activation.name
-    structure = {
-        "operation": "apply_acceleration",
-        "layer": path,
-        "activation": name,
-        "replaced": replaced,
-    }
-    change = functools.partial(apply_acceleration, layer=path, activation=name, replaced=replaced)
-    return Edit(path, kind, action, reason, change, structure)
+    options = {"activation": name, "replaced": replaced}
+    return Edit(path, kind, action, reason, "apply_acceleration", options)
 
 
+@operation
 def apply_acceleration(
     model: nn.Module, layer: str, *, activation: str | None, replaced: str | None
 ) -> None:

@@ -11,8 +11,9 @@ from bnkit.surgery.eligibility import (
     objection_to_place,
     objections_to_layers,
 )
+from bnkit.surgery.operations import Edit
 from bnkit.surgery.placement import after_activation, before_activation
-from bnkit.surgery.plan import Edit, LeftAlone, Plan
+from bnkit.surgery.plan import LeftAlone, Plan
 from bnkit.surgery.promise import SurgeryError
 from bnkit.surgery.stretch import Stretch, stretch_after
 

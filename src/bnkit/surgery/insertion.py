@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -28,17 +28,7 @@ class Insertion(Plan):
 
     batches: int = 0
     rows: int = 0
-    in_training_mode: Distance | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the plan as plain dictionaries."""
-        moved = self.in_training_mode
-        own = {
-            "batches": self.batches,
-            "rows": self.rows,
-            "in_training_mode": None if moved is None else dataclasses.asdict(moved),
-        }
-        return {**super().to_json(), **own}
+    in_training_mode: Distance | None = field(default=None, metadata={"record": Distance})
 
     def __str__(self) -> str:
         table = super().__str__()

@@ -5,6 +5,8 @@ rewritten: `Conv2d` becomes a `Conv2d` that passes its own output (or input) thr
 `batchnorm`.
 """
 
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 
 from bnkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnkit.observation import follow_mode
+from bnkit.surgery.operations import operation
+from bnkit.surgery.promise import SurgeryError
 
 Side = Literal["output", "input"]
 
@@ -94,6 +98,7 @@ def own_batch_norm(
     layer.batchnorm = follow_mode(batch_norm, layer)
 
 
+@operation
 def own_batch_norm_at(
     model: nn.Module,
     layer: str,
@@ -106,13 +111,17 @@ def own_batch_norm_at(
     eps: float,
     drop_bias: bool = False,
     like: str | None = None,
+    values: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Make the layer of `model` at this path own a new batch norm, on its `side`, in place.
 
-    The operation "own_batch_norm" of plans, in plain data: `features`, `axis` and `rank` are those
-    of `Layout`, `like` is the path of the layer by whose parameters the batch norm is made (by
-    default its own), `drop_bias` takes the layer's own bias away. Raises ValueError for another
-    side and for a layer that has a `batchnorm` already.
+    `features`, `axis` and `rank` are those of `Layout`, `like` is the path of the layer by whose
+    parameters the batch norm is made (by default its own), `drop_bias` takes the layer's own bias
+    away. With `values` the model computes the same afterwards: they hold "mean" and "variance"
+    (unbiased) of what the layer gives with its bias, and the number of mini-"batches".
+
+    Raises ValueError for another side and for a layer that has a `batchnorm` already, SurgeryError
+    for values that are not finite.
 
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
     >>> layout = {"features": 3, "axis": -1, "rank": None}
@@ -133,8 +142,38 @@ def own_batch_norm_at(
         eps=eps,
         like=None if like is None else next(model.get_submodule(like).parameters()),
     )
+    if values is not None:
+        bias = owner.get_parameter("bias") if drop_bias else torch.zeros(())
+        _undo(layer, owner.batchnorm, values, absorbed=_wide(bias))
     if drop_bias:
         owner.register_parameter("bias", None)
+
+
+@torch.no_grad()
+def _undo(path: str, batch_norm: Any, values: Mapping[str, Tensor], *, absorbed: Tensor) -> None:
+    """Give the batch norm these statistics, and the weight and bias that undo them.
+
+    The weight is sqrt(running_var + eps) and the bias the running mean, to which the bias that the
+    layer loses is added (Ioffe and Szegedy 2015, section 3.1: with these the transform is the
+    identity). All are computed in float64 from the running statistics as they are stored, so that
+    nothing but the rounding of each is left.
+    """
+    state = batch_norm.state_dict()  # the tensors themselves
+    state["running_mean"].copy_(values["mean"].cpu() - absorbed)
+    state["running_var"].copy_(values["variance"])
+    state["weight"].copy_((_wide(state["running_var"]) + batch_norm.eps).sqrt())
+    state["bias"].copy_(_wide(state["running_mean"]) + absorbed)
+    state["num_batches_tracked"].copy_(values["batches"])
+    if not all(tensor.isfinite().all() for tensor in state.values()):
+        raise SurgeryError(
+            f"the statistics of layer '{path}' over `batches` are not finite: it gives NaN or "
+            f"infinite values, or such whose square overflows; look for them in the mini-batches, "
+            f"or leave the layer out by `where`"
+        )
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.detach().cpu().double()
 
 
 _PLACES: dict[str, type[Normalized]] = {"output": NormalizedOutput, "input": NormalizedInput}
@@ -146,12 +185,14 @@ def normalized_class(place: type[Normalized], original: type[nn.Module]) -> type
     >>> normalized_class(NormalizedOutput, nn.Conv2d).__name__
     'NormalizedConv2d'
     """
-    if (place, original) not in _classes:
-        name = f"Normalized{original.__name__}"
-        _classes[place, original] = type(name, (place, original), {"__module__": __name__})
-    return _classes[place, original]
+    with _one_at_a_time:  # two threads that made one class each would not know each other's
+        if (place, original) not in _classes:
+            name = f"Normalized{original.__name__}"
+            _classes[place, original] = type(name, (place, original), {"__module__": __name__})
+        return _classes[place, original]
 
 
+_one_at_a_time = threading.Lock()
 _classes: dict[tuple[type[Normalized], type[nn.Module]], type[nn.Module]] = {}
 
 

@@ -1,6 +1,5 @@
 """Where a batch norm goes: on a layer's output, its activation's, or the next layer's input."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +13,8 @@ from bnkit.surgery.eligibility import (
     objection_to_class,
     objection_to_shape,
 )
-from bnkit.surgery.normalized import own_batch_norm_at
-from bnkit.surgery.plan import Edit, LeftAlone
+from bnkit.surgery.operations import Edit
+from bnkit.surgery.plan import LeftAlone
 from bnkit.surgery.stretch import Stretch, next_weights
 
 Options = Mapping[str, Any]  # momentum and eps, the same for the whole change
@@ -112,9 +111,7 @@ def _own_output(
 
 
 def _edit(call: Call, action: str, why: str, **options: Any) -> Edit:
-    change = functools.partial(own_batch_norm_at, layer=call.name, **options)
-    structure = {"operation": "own_batch_norm_at", "layer": call.name, **options}
-    return Edit(call.name, call.kind, action, why, change, structure)
+    return Edit(call.name, call.kind, action, why, "own_batch_norm_at", options)
 
 
 def _layout(call: Call, shape: tuple[int, ...]) -> dict[str, Any]:

@@ -1,34 +1,17 @@
 """`Plan`: what a change to a model does to each layer, what it leaves alone, and why."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import torch
 from torch import nn
 
 from bnkit.dataflow import duplicate
-from bnkit.internals import children_of
-from bnkit.observation import set_mode
+from bnkit.surgery.operations import Edit, make_edits
 from bnkit.surgery.promise import Proof
 from bnkit.tables import text_table
 
-
-@dataclass(frozen=True)
-class Edit:
-    """One layer's change: `layer` is its path in `named_modules`, `kind` the name of its class.
-
-    `change` is called with the copy of the model, and changes it in place. `structure` says in
-    plain data what it does to the model's structure, whatever the values: the name of an
-    "operation" and its options, by which a checkpoint of the changed model is loaded again.
-    """
-
-    layer: str
-    kind: str
-    action: str
-    why: str
-    change: Callable[[nn.Module], None] = field(repr=False, compare=False)
-    structure: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+_ONLY_IF_THERE = ("proof", "movement")  # keys that are left out rather than null
 
 
 @dataclass(frozen=True)
@@ -50,34 +33,46 @@ class Plan:
 
     edits: tuple[Edit, ...]
     left_alone: tuple[LeftAlone, ...]
-    proof: Proof | None = None
+    proof: Proof | None = field(default=None, metadata={"record": Proof})  # for from_json
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Return a deep copy of `model` with the edits made; `model` stays as it is."""
-        changed = duplicate(model)
-        self.change(changed)
-        return changed
+        return self.change(duplicate(model))
 
-    def change(self, model: nn.Module) -> None:
-        """Make the edits in `model` itself."""
-        with torch.inference_mode(mode=False):  # what is made in it could not be trained
-            for edit in self.edits:
-                edit.change(model)
+    def change(self, model: nn.Module) -> nn.Module:
+        """Make the edits in `model` itself, and return it, or the layer that it is now behind."""
+        return make_edits(model, self.edits)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the edits and the layers left alone as plain dictionaries."""
-        edits = [
-            {
-                "layer": e.layer,
-                "kind": e.kind,
-                "change": e.action,
-                "why": e.why,
-                "structure": dict(e.structure),
-            }
-            for e in self.edits
-        ]
-        proof = {} if self.proof is None else {"proof": asdict(self.proof)}
-        return {"edits": edits, "left_alone": [asdict(left) for left in self.left_alone], **proof}
+    def to_json(self, *, values: bool = False) -> dict[str, Any]:
+        """Return the plan as plain data; with the tensors of its edits, as numbers, if asked to."""
+        data: dict[str, Any] = {
+            "edits": [edit.to_json(values=values) for edit in self.edits],
+            "left_alone": [asdict(left) for left in self.left_alone],
+        }
+        for each in fields(self)[2:]:
+            value = getattr(self, each.name)
+            if value is not None or each.name not in _ONLY_IF_THERE:
+                is_record = "record" in each.metadata and value is not None
+                data[each.name] = asdict(value) if is_record else value
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Plan":
+        """Return the plan that `to_json(values=True)` wrote; ValueError for edits by a function.
+
+        >>> plan = Plan((), (LeftAlone("0", "Linear", "output layer"),))
+        >>> Plan.from_json(plan.to_json(values=True)) == plan
+        True
+        """
+        edits = tuple(Edit.from_json(edit) for edit in data["edits"])
+        left_alone = tuple(LeftAlone(**left) for left in data["left_alone"])
+        results = {}
+        for each in fields(cls)[2:]:
+            value = data.get(each.name)
+            if value is not None:
+                record = each.metadata.get("record")
+                results[each.name] = value if record is None else record(**value)
+        return cls(edits, left_alone, **results)
 
     def __str__(self) -> str:
         edits = [(e.layer or "(the model)", e.kind, e.action, e.why) for e in self.edits]
@@ -86,38 +81,3 @@ class Plan:
             return "Nothing to change: the model has no layer of the kinds in question."
         table = text_table(["layer", "kind", "change", "why"], [*edits, *rest])
         return table if self.proof is None else f"{table}\n{self.proof}"
-
-
-def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Put `module` at every place of `model` that holds the module at `path` now.
-
-    It takes over the training mode. Raises ValueError for the path "", which is the model itself.
-
-    >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    >>> replace_module(model, "1", nn.Identity())
-    >>> model[1]
-    Identity()
-    """
-    if not path:
-        raise ValueError("the model itself cannot be replaced: only layers inside of it can")
-    replaced = model.get_submodule(path)
-    set_mode(module, training=replaced.training)
-    holders = [
-        (holder, name)
-        for holder in _modules_of(model)
-        for name, child in children_of(holder).items()
-        if child is replaced
-    ]
-    for holder, name in holders:
-        setattr(holder, name, module)
-
-
-def _modules_of(model: nn.Module) -> Iterable[nn.Module]:
-    """Return what `model.modules()` yields, ten times as fast: a plan asks once for each edit."""
-    found, ahead = {model: None}, [model]
-    while ahead:
-        children = children_of(ahead.pop()).values()
-        new = [child for child in children if child is not None and child not in found]
-        found.update(dict.fromkeys(new))
-        ahead += new
-    return found

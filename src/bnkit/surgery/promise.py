@@ -112,8 +112,8 @@ def prove_change(
     """
 
     def changed(model: nn.Module) -> nn.Module:
-        change(model)
-        return model
+        made = change(model)
+        return made if isinstance(made, nn.Module) else model
 
     before = run(model, example) if before is None else before
     claim = _Claim(model, example, lambda original: changed(duplicate(original)), changed)

@@ -1,6 +1,5 @@
 """`remove`: the same network in eval mode without batch norm, folded or as plain affine maps."""
 
-import functools
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ from bnkit.surgery.folding.arithmetic import affine_of
 from bnkit.surgery.folding.folding import fold_edit, in_order_of, nothing_to_do, of_domain, proven
 from bnkit.surgery.folding.sites import Site
 from bnkit.surgery.folding.survey import Where, survey
-from bnkit.surgery.plan import Edit, Plan, replace_module
+from bnkit.surgery.operations import Edit, operation, replace_module
+from bnkit.surgery.plan import Plan
 from bnkit.surgery.promise import SurgeryError
 
 
@@ -56,6 +56,7 @@ def plan_removal(
     return proven(model, plan, example, found.outcome, tolerance=tolerance)
 
 
+@operation
 def use_channel_affine(model: nn.Module, layer: str) -> None:
     """Put a ChannelAffine in the place of the batch norm of `model` at the path `layer`.
 
@@ -87,7 +88,5 @@ def _channel_affine(batch_norm: Any) -> ChannelAffine:
 
 def _edit(site: Site, why: str) -> Edit:
     features = len(affine_of(site.module).scale)
-    structure = {"operation": "use_channel_affine", "layer": site.path}
-    change = functools.partial(use_channel_affine, layer=site.path)
     action = f"become ChannelAffine({features}){of_domain(site)}"
-    return Edit(site.path, site.kind, action, why, change, structure)
+    return Edit(site.path, site.kind, action, why, "use_channel_affine")

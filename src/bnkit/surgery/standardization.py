@@ -1,9 +1,8 @@
 """`standardize`: the mean and standard deviation of the training inputs, kept with the model."""
 
-import copy
 import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +14,8 @@ from bnkit.dataflow.tensors import replace_tensors
 from bnkit.observation import on_the_side
 from bnkit.parameters import check_readable
 from bnkit.surgery.inputs import Argument, Sample, check, choose, sample_of
-from bnkit.surgery.plan import Edit, Plan
+from bnkit.surgery.operations import Edit, operation, write_values
+from bnkit.surgery.plan import Plan
 from bnkit.surgery.promise import SurgeryError
 from bnkit.surgery.standardized import Standardize, Standardized
 
@@ -25,18 +25,9 @@ _SHORT_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.uint16)
 
 @dataclass(frozen=True)
 class Standardization(Plan):
-    """The plan of `standardize`, made from so many `batches`; `layer` is what they gave."""
+    """The plan of `standardize`, made from so many `batches`."""
 
     batches: int = 0
-    layer: Standardize = field(default_factory=lambda: Standardize(0), repr=False, compare=False)
-
-    def apply(self, model: nn.Module) -> nn.Module:
-        """Return a deep copy of `model` behind a copy of the layer; `model` stays as it is."""
-        inner, (edit,) = duplicate(model), self.edits
-        with torch.inference_mode(mode=False):
-            layer = copy.deepcopy(self.layer).to(_device_of(inner, self.layer.mean))
-        argument, position = edit.structure["argument"], edit.structure["position"]
-        return Standardized(layer, inner, argument=argument, position=position)
 
 
 def standardize(
@@ -99,6 +90,7 @@ def plan_standardization(
     return _plan(model, _calls(model, batches, inputs), channel_axis, argument)
 
 
+@operation
 def standardize_input(
     model: nn.Module,
     layer: str,
@@ -108,11 +100,11 @@ def standardize_input(
     argument: str | None,
     position: int | None,
     dtype: str,
+    values: Mapping[str, Tensor] | None = None,
 ) -> Standardized:
-    """Return `model` itself behind a layer that changes nothing yet: mean 0 and std 1.
+    """Return `model` itself behind a layer with these values: "mean" and "std", else 0 and 1.
 
-    These are the options in the structure of a plan, so a checkpoint of what `standardize` returned
-    fits the result. `layer` is "", the model; ValueError for any other.
+    `layer` is "", the model; ValueError for any other.
 
     >>> plan = plan_standardization(nn.Linear(2, 1), torch.tensor([[1.0, 5.0], [3.0, 6.0]]))
     >>> options = {**plan.edits[0].structure}
@@ -130,6 +122,7 @@ def standardize_input(
         device=_device_of(model, torch.empty(0)),
         dtype=getattr(torch, dtype),
     )
+    write_values(made, "", values=values)
     return Standardized(made, model, argument=argument, position=position)
 
 
@@ -161,7 +154,7 @@ def _plan(
     assert argument is not None
     layer = _layer(sample, axis, dtype)
     edit = _edit(type(model).__name__, layer, sample, argument)
-    return Standardization((edit,), (), batches=batches, layer=layer)
+    return Standardization((edit,), (), batches=batches)
 
 
 def _layer(sample: Sample, axis: int, dtype: torch.dtype) -> Standardize:
@@ -185,21 +178,16 @@ def _edit(kind: str, layer: Standardize, sample: Sample, argument: Argument) -> 
         why += [f"standard deviations {_range(layer.std[~sample.constant])}"]
     if constant:
         why += [f"{constant} constant and left unscaled"]
-    structure = {
-        "operation": "standardize_input",
-        "layer": "",
+    options = {
         "num_features": features,
         "channel_axis": axis,
         "argument": argument.name,
         "position": argument.position,
         "dtype": str(layer.mean.dtype).removeprefix("torch."),
     }
+    values = {"mean": layer.mean, "std": layer.std}
     action = f"standardise {argument}: {features} feature{'s' * (features > 1)} on axis {axis}"
-    return Edit("", kind, action, ", ".join(why), _wrapped_by_the_plan, structure)
-
-
-def _wrapped_by_the_plan(_model: nn.Module) -> None:
-    raise SurgeryError("a model cannot be put behind a layer in place: call the plan's `apply`")
+    return Edit("", kind, action, ", ".join(why), "standardize_input", options, values)
 
 
 def _range(values: Tensor) -> str:

@@ -56,14 +56,14 @@ def half_in_training():
 @pytest.mark.parametrize(
     "build", [half_in_training, lambda: network(Stubborn(4)).eval()], ids=["by hand", "by a class"]
 )
-def test_a_layer_in_training_mode_is_found_and_its_mend_ends_it(build, tmp_path):
+def test_a_layer_in_training_mode_is_found_and_its_fix_ends_it(build, tmp_path):
     model = build()
     before = fingerprint(model)
     (finding,) = found_by("training-mode-export", model, rows())
     assert (finding.rule, finding.severity) == ("training-mode-export", "error")
     assert finding.layers == ("1.0",)
-    assert found_by("training-mode-export", finding.mend(model), rows()) == []
-    loaded = reloaded(build, finding.mend, tmp_path)
+    assert found_by("training-mode-export", finding.automatic_fix(model), rows()) == []
+    loaded = reloaded(build, finding.automatic_fix, tmp_path)
     assert found_by("training-mode-export", loaded, rows()) == []
     assert fingerprint(model) == before
 
@@ -75,16 +75,16 @@ def test_a_layer_without_running_statistics_is_found_and_gets_those_of_the_mini_
     model = network(norm(4, track_running_stats=False)).eval()
     (finding,) = found_by("training-mode-export", model, rows())
     assert (finding.severity, finding.layers) == ("warning", ("1.0",))
-    mended = finding.mend(model)
-    assert found_by("training-mode-export", mended, rows()) == []
+    fixed = finding.automatic_fix(model)
+    assert found_by("training-mode-export", fixed, rows()) == []
     inputs = torch.cat([model[0](x) for x in rows()]).detach()
-    torch.testing.assert_close(mended[1][0].running_mean, inputs.mean(0))
-    torch.testing.assert_close(mended[1][0].running_var, inputs.var(0))
+    torch.testing.assert_close(fixed[1][0].running_mean, inputs.mean(0))
+    torch.testing.assert_close(fixed[1][0].running_var, inputs.var(0))
     loaded = reloaded(
-        lambda: network(norm(4, track_running_stats=False)).eval(), finding.mend, tmp_path
+        lambda: network(norm(4, track_running_stats=False)).eval(), finding.automatic_fix, tmp_path
     )
-    assert torch.equal(loaded(rows()[0]), mended(rows()[0]))
-    assert found_by("training-mode-export", model)[0].mend is None  # nothing was measured
+    assert torch.equal(loaded(rows()[0]), fixed(rows()[0]))
+    assert found_by("training-mode-export", model)[0].automatic_fix is None  # nothing was measured
 
 
 class Always(nn.Module):
@@ -113,7 +113,7 @@ class Hidden(nn.Module):
 @pytest.mark.parametrize("norm", [Always(), Hidden()], ids=["a function", "a hidden layer"])
 def test_what_eval_does_not_reach_is_found(norm):
     (finding,) = found_by("training-mode-export", network(norm).eval(), rows())
-    assert (finding.severity, finding.layers, finding.mend) == ("error", ("1.0",), None)
+    assert (finding.severity, finding.layers, finding.automatic_fix) == ("error", ("1.0",), None)
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ class Sick:
     layer: str
     severity: str
     batches: Callable[[], Any] = rows
-    mended: bool = True
+    fixed: bool = True
     measured: dict[str, Any] = field(default_factory=dict)
     same_in_eval: bool = False
 
@@ -203,7 +203,7 @@ SICK = (
         lambda: nested(Functional()).eval(),
         "2",
         "error",
-        mended=False,
+        fixed=False,
     ),
     Sick(
         "counted by momentum 0, which lets nothing in",
@@ -233,7 +233,7 @@ SICK = (
         lambda: warm(nn.Sequential(DomainBatchNorm1d(4, domains=("day", "night")))).eval(),
         "0",
         "warning",
-        mended=False,  # the mini-batches are those of the other domain
+        fixed=False,  # the mini-batches are those of the other domain
     ),
     Sick(
         "for each time step",
@@ -242,7 +242,7 @@ SICK = (
         "batchnorm_c_l0",
         "error",
         batches=lambda: [batch.view(16, 4, 4) for batch in rows()],
-        mended=False,
+        fixed=False,
     ),
     Sick(
         "of other data",
@@ -291,7 +291,7 @@ SICK = (
         "2",
         "error",
         measured={"running_var": 4},
-        mended=False,
+        fixed=False,
     ),
     Sick(
         "an infinite γ of a function",
@@ -300,7 +300,7 @@ SICK = (
         "",
         "error",
         measured={"weight": 1},
-        mended=False,
+        fixed=False,
     ),
     Sick(
         "a mini-batch that the guard kept out",
@@ -309,7 +309,7 @@ SICK = (
         "0",
         "warning",
         measured={"mini-batches kept out": 3},
-        mended=False,
+        fixed=False,
     ),
     Sick(
         "data with a NaN, found where it comes in",
@@ -319,7 +319,7 @@ SICK = (
         "error",
         batches=lambda: [torch.full((8, 4), math.nan)],
         measured={"layers that are given such values": 2},
-        mended=False,
+        fixed=False,
     ),
     Sick(
         "of Keras",
@@ -352,7 +352,7 @@ SICK = (
         "2",
         "warning",
         measured={"momentum": 0.999},
-        mended=False,
+        fixed=False,
     ),
     Sick(
         "after five mini-batches",
@@ -420,7 +420,7 @@ SICK = (
         lambda: nested(bnkit.BatchNorm1d(4, eps=1e-3)),
         "2",
         "info",
-        mended=False,
+        fixed=False,
     ),
     Sick(
         "an argument of a function",
@@ -428,7 +428,7 @@ SICK = (
         lambda: nested(Functional(eps=0.5)),
         "2",
         "warning",
-        mended=False,
+        fixed=False,
     ),
     Sick(
         "γ of zero",
@@ -437,7 +437,7 @@ SICK = (
         "0",
         "info",
         measured={"channels": 2, "share": 0.5},
-        mended=False,
+        fixed=False,
     ),
     Sick(
         "nearly all of them, of a function",
@@ -446,7 +446,7 @@ SICK = (
         "2",
         "warning",
         measured={"channels": 3, "share": 0.75},
-        mended=False,
+        fixed=False,
     ),
     Sick(
         "before a ReLU",
@@ -455,7 +455,7 @@ SICK = (
         "0",
         "info",
         measured={"channels": 1, "share": 0.25},
-        mended=False,
+        fixed=False,
     ),
     Sick(
         "the ReLU is part of the layer",
@@ -465,7 +465,7 @@ SICK = (
         ),
         "2",
         "info",
-        mended=False,
+        fixed=False,
     ),
     Sick(
         "inside of a layer that owns it, before a function",
@@ -482,7 +482,7 @@ SICK = (
         "0",
         "warning",
         measured={"channels": 1, "largest |γ|": 200.0},
-        mended=False,
+        fixed=False,
     ),
     Sick(
         "negative, of a function",
@@ -491,7 +491,7 @@ SICK = (
         "2",
         "warning",
         measured={"channels": 4},
-        mended=False,
+        fixed=False,
     ),
     Sick(
         "a constant feature",
@@ -501,7 +501,7 @@ SICK = (
         "info",
         batches=lambda: [batch * torch.tensor([1.0, 0, 1, 1]) for batch in rows()],
         measured={"channels": 1, "share": 0.25},
-        mended=False,
+        fixed=False,
     ),
     Sick(
         "most channels, seen in the running variance only",
@@ -511,7 +511,7 @@ SICK = (
         "warning",
         batches=lambda: None,
         measured={"channels": 3},
-        mended=False,
+        fixed=False,
     ),
     Sick(
         "mini-batches of two",
@@ -530,7 +530,7 @@ SICK = (
         "warning",
         batches=lambda: [batch[..., None].expand(-1, -1, 50) for batch in rows(4, batches=40)],
         measured={"effective values per channel": pytest.approx(4)},
-        mended=False,  # a class with a forward of its own cannot be converted
+        fixed=False,  # a class with a forward of its own cannot be converted
     ),
     Sick(
         "virtual batches of four rows in 64",
@@ -575,7 +575,7 @@ def at(findings, layer):
 
 
 @pytest.mark.parametrize("sick", SICK, ids=str)
-def test_a_planted_fault_is_found_where_it_is_and_its_mend_takes_it_away(sick, tmp_path):
+def test_a_planted_fault_is_found_where_it_is_and_its_fix_takes_it_away(sick, tmp_path):
     model, batches = sick.build(), sick.batches()
     before, state = str(fingerprint(model)), random_state()  # as text NaN is NaN
     findings = found_by(sick.rule, model, batches)
@@ -585,17 +585,17 @@ def test_a_planted_fault_is_found_where_it_is_and_its_mend_takes_it_away(sick, t
     assert {name: finding.measured[name] for name in sick.measured} == sick.measured
     assert finding.why
     assert finding.fix
-    assert (finding.mend is not None) is sick.mended
-    if sick.mended:
-        mended = finding.mend(model)
-        assert at(found_by(sick.rule, mended, batches), sick.layer) == []
+    assert (finding.automatic_fix is not None) is sick.fixed
+    if sick.fixed:
+        fixed = finding.automatic_fix(model)
+        assert at(found_by(sick.rule, fixed, batches), sick.layer) == []
         if sick.same_in_eval:
             x = rows()[0] if batches is None else batches[0]
-            torch.testing.assert_close(in_eval(mended, x), in_eval(model, x))
+            torch.testing.assert_close(in_eval(fixed, x), in_eval(model, x))
     assert str(fingerprint(model)) == before
     assert random_state() == state
-    if sick.mended:
-        loaded = reloaded(sick.build, finding.mend, tmp_path)
+    if sick.fixed:
+        loaded = reloaded(sick.build, finding.automatic_fix, tmp_path)
         assert at(found_by(sick.rule, loaded, batches), sick.layer) == []
 
 
@@ -731,7 +731,7 @@ def test_frozen_layers_of_other_data_are_information():
     model = nn.Sequential(warm(FrozenAfter(), rows(shift=20.0)))
     model[0].norm.train(False)
     (finding,) = found_by("stale-statistics", model, rows())
-    assert (finding.severity, finding.layers, finding.mend) == ("info", ("0.norm",), None)
+    assert (finding.severity, finding.layers, finding.automatic_fix) == ("info", ("0.norm",), None)
 
 
 class FrozenAfter(nn.Module):
@@ -816,27 +816,27 @@ class Beside(nn.Module):
 def test_stale_statistics_are_as_bad_as_what_they_do_to_the_model(share, severity):
     model = Beside(warm(batch_norm(), rows(shift=9.0)), share).eval()
     (finding,) = found_by("stale-statistics", model, rows())
-    mended = finding.mend(model)
+    fixed = finding.automatic_fix(model)
     batch = rows()[0]
     with torch.no_grad():
-        expected = ((mended(batch) - model(batch)).norm() / mended(batch).norm()).item()
+        expected = ((fixed(batch) - model(batch)).norm() / fixed(batch).norm()).item()
     assert finding.severity == severity
     assert finding.measured["of the model"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_mended_eps_follows_small_variances():
+def test_fixed_eps_follows_small_variances():
     model = warm(nn.Sequential(batch_norm()), small_rows())
     (finding,) = found_by("large-eps", model, small_rows())
-    mended = finding.mend(model)
-    assert mended[0].eps < 0.02 * mended[0].running_var.min()
+    fixed = finding.automatic_fix(model)
+    assert fixed[0].eps < 0.02 * fixed[0].running_var.min()
 
 
-@pytest.mark.parametrize(("momentum", "mended"), [(0.99, 0.01), (0.9, 0.1), (1.0, 0.1)])
-def test_momentum_becomes_what_torch_means(momentum, mended):
+@pytest.mark.parametrize(("momentum", "fixed"), [(0.99, 0.01), (0.9, 0.1), (1.0, 0.1)])
+def test_momentum_becomes_what_torch_means(momentum, fixed):
     model = nn.Sequential(batch_norm(momentum=momentum))
     (finding,) = found_by("momentum-convention", model, None)
-    assert finding.mend(model)[0].momentum == mended
-    assert f"momentum={mended:g}" in finding.fix
+    assert finding.automatic_fix(model)[0].momentum == fixed
+    assert f"momentum={fixed:g}" in finding.fix
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.5, None])
@@ -896,10 +896,10 @@ def test_signs_turn_before_the_batch_norm_and_both_modes_compute_the_same(
     x = torch.randn(16, 4, dtype=torch.float64, generator=seeded(0))
     x = x if isinstance(model[0], nn.Linear) else x.repeat(1, 16)
     (finding,) = found_by("negative-gamma", model, [x])
-    mended = finding.mend(model)
-    assert found_by("negative-gamma", mended, [x]) == []
-    assert torch.equal(mended(x), model(x))
-    reloaded(lambda: build().double(), finding.mend, tmp_path)
+    fixed = finding.automatic_fix(model)
+    assert found_by("negative-gamma", fixed, [x]) == []
+    assert torch.equal(fixed(x), model(x))
+    reloaded(lambda: build().double(), finding.automatic_fix, tmp_path)
 
 
 UNTURNED = {
@@ -922,7 +922,7 @@ def test_signs_stay_where_what_feeds_the_batch_norm_would_not_follow(features, b
     norm = next(m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
     nn.init.constant_(norm.weight, -1.0)
     (finding,) = found_by("negative-gamma", model, rows(16, features=features))
-    assert finding.mend is None
+    assert finding.automatic_fix is None
 
 
 # Causes
@@ -933,5 +933,5 @@ def test_what_follows_from_another_finding_names_it():
     diagnosis = diagnose(model, rows(), progress=False)
     stale = next(f for f in diagnosis.findings if f.rule == "stale-statistics")
     assert "never-updated" in [cause.rule for cause in stale.causes]
-    mended = diagnose(diagnosis.mended(model), rows(), progress=False)
-    assert mended.at_least("warning") == ()
+    fixed = diagnose(diagnosis.fixed(model), rows(), progress=False)
+    assert fixed.at_least("warning") == ()

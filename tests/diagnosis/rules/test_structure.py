@@ -165,7 +165,7 @@ class Sick:
     layers: tuple[str, ...]
     severity: str = "warning"
     batches: Callable[[], Any] = images
-    mends: bool = True
+    fixed: bool = True
 
     def __str__(self):
         return f"{self.rule}: {self.why}"
@@ -218,7 +218,7 @@ def trained(model):
 
 SICK = (
     Sick("cancelled-bias", "a conv", lambda: trained(biased()), ("0", "1"), "info"),
-    Sick("cancelled-bias", "functions", Functional, ("conv", ""), "info", mends=False),
+    Sick("cancelled-bias", "functions", Functional, ("conv", ""), "info", fixed=False),
     Sick(
         "cancelled-bias",
         "subclasses, and a pooling between",
@@ -233,7 +233,7 @@ SICK = (
         lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.BatchNorm2d(8), *head()[1:]),
         ("2",),
         "info",
-        mends=False,
+        fixed=False,
     ),
     Sick(
         "after-activation",
@@ -243,7 +243,7 @@ SICK = (
         ),
         ("1.batchnorm",),
         "info",
-        mends=False,
+        fixed=False,
     ),
     Sick(
         "dropout-before",
@@ -266,7 +266,7 @@ SICK = (
         lambda: dense_with(Masking()),
         ("4", "2"),
         batches=vectors,
-        mends=False,
+        fixed=False,
     ),
     Sick(
         "on-logits",
@@ -293,7 +293,7 @@ SICK = (
         ("2",),
         "error",
         batches=lambda: loader(torch.randn(33, 3, 6, 6), 16),
-        mends=False,
+        fixed=False,
     ),
     Sick(
         "one-value-per-channel",
@@ -302,9 +302,9 @@ SICK = (
         ("1",),
         "error",
         batches=lambda: images(rows=1),
-        mends=False,
+        fixed=False,
     ),
-    Sick("several-distributions", "called twice", Reused, ("bn_a",), mends=False),
+    Sick("several-distributions", "called twice", Reused, ("bn_a",), fixed=False),
     Sick("several-distributions", "under two names", lambda: Reused(names=2), ("bn_a",)),
     Sick(
         "several-distributions",
@@ -312,7 +312,7 @@ SICK = (
         lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3), *head()),
         ("0",),
         batches=two_domains,
-        mends=False,
+        fixed=False,
     ),
     Sick("unfolded", "a conv", lambda: trained(biased()).eval(), ("1",), "info"),
     Sick(
@@ -336,7 +336,7 @@ SICK = (
             nn.GroupNorm(2, 8), nn.Flatten(2), nn.BatchNorm1d(8), nn.Unflatten(2, (4, 4))
         ),
         ("3", "1"),
-        mends=False,
+        fixed=False,
     ),
     Sick(
         "two-normalisations",
@@ -368,7 +368,7 @@ SICK = (
         "a function",
         lambda: Checkpointed(functional=True),
         ("body",),
-        mends=False,
+        fixed=False,
     ),
     Sick(
         "frozen-but-batch-statistics", "momentum", lambda: froze(stem(), "1", momentum=0.0), ("1",)
@@ -390,7 +390,7 @@ SICK = (
         "a function that always trains",
         lambda: Functional(always=True),
         ("",),
-        mends=False,
+        fixed=False,
     ),
 )
 
@@ -400,20 +400,21 @@ def found_in(model, batches, rule):
 
 
 @pytest.mark.parametrize("sick", SICK, ids=str)
-def test_the_planted_fault_is_found_at_its_layer_and_mended(sick, tmp_path):
+def test_the_planted_fault_is_found_at_its_layer_and_fixed(sick, tmp_path):
     model = sick.seeded()
     (finding,) = found_in(model, sick.batches(), sick.rule)
     assert (finding.rule, finding.severity) == (sick.rule, sick.severity)
     assert finding.layers == sick.layers
-    assert (finding.mend is not None) is sick.mends
-    if finding.mend is None:
+    assert (finding.automatic_fix is not None) is sick.fixed
+    if finding.automatic_fix is None:
         return
-    mended = finding.mend(model)
-    assert found_in(mended, sick.batches(), sick.rule) == []
-    assert found_in(reloaded(sick.seeded, finding.mend, tmp_path), sick.batches(), sick.rule) == []
+    fixed = finding.automatic_fix(model)
+    assert found_in(fixed, sick.batches(), sick.rule) == []
+    again = reloaded(sick.seeded, finding.automatic_fix, tmp_path)
+    assert found_in(again, sick.batches(), sick.rule) == []
     example = next(iter(sick.batches())).requires_grad_()  # else re-entrant checkpoints warn
     if sick.rule != "padding-in-statistics":  # without a mask the masked kind refuses to train
-        prove_same_function(model, mended, example, change=finding.mend)
+        prove_same_function(model, fixed, example, change=finding.automatic_fix)
 
 
 def test_statistics_that_are_nan_are_not_taken_for_written_twice():

@@ -106,7 +106,7 @@ def test_without_an_optimizer_nothing_is_said_of_it(rule):
 # Missing parameters
 
 
-def test_parameters_that_the_optimizer_lacks_are_found_and_adding_them_mends_it():
+def test_parameters_that_the_optimizer_lacks_are_found_and_adding_them_fixes_it():
     model = network()
     linear = [p for name, p in model.named_parameters() if not name.startswith("0.1")]
     optimizer = torch.optim.SGD(linear, lr=0.1)
@@ -146,16 +146,16 @@ def test_frozen_parameters_are_not_missing():
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d(4), bnkit.BatchNorm1d(4)], ids=["torch", "bnkit"])
-def test_half_precision_training_is_found_and_float32_mends_it_and_its_consequence(norm):
+def test_half_precision_training_is_found_and_float32_fixes_it_and_its_consequence(norm):
     model = network(norm).bfloat16()
     batches = [batch.bfloat16() for batch in rows()]
     (finding,) = found_by("half-precision-training", model, batches)
     assert (finding.severity, finding.layers) == ("warning", ("0.1",))
     assert "bfloat16" in finding.measured["dtype"]
-    mended = finding.mend(model)
-    assert mended[0][1].weight.dtype == mended[0][1].running_var.dtype == torch.float32
-    assert mended(batches[0]).dtype == torch.bfloat16
-    assert found_by("half-precision-training", mended, batches) == []
+    fixed = finding.automatic_fix(model)
+    assert fixed[0][1].weight.dtype == fixed[0][1].running_var.dtype == torch.float32
+    assert fixed(batches[0]).dtype == torch.bfloat16
+    assert found_by("half-precision-training", fixed, batches) == []
     of_statistics = [
         f for f in diagnose(model, batches).findings if f.rule == "half-precision-statistics"
     ]
@@ -165,7 +165,7 @@ def test_half_precision_training_is_found_and_float32_mends_it_and_its_consequen
 def test_half_precision_of_a_function_is_found():
     model = network(Functional(torch.bfloat16)).bfloat16()
     findings = found_by("half-precision-training", model, [b.bfloat16() for b in rows()])
-    assert [(f.layers, f.mend) for f in findings] == [(("0.1",), None)]
+    assert [(f.layers, f.automatic_fix) for f in findings] == [(("0.1",), None)]
 
 
 def test_half_precision_for_inference_is_no_training():
@@ -190,7 +190,7 @@ def accumulate(model, *, micro_batches, batches):
     [(nn.BatchNorm1d(4), 0), (bnkit.BatchNorm1d(4), 3)],
     ids=["torch's", "bnkit's, in the middle of an accumulation"],
 )
-def test_small_micro_batches_are_found_by_what_was_counted_and_sharing_statistics_mends(
+def test_small_micro_batches_are_found_by_what_was_counted_and_sharing_statistics_fixes(
     norm, rest, tmp_path
 ):
     model, batches = network(norm), rows(4, batches=160 + rest)
@@ -198,12 +198,12 @@ def test_small_micro_batches_are_found_by_what_was_counted_and_sharing_statistic
     (finding,) = found_by("small-micro-batch", model, batches, optimizer=optimizer)
     assert (finding.severity, finding.layers) == ("warning", ("0.1",))
     assert finding.measured["forwards of a step"] == 4
-    mended = finding.mend(model)
-    assert mended[0][1].micro_batches == 4
-    same = reloaded(lambda: network(type(norm)(4)), finding.mend, tmp_path)
+    fixed = finding.automatic_fix(model)
+    assert fixed[0][1].micro_batches == 4
+    same = reloaded(lambda: network(type(norm)(4)), finding.automatic_fix, tmp_path)
     assert same[0][1].micro_batches == 4
-    fresh = accumulate(mended, micro_batches=4, batches=batches)
-    assert found_by("small-micro-batch", mended, batches, optimizer=fresh) == []
+    fresh = accumulate(fixed, micro_batches=4, batches=batches)
+    assert found_by("small-micro-batch", fixed, batches, optimizer=fresh) == []
 
 
 @pytest.mark.parametrize(
@@ -227,9 +227,9 @@ def test_batch_norms_of_several_ranks_with_few_samples_are_found(norm, monkeypat
     (finding,) = found_by("unsynchronised", network(norm), rows(4, batches=40))
     assert (finding.severity, finding.layers) == ("warning", ("0.1",))
     assert finding.measured["ranks"] == 4
-    mended = finding.mend(network(norm))
-    assert isinstance(mended[0][1], SyncBatchNorm1d)
-    assert found_by("unsynchronised", mended, rows(4, batches=40)) == []
+    fixed = finding.automatic_fix(network(norm))
+    assert isinstance(fixed[0][1], SyncBatchNorm1d)
+    assert found_by("unsynchronised", fixed, rows(4, batches=40)) == []
 
 
 def test_enough_samples_a_rank_need_no_synchronisation(monkeypatch):
@@ -260,12 +260,12 @@ def test_a_synchronised_layer_that_is_alone_is_found_and_made_plain(norm, count,
     (finding,) = found_by("sync-without-group", model, batches)
     assert (finding.severity, finding.layers) == (severity, ("0.1",))
     if isinstance(norm, nn.SyncBatchNorm):  # whose class does not say of what rank it is
-        assert finding.mend is None
+        assert finding.automatic_fix is None
         return
-    mended = finding.mend(model)
-    assert found_by("sync-without-group", mended, batches) == []
+    fixed = finding.automatic_fix(model)
+    assert found_by("sync-without-group", fixed, batches) == []
     with torch.no_grad():
-        assert torch.equal(mended.eval()(batches[0]), model.eval()(batches[0]))
+        assert torch.equal(fixed.eval()(batches[0]), model.eval()(batches[0]))
 
 
 def test_a_synchronised_layer_that_meets_others_is_healthy(monkeypatch):
@@ -284,7 +284,7 @@ def settled(model, batches):
 
 
 @pytest.mark.parametrize("path", ["first", "second"])
-def test_the_gap_is_found_where_it_opens_and_its_mend_closes_it(path):
+def test_the_gap_is_found_where_it_opens_and_its_fix_closes_it(path):
     torch.manual_seed(0)
     blocks = {"first": network()[0], "second": network(Norm(4))[0], "head": nn.Linear(4, 2)}
     model = settled(nn.Sequential(OrderedDict(blocks)), rows())
@@ -295,7 +295,7 @@ def test_the_gap_is_found_where_it_opens_and_its_mend_closes_it(path):
     assert finding.layers == (f"{path}.1",)
     assert finding.severity in {"warning", "error"}
     assert finding.measured["output difference"] > 0.5
-    assert found_by("train-eval-gap", finding.mend(model), rows()) == []
+    assert found_by("train-eval-gap", finding.automatic_fix(model), rows()) == []
     assert (str(fingerprint(model)), random_state()) == (before, state)
 
 
@@ -324,14 +324,15 @@ def test_the_gap_follows_from_stale_statistics():
     diagnosis = diagnose(model, rows(), progress=False)
     gap = next(f for f in diagnosis.findings if f.rule == "train-eval-gap")
     assert "stale-statistics" in [cause.rule for cause in gap.causes]
-    mended = diagnose(diagnosis.mended(model), rows(), progress=False)
-    assert not {"train-eval-gap", "stale-statistics"} & {f.rule for f in mended.findings}
+    fixed = diagnose(diagnosis.fixed(model), rows(), progress=False)
+    assert not {"train-eval-gap", "stale-statistics"} & {f.rule for f in fixed.findings}
 
 
 def test_an_example_alone_shows_the_gap():
     model = settled(network(), rows(shift=9.0))
     (finding,) = found_by("train-eval-gap", model, example=torch.cat(rows()))
-    assert (finding.layers, finding.mend) == (("0.1",), None)  # one example is no population
+    # One example is not a population.
+    assert (finding.layers, finding.automatic_fix) == (("0.1",), None)
     assert finding.measured["output difference"] > 0.5
 
 

@@ -1,15 +1,11 @@
 import pytest
-import torch
 from torch import nn
 
 from bnkit.layers.per_step import PerStepBatchNorm1d
-from bnkit.layers.renorm import Ramp
 from bnkit.surgery.conversion.kinds import (
     KINDS,
     additions_of,
-    as_plain_data,
     family_of,
-    from_plain_data,
     name_and_rank,
 )
 
@@ -48,11 +44,3 @@ def test_batch_norms_for_inputs_of_any_rank_are_known():
     assert name_and_rank(AnyRank(3)) == ("without a rank", None)
     assert additions_of(AnyRank(3)) == []
     assert additions_of(PerStepBatchNorm1d(3, max_steps=2)) != []
-
-
-def test_options_go_to_plain_data_and_back():
-    options = {"domains": ("day", "night"), "r_max": Ramp(1, 3, 0, 9), "default": "all"}
-    assert from_plain_data(as_plain_data(options)) == {**options, "domains": ["day", "night"]}
-    plain = as_plain_data({"r_max": torch.sqrt})
-    with pytest.raises(ValueError, match=r"`r_max` was '.*sqrt', a function, which no file holds"):
-        from_plain_data(plain)

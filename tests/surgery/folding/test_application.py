@@ -6,7 +6,7 @@ from bnkit.layers import BatchNorm1d
 from bnkit.layers.affine import ResidualActivation
 from bnkit.surgery import add
 from bnkit.surgery.folding import fold_away
-from bnkit.surgery.folding.application import fold_into, folded, give_class_back
+from bnkit.surgery.folding.application import folded, give_class_back
 from surgery.folding.states import randomised
 
 
@@ -18,7 +18,7 @@ def test_a_batch_norm_is_folded_in_place_channel_by_channel():
     channels = norm(made[:, [2, 0]])
     expected = torch.stack([channels[:, 1], made[:, 1], channels[:, 0]], 1)
     features = torch.tensor([1, -1, 0])
-    fold_into(model, "1", target="0", side="before", features=features, residual=False)
+    fold_away(model, "1", target="0", side="before", values={"features": features})
     assert model[0] is layer
     torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
 

@@ -67,6 +67,7 @@ def test_the_plan_prints_what_goes_where_and_the_proof():
         "layer": "1",
         "target": "0",
         "residual": False,
+        "side": "before",
     }
 
 

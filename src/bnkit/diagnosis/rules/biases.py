@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from bnkit.dataflow import Call, Dataflow
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding
-from bnkit.diagnosis.mend import Mend
+from bnkit.diagnosis.fix import Fix
+from bnkit.diagnosis.rules.fixes import without_bias
 from bnkit.diagnosis.rules.places import Chain, Place, chained
-from bnkit.diagnosis.rules.structural_mends import drop_bias
 from bnkit.roles import can_own_batch_norm
 from bnkit.surgery.folding.arithmetic import feature_axis
 from bnkit.surgery.folding.routes import followed, one_end_each, spread
@@ -134,7 +134,7 @@ def _finding(evidence: Evidence, bias: str, found: list[_Cancelled]) -> Finding 
         "The batch norm subtracts this bias again with the mean of the mini-batch, so it never "
         "trains and costs memory and time.",
         "Make the layer with bias=False; the batch norm's own bias takes its part.",
-        _mend(owner, found, layer),
+        _fix(owner, found, layer),
     )
 
 
@@ -144,10 +144,10 @@ def _has_forward_of_torch(layer: nn.Module, found: list[_Cancelled]) -> bool:
     return original_class(layer).__module__.startswith("torch.")
 
 
-def _mend(owner: str, found: list[_Cancelled], layer: nn.Module) -> Mend | None:
+def _fix(owner: str, found: list[_Cancelled], layer: nn.Module) -> Fix | None:
     fed = {each.place.path: each.channels for each in found}
     simple = len(fed) == len(found) and all(each.place.norm for each in found)
     plain = not hasattr(layer, "parametrizations") and all(
         each.chain.start and each.chain.start.module is not None for each in found
     )
-    return drop_bias(owner, fed) if simple and plain else None
+    return without_bias(owner, fed) if simple and plain else None

@@ -7,11 +7,10 @@ from typing import Any
 from bnkit.dataflow import Call, Dataflow, Value
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding
-from bnkit.diagnosis.mend import Mend, in_turn
+from bnkit.diagnosis.fix import Fix, in_turn
 from bnkit.diagnosis.rules.distances import by_chance, distance, root_mean_square
-from bnkit.diagnosis.rules.mending import measuring_trained_anew
+from bnkit.diagnosis.rules.fixes import measuring_trained_anew, without_dropout
 from bnkit.diagnosis.rules.places import Makers, Place, layer_of, makers_of, places
-from bnkit.diagnosis.rules.structural_mends import without_dropout
 from bnkit.roles import Role, is_batch_norm
 from bnkit.surgery.normalized import Normalized
 from bnkit.surgery.stretch import role_of
@@ -42,7 +41,7 @@ def dropout_before(evidence: Evidence) -> Iterator[Finding]:
     for place in reversed(first_calls.values()):
         sources = [call for call in _sources(makers, place) if layer_of(call) not in still_on]
         if sources and place.trains:
-            yield _finding(place, sources, _mend(evidence, flow, sources))
+            yield _finding(place, sources, _fix(evidence, flow, sources))
 
 
 def _sources(makers: Makers, place: Place) -> list[Call]:
@@ -80,7 +79,7 @@ def _draws(call: Call) -> bool:
     return "dropout" not in call.name or (p != 0 and training is not False)
 
 
-def _finding(place: Place, sources: list[Call], mend: Mend | None) -> Finding:
+def _finding(place: Place, sources: list[Call], fix: Fix | None) -> Finding:
     measured, harms = _measured(place)
     return Finding(
         "dropout-before",
@@ -92,7 +91,7 @@ def _finding(place: Place, sources: list[Call], mend: Mend | None) -> Finding:
         "Drop after the last batch norm, or not at all; for a trained model, measure the running "
         "statistics anew with dropout off: bnkit.recalibrate(model, batches)."
         + ("" if measured else " Give mini-batches to have the shift measured."),
-        mend,
+        fix,
     )
 
 
@@ -116,8 +115,8 @@ def _measured(place: Place) -> tuple[dict[str, float], bool]:
 _EPS = 1e-12  # channels that are constant both times have the ratio 1
 
 
-def _mend(evidence: Evidence, flow: Dataflow, sources: list[Call]) -> Mend | None:
-    """Return the mend where one dropout, a module that is called once, is all there is.
+def _fix(evidence: Evidence, flow: Dataflow, sources: list[Call]) -> Fix | None:
+    """Return the fix where one dropout, a module that is called once, is all there is.
 
     The statistics of a trained model are those of its dropout, in this layer and in those that
     follow, so they are measured anew without it.

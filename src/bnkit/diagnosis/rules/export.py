@@ -1,20 +1,20 @@
 """Rules about export: batch norms that must not be, or need not be, in a deployed program."""
 
 from collections.abc import Iterator
-from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import fx
 
 from bnkit.diagnosis.evidence import Evidence, Norm
 from bnkit.diagnosis.finding import Finding
-from bnkit.diagnosis.mend import Mend, altering
+from bnkit.diagnosis.fix import Fix, by_edit
+from bnkit.diagnosis.rules.fixes import edit
 from bnkit.diagnosis.rules.programs import findings_of, remnants_of_graph
 from bnkit.diagnosis.rules.reading import functions, readings
 from bnkit.diagnosis.rules.rule import Rule
 from bnkit.internals import AnyBatchNorm
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.moments import Moments
-from bnkit.surgery import alterations
 
 
 def training_mode_export(evidence: Evidence) -> Iterator[Finding]:
@@ -50,15 +50,8 @@ def _in_training_mode(norm: Norm) -> Finding:
         "The model is in eval mode and this layer in training mode: it normalises by the "
         "mini-batch, and an exported program would, too, and write into its statistics.",
         "Call model.eval() last, and look for a train() method that keeps the layer in training.",
-        _out_of_training(norm.path),
+        by_edit(edit(norm.path, "leave_training", "leave training mode")),
     )
-
-
-def _out_of_training(path: str) -> Mend:
-    def change(model: nn.Module) -> None:
-        alterations.leave_training(model, path)
-
-    return altering(path, "leave_training", change, action="leave training mode")
 
 
 def _without_statistics(path: str, moments: Moments | None) -> Finding:
@@ -74,18 +67,16 @@ def _without_statistics(path: str, moments: Moments | None) -> Finding:
     )
 
 
-def _given_statistics(path: str, moments: Moments | None) -> Mend | None:
+def _given_statistics(path: str, moments: Moments | None) -> Fix | None:
     if moments is None:
         return None
-
-    def change(model: nn.Module) -> None:
-        alterations.track_statistics(model, path)
-        layer: Any = model.get_submodule(path)
-        layer.running_mean.copy_(moments.mean)
-        layer.running_var.copy_(moments.unbiased_variance)
-        layer.num_batches_tracked.fill_(1)
-
-    return altering(path, "track_statistics", change, action="hold statistics", measures=True)
+    values = {
+        "running_mean": moments.mean,
+        "running_var": moments.unbiased_variance,
+        "num_batches_tracked": torch.tensor(1),
+    }
+    held = edit(path, "track_statistics", "hold statistics", values=values)
+    return by_edit(held, measures=True)
 
 
 def exported_batch_norm(evidence: Evidence) -> Iterator[Finding]:

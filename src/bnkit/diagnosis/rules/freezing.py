@@ -6,11 +6,11 @@ from typing import Any
 from bnkit.diagnosis.evidence import Evidence, Norm
 from bnkit.diagnosis.finding import Finding
 from bnkit.diagnosis.rules.distances import distance
+from bnkit.diagnosis.rules.fixes import become
 from bnkit.diagnosis.rules.places import (
     is_functional_batch_norm,
     is_told_to_train,
 )
-from bnkit.diagnosis.rules.structural_mends import become
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.moments import Moments
 

@@ -9,13 +9,13 @@ import torch
 
 from bnkit.diagnosis.evidence import Evidence, Norm
 from bnkit.diagnosis.finding import Finding
-from bnkit.diagnosis.mend import Mend
+from bnkit.diagnosis.fix import Fix
 from bnkit.diagnosis.rules.distances import by_chance, distance, root_mean_square
+from bnkit.diagnosis.rules.fixes import become, one_for_each_place
 from bnkit.diagnosis.rules.places import (
     normalises_by_batch,
 )
 from bnkit.diagnosis.rules.staleness import CHANGE
-from bnkit.diagnosis.rules.structural_mends import become, give_each_place_its_own
 from bnkit.layers.domains import DomainBatchNorm
 from bnkit.layers.masked import MaskedBatchNorm
 
@@ -103,11 +103,11 @@ def _between_calls(evidence: Evidence, norm: Norm, calls: int) -> Finding:
     )
 
 
-def _unsharing(evidence: Evidence, norm: Norm) -> Mend | None:
-    """Return the mend where the same module stands at several paths, one for each call."""
+def _unsharing(evidence: Evidence, norm: Norm) -> Fix | None:
+    """Return the fix where the same module stands at several paths, one for each call."""
     named = evidence.model.named_modules(remove_duplicate=False)
     paths = [path for path, module in named if module is norm.module]
-    return give_each_place_its_own(paths)
+    return one_for_each_place(paths)
 
 
 def _may_mix(evidence: Evidence, norm: Norm) -> bool:

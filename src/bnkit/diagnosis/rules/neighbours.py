@@ -7,9 +7,9 @@ from torch import nn
 from bnkit.dataflow import Call, Dataflow
 from bnkit.diagnosis.evidence import Evidence, once
 from bnkit.diagnosis.finding import Finding
-from bnkit.diagnosis.mend import Mend
+from bnkit.diagnosis.fix import Fix
+from bnkit.diagnosis.rules.fixes import folding_away, merging
 from bnkit.diagnosis.rules.places import Place, chained, layer_of, module_of
-from bnkit.diagnosis.rules.structural_mends import fold_away, merge_norms
 from bnkit.roles import Role, gives_answers
 from bnkit.surgery.folding.survey import survey
 from bnkit.surgery.normalized import NormalizedOutput
@@ -103,15 +103,15 @@ def _norm_of(call: Call) -> str:
     return f"{call.name}.batchnorm" if own else layer_of(call)
 
 
-def _merging(evidence: Evidence, flow: Dataflow, place: Place, first: Call) -> Mend | None:
-    """Return the mend where both are batch norms of this model that are called once."""
+def _merging(evidence: Evidence, flow: Dataflow, place: Place, first: Call) -> Fix | None:
+    """Return the fix where both are batch norms of this model that are called once."""
     second, path = module_of(place), _norm_of(first)
     norm = evidence.norm(path)
     once = len(flow.calls_of(place.call.name)) == len(flow.calls_of(first.name)) == 1
     if not once or norm is None or not all(map(_is_plain, (second, norm.module))):
         return None
     affine = getattr(norm.module, "weight", None) is not None
-    return merge_norms(path, place.path) if affine else None
+    return merging(path, place.path) if affine else None
 
 
 def _is_plain(module: nn.Module | None) -> bool:
@@ -126,8 +126,8 @@ def _foldable(evidence: Evidence) -> list[str]:
     return [match.site.path for match in survey(evidence.model, evidence.example).matches]
 
 
-def _folding(evidence: Evidence, paths: list[str]) -> Mend | None:
-    """Return the mend that folds these batch norms away, None where not all can be."""
+def _folding(evidence: Evidence, paths: list[str]) -> Fix | None:
+    """Return the fix that folds these batch norms away, None where not all can be."""
     if evidence.flow is None or not set(paths) <= set(_foldable(evidence)):
         return None
-    return fold_away(paths, evidence.example)
+    return folding_away(paths, evidence.example)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from bnkit.diagnosis.evidence import Evidence, Seen
 from bnkit.diagnosis.finding import Finding
-from bnkit.diagnosis.rules.mending import converting
+from bnkit.diagnosis.rules.fixes import converting
 from bnkit.diagnosis.rules.reading import HALF, QUARTER, Reading, readings
 from bnkit.diagnosis.rules.uses import rows_in_training
 from bnkit.layers.accumulated import AccumulatedBatchNorm

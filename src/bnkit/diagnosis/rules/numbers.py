@@ -4,14 +4,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding, Severity
-from bnkit.diagnosis.mend import Mend, altering, in_turn
-from bnkit.diagnosis.rules.mending import (
+from bnkit.diagnosis.fix import Fix, in_turn
+from bnkit.diagnosis.rules.fixes import (
     in_float32,
     measuring_anew,
+    setting_eps,
     setting_momentum,
 )
 from bnkit.diagnosis.rules.reading import (
@@ -20,12 +20,9 @@ from bnkit.diagnosis.rules.reading import (
     Reading,
     is_finite,
     readings,
-    wide,
 )
 from bnkit.diagnosis.rules.running_statistics import is_collapsed, measured_variance
 from bnkit.internals import AnyBatchNorm
-from bnkit.surgery import alterations
-from bnkit.surgery.folding.arithmetic import affine_of
 
 # Nobody means the last mini-batch or two to be nine tenths of an average; Keras's 0.99 and 0.9 are
 # shares of what is kept.
@@ -150,8 +147,8 @@ def momentum_convention(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-def _with_momentum_of_torch(reading: Reading) -> Mend | None:
-    """Return the mend of the next averages, and of those that hold the last mini-batch only."""
+def _with_momentum_of_torch(reading: Reading) -> Fix | None:
+    """Return the fix of the next averages, and of those that hold the last mini-batch only."""
     assert reading.momentum is not None
     set_it = setting_momentum(reading.path, _in_torch(reading.momentum))
     return in_turn(set_it, None if reading.untouched else measuring_anew([reading]))
@@ -220,25 +217,10 @@ def _misplaced(reading: Reading) -> Finding:
     )
 
 
-def _smaller_eps(reading: Reading, eps: float) -> Mend | None:
+def _smaller_eps(reading: Reading, eps: float) -> Fix | None:
     module: Any = reading.module
     if not isinstance(module, AnyBatchNorm) or reading.domain or module.weight is None:
         return None
     if reading.running_var is None or reading.running_var.dim() != 1:
         return None
-
-    path = reading.path
-
-    def change(model: nn.Module) -> None:
-        _rescale(model.get_submodule(path), eps)
-        alterations.set_numbers(model, path, eps=eps)
-
-    return altering(
-        path, "set_numbers", change, action=f"eps = {eps:g}, and γ for it", needs=[path], eps=eps
-    )
-
-
-def _rescale(layer: Any, eps: float) -> None:
-    """Set γ so that eval mode computes with this eps what it does with the layer's."""
-    scale = affine_of(layer).scale
-    layer.weight.copy_(scale * (wide(layer.running_var) + eps).sqrt())
+    return setting_eps(reading.path, eps)

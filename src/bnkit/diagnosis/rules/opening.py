@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from bnkit.dataflow import as_call
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding, Severity
-from bnkit.diagnosis.mend import in_turn
-from bnkit.diagnosis.rules.mending import measuring_anew, measuring_trained_anew
+from bnkit.diagnosis.fix import in_turn
+from bnkit.diagnosis.rules.fixes import measuring_anew, measuring_trained_anew
 from bnkit.diagnosis.rules.reading import ALL, HALF, Reading, output_change, readings
 from bnkit.diagnosis.rules.staleness import (
     SHARE,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding
-from bnkit.diagnosis.rules.mending import converting, in_float32
+from bnkit.diagnosis.rules.fixes import converting, in_float32
 from bnkit.diagnosis.rules.noise import effective_values, noise_of
 from bnkit.diagnosis.rules.reading import HALF_PRECISION, QUARTER, Reading, readings
 from bnkit.layers.accumulated import AccumulatedBatchNorm

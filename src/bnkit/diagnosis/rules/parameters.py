@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from bnkit.dataflow import Call
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding
-from bnkit.diagnosis.mend import Mend
+from bnkit.diagnosis.fix import Fix
 from bnkit.diagnosis.rules.biases import channels_of_features
+from bnkit.diagnosis.rules.fixes import turning_signs
 from bnkit.diagnosis.rules.places import chained
 from bnkit.diagnosis.rules.reading import Reading, readings, wide
-from bnkit.diagnosis.rules.structural_mends import turn_signs
 from bnkit.internals import AnyTransposedConv
 from bnkit.layers.batch_norm import ActivatedBatchNorm
 from bnkit.roles import can_own_batch_norm
@@ -91,8 +91,8 @@ def negative_gamma(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-def _turning(evidence: Evidence, reading: Reading) -> Mend | None:
-    """Return the mend where one weight layer of torch's, called once, feeds the batch norm only."""
+def _turning(evidence: Evidence, reading: Reading) -> Fix | None:
+    """Return the fix where one weight layer of torch's, called once, feeds the batch norm only."""
     module: Any = reading.module
     leading = [each for each in chained(evidence) if each[1].norm is reading.norm]
     if module is None or reading.domain or len(leading) != 1:
@@ -107,7 +107,7 @@ def _turning(evidence: Evidence, reading: Reading) -> Mend | None:
     tied = any(_is_tied(evidence, path) for path in (start.name, reading.path))
     if channels is None or len(calls) > 1 or tied:
         return None
-    return turn_signs(start.name, reading.path, channels)
+    return turning_signs(start.name, reading.path, channels)
 
 
 def _is_plain(layer: nn.Module | None) -> bool:

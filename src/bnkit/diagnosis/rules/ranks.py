@@ -7,7 +7,7 @@ from torch import nn
 
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding
-from bnkit.diagnosis.rules.mending import converting
+from bnkit.diagnosis.rules.fixes import converting
 from bnkit.diagnosis.rules.noise import effective_values, noise_of
 from bnkit.diagnosis.rules.reading import QUARTER, Reading, readings
 from bnkit.layers.sync import SynchronisedBatchNorm

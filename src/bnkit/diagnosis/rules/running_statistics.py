@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding, Severity
-from bnkit.diagnosis.rules.mending import measuring_anew
+from bnkit.diagnosis.rules.fixes import measuring_anew
 from bnkit.diagnosis.rules.reading import Reading, output_change, readings
 from bnkit.diagnosis.rules.staleness import SHARE, initial_share, is_off
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from bnkit.diagnosis.evidence import Evidence, once
 from bnkit.diagnosis.finding import Finding, Severity
-from bnkit.diagnosis.mend import Mend, in_turn
-from bnkit.diagnosis.rules.mending import measuring_anew, measuring_trained_anew
+from bnkit.diagnosis.fix import Fix, in_turn
+from bnkit.diagnosis.rules.fixes import measuring_anew, measuring_trained_anew
 from bnkit.diagnosis.rules.places import normalises_by_batch
 from bnkit.diagnosis.rules.reading import (
     ALL,
@@ -59,12 +59,12 @@ def stale_statistics(evidence: Evidence) -> Iterator[Finding]:
             f"layer's output moves by such a share of its size."
             + (" The layer is frozen, perhaps on purpose." if frozen else ""),
             "Measure them anew: model = bnkit.recalibrate(model, batches).",
-            _mend(evidence, reading),
+            _fix(evidence, reading),
         )
 
 
-def _mend(evidence: Evidence, reading: Reading) -> Mend | None:
-    """Return the mend of this layer and of all that are trained; None where it is frozen.
+def _fix(evidence: Evidence, reading: Reading) -> Fix | None:
+    """Return the fix of this layer and of all that are trained; None where it is frozen.
 
     What a layer is given depends on the statistics of those before it, of which many that are a
     little off make one that is far off.
@@ -93,11 +93,11 @@ def change_of_model(evidence: Evidence) -> float:
 
     It is a root mean square over that of the mended one's output; infinite where it cannot be run.
     """
-    mend = measuring_anew(parting(evidence))
-    if mend is None or evidence.example is None or evidence.failure:
+    fix = measuring_anew(parting(evidence))
+    if fix is None or evidence.example is None or evidence.failure:
         return math.inf
     try:
-        return movement(mend(evidence.model), evidence.model, [evidence.example]).typical
+        return movement(fix(evidence.model), evidence.model, [evidence.example]).typical
     except Exception:  # noqa: BLE001  a model may fail on statistics that it did not meet before
         return math.inf
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from bnkit.dataflow.tensors import tensors_in
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding, Severity
+from bnkit.diagnosis.rules.fixes import become
 from bnkit.diagnosis.rules.places import (
     Place,
     places,
 )
-from bnkit.diagnosis.rules.structural_mends import become
 
 
 def one_value_per_channel(evidence: Evidence) -> Iterator[Finding]:

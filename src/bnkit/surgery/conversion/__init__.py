@@ -1,6 +1,5 @@
 """Conversion between kinds of normalisation: the table of kinds, the change, the calibration."""
 
-from bnkit.surgery.conversion.callables import convert_layer_by_callable
 from bnkit.surgery.conversion.conversion import convert, convert_layer, plan_conversion
 from bnkit.surgery.conversion.record import Conversion
 
@@ -8,6 +7,5 @@ __all__ = [
     "Conversion",
     "convert",
     "convert_layer",
-    "convert_layer_by_callable",
     "plan_conversion",
 ]

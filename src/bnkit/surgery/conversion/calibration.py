@@ -20,10 +20,10 @@ from bnkit.moments import Moments
 from bnkit.observation import on_the_side, seeing_inputs
 from bnkit.surgery.conversion.kinds import family_of
 from bnkit.surgery.distance import distance, run
+from bnkit.surgery.operations import Edit, make_edits, write_values
 from bnkit.surgery.promise import SurgeryError
 
 Calls = Callable[[], Iterator[Call]]
-Change = Callable[[nn.Module], None]
 Transform = Callable[[Any, Tensor], Tensor]
 
 
@@ -52,9 +52,9 @@ class Movement:
 
 
 def calibrate(
-    model: nn.Module, changes: Mapping[str, Change], calls: Calls
+    model: nn.Module, edits: Mapping[str, Edit], calls: Calls
 ) -> dict[str, dict[str, Tensor]]:
-    """Return for the layers that `changes` make, by path, the state that keeps their channels.
+    """Return for the layers that `edits` make, by path, the state that keeps their channels.
 
     The weight and the bias are those with which the output of the changed layer, before the
     activation, has in each channel the mean and the standard deviation that the original gave in
@@ -66,22 +66,14 @@ def calibrate(
     Raises ExampleError, with the number of the mini-batch, if the model fails on one, and
     SurgeryError, with the layer, for values that are not finite.
     """
-    wanted = _output_moments(duplicate(model), changes, calls)
+    wanted = _output_moments(duplicate(model), edits, calls)
     working = duplicate(model)
     states: dict[str, dict[str, Tensor]] = {}
     for path in wanted:
-        changes[path](working)
-        layer: Any = working.get_submodule(path)
+        make_edits(working, [edits[path]])
         states[path] = _calibrated(working, path, wanted[path], calls)
-        load(layer, states[path])
+        write_values(working, path, values=states[path])
     return states
-
-
-def load(layer: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Write the calibrated values into the parameters and buffers of `layer`."""
-    own = layer.state_dict()  # the tensors themselves
-    for name, value in state.items():
-        own[name].copy_(value)
 
 
 def movement(original: nn.Module, changed: nn.Module, examples: Iterable[Any]) -> Movement:

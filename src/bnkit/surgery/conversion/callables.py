@@ -1,6 +1,5 @@
 """Conversion by a callable of the user: an edit puts what it returns in the place of the layer."""
 
-import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,7 +7,8 @@ from torch import nn
 
 from bnkit.surgery.conversion.choosing import objection_of_user
 from bnkit.surgery.conversion.survey import Where, candidates
-from bnkit.surgery.plan import Edit, LeftAlone, replace_module
+from bnkit.surgery.operations import Edit, replace_module
+from bnkit.surgery.plan import LeftAlone
 
 ToLayer = Callable[[nn.Module], nn.Module]
 
@@ -16,28 +16,12 @@ ToLayer = Callable[[nn.Module], nn.Module]
 def edit_by_callable(path: str, layer: nn.Module, to: ToLayer) -> Edit:
     """Return the edit that puts `to(layer)` in the place of the layer, wherever the model has it.
 
-    >>> edit_by_callable("1", nn.BatchNorm1d(3), nn.Identity).structure["name"]
-    'Identity'
+    >>> edit_by_callable("1", nn.BatchNorm1d(3), nn.Identity).structure["to"]
+    {'callable': 'Identity'}
     """
     name = getattr(to, "__qualname__", type(to).__qualname__)
-    structure = {"operation": "convert_layer_by_callable", "layer": path, "name": name}
-    change = functools.partial(_put_what_is_made, layer=path, to=to)
-    return Edit(path, type(layer).__name__, "", f"`{name}` made it", change, structure)
-
-
-def convert_layer_by_callable(model: nn.Module, layer: str, *, name: str) -> None:
-    """Raise ValueError: the operation of plans by a callable, which no file holds.
-
-    >>> convert_layer_by_callable(nn.Sequential(nn.Identity()), "0", name="to_mine")
-    Traceback (most recent call last):
-    ValueError: layer '0' (Identity) was converted by 'to_mine', a function, which no file holds: \
-build the model, convert it as before, and load the state dict into it
-    """
-    kind = type(model.get_submodule(layer)).__name__
-    raise ValueError(
-        f"layer '{layer}' ({kind}) was converted by {name!r}, a function, which no file holds: "
-        f"build the model, convert it as before, and load the state dict into it"
-    )
+    options = {"to": to, "options": {}}
+    return Edit(path, type(layer).__name__, "", f"`{name}` made it", "convert_layer", options)
 
 
 def choose_for_callable(
@@ -71,7 +55,14 @@ bind it to that, as by functools.partial
         )
 
 
-def _put_what_is_made(model: nn.Module, layer: str, to: ToLayer) -> None:
+def put_what_is_made(model: nn.Module, layer: str, to: ToLayer) -> None:
+    """Put `to(layer)` in the place of the layer; TypeError if that is not a module.
+
+    >>> model = nn.Sequential(nn.BatchNorm1d(3))
+    >>> put_what_is_made(model, "0", lambda norm: nn.Identity())
+    >>> model[0]
+    Identity()
+    """
     old = model.get_submodule(layer)
     new = to(old)
     if not isinstance(new, nn.Module):

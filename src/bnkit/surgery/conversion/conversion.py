@@ -1,24 +1,29 @@
 """`convert`: the normalisation layers of a model become layers of another kind, there and back."""
 
-import functools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from bnkit.batches import Inputs
 from bnkit.dataflow import duplicate
 from bnkit.layers.domains import DomainBatchNorm
-from bnkit.surgery.conversion.callables import ToLayer, choose_for_callable, refuse_options
+from bnkit.surgery.conversion.callables import (
+    ToLayer,
+    choose_for_callable,
+    put_what_is_made,
+    refuse_options,
+)
 from bnkit.surgery.conversion.choosing import ALREADY, choose, part
 from bnkit.surgery.conversion.given import Given
 from bnkit.surgery.conversion.groups import check_timeout, with_group
-from bnkit.surgery.conversion.kinds import as_plain_data, find_kind, from_plain_data
+from bnkit.surgery.conversion.kinds import find_kind
 from bnkit.surgery.conversion.recasting import recast
 from bnkit.surgery.conversion.record import Conversion, calibrated, moved, named, proven
 from bnkit.surgery.conversion.survey import Target, Use, Where, is_equivalent, rank_of, uses_of
 from bnkit.surgery.folding.folding import in_order_of, nothing_to_do
-from bnkit.surgery.plan import Edit
+from bnkit.surgery.operations import Edit, operation, write_values
 from bnkit.surgery.promise import SurgeryError
 
 
@@ -115,29 +120,33 @@ def plan_conversion(
     return _plan_by_name(given, trial, target, timeout, where, tolerance)
 
 
+@operation
 def convert_layer(
     model: nn.Module,
     layer: str,
     *,
-    to: str,
+    to: str | ToLayer,
     options: Mapping[str, Any],
     rank: int | None = None,
     residual: bool = False,
+    values: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Make the layer of `model` at this path one of the kind `to`, in place.
+    """Make the layer of `model` at this path one of the kind `to`, in place; or what `to` returns.
 
-    The operation of plans: `options` are those of the kind, also in plain data, `rank` is
-    the number of dimensions beside batch and channels, where the layer's class does not say it, and
-    `residual` whether the layer is called with something to add. A group or instance norm is not
-    calibrated. Raises ValueError for a kind or an option that cannot be, and where `rank` is
-    needed.
+    `options` are those of the kind, `rank` is the number of dimensions beside batch and channels,
+    where the layer's class does not say it, and `residual` whether the layer is called with
+    something to add. `values` are what calibration found for the layer's parameters and buffers.
+    Raises ValueError for a kind or an option that cannot be, and where `rank` is needed.
 
     >>> model = nn.Sequential(nn.BatchNorm1d(4))
     >>> convert_layer(model, "0", to="ghost", options={"virtual_batch_size": 2})
     >>> model[0].virtual_batch_size
     2
     """
-    kind, options = find_kind(to), from_plain_data(options)
+    if not isinstance(to, str):
+        put_what_is_made(model, layer, to)
+        return
+    kind = find_kind(to)
     kind.check(options)
     module: Any = model.get_submodule(layer)
     found = rank or rank_of(module, None) or (1 if kind.family == "group" else None)
@@ -150,21 +159,22 @@ def convert_layer(
     recast(module, kind, found, options, residual=residual, like=like)
     if kind.name == "sync" and layer:
         module.sync_name = layer
+    write_values(model, layer, values=values)
 
 
 def _edit(path: str, layer: nn.Module, target: Target, use: Use | None) -> Edit:
-    options = target.options_for(layer)
+    found = target.options_for(layer).items()
+    options = {name: [*v] if isinstance(v, tuple) else v for name, v in found}  # as JSON has them
     shared: dict[str, Any] = {
+        "options": options,
         "to": target.kind.name,
         "rank": rank_of(layer, use),
         "residual": use is not None and use.residual,
     }
-    change = functools.partial(convert_layer, layer=path, options=options, **shared)
-    plain = as_plain_data(options)
-    structure = {"operation": "convert_layer", "layer": path, "options": plain, **shared}
-    given = ", ".join(f"{name}={value!r}" for name, value in as_plain_data(target.options).items())
-    action = f"({given})" if given else ""
-    return Edit(path, type(layer).__name__, action, _why(layer, target), change, structure)
+    edit = Edit(path, type(layer).__name__, "", _why(layer, target), "convert_layer", shared)
+    named = edit.structure["options"]
+    given = ", ".join(f"{name}={named[name]!r}" for name in target.options if name in named)
+    return replace(edit, action=f"({given})" if given else "")
 
 
 def _why(layer: nn.Module, target: Target) -> str:

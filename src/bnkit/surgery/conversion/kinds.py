@@ -3,7 +3,7 @@
 import inspect
 import itertools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
@@ -20,7 +20,7 @@ from bnkit.layers.domains import DomainBatchNorm1d, DomainBatchNorm2d, DomainBat
 from bnkit.layers.frozen import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d
 from bnkit.layers.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from bnkit.layers.masked import MaskedBatchNorm1d, MaskedBatchNorm2d, MaskedBatchNorm3d
-from bnkit.layers.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, Ramp
+from bnkit.layers.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from bnkit.layers.sync import SyncBatchNorm1d, SyncBatchNorm2d, SyncBatchNorm3d
 
 Classes = tuple[type[nn.Module], type[nn.Module], type[nn.Module]]
@@ -222,43 +222,3 @@ def family_of(layer: nn.Module) -> Family:
     if isinstance(layer, nn.GroupNorm):
         return "group"
     return "instance" if isinstance(layer, AnyInstanceNorm) else "batch"
-
-
-def as_plain_data(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options as what JSON holds: a `Ramp` as its numbers, another callable as its name.
-
-    A process group belongs to the process, so it is left out.
-
-    >>> as_plain_data({"domains": ("day", "night"), "process_group": None})
-    {'domains': ['day', 'night']}
-    """
-    return {name: _plain(value) for name, value in options.items() if name != "process_group"}
-
-
-def from_plain_data(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that `as_plain_data` described; ValueError for a callable among them.
-
-    >>> from_plain_data(as_plain_data({"r_max": Ramp(1, 3, 0, 9), "d_max": 5.0}))
-    {'r_max': Ramp(first=1, last=3, start=0, end=9), 'd_max': 5.0}
-    """
-    return {name: _value_of(name, value) for name, value in options.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Ramp):
-        return {"ramp": asdict(value)}
-    if callable(value):
-        return {"callable": getattr(value, "__qualname__", type(value).__qualname__)}
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _value_of(name: str, value: Any) -> Any:
-    match value:
-        case {"ramp": ramp}:
-            return Ramp(**ramp)
-        case {"callable": function}:
-            raise ValueError(
-                f"`{name}` was {function!r}, a function, which no file holds: build the model, "
-                f"convert it as before, and load the state dict into it"
-            )
-    return value

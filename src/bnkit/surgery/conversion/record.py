@@ -1,14 +1,15 @@
 """`Conversion`: the plan of `convert`, with its proof or with how far the output moves."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from bnkit.surgery.conversion.calibration import Calls, Movement, calibrate, load, movement
+from bnkit.surgery.conversion.calibration import Calls, Movement, calibrate, movement
 from bnkit.surgery.distance import Outcome
-from bnkit.surgery.plan import Edit, Plan
+from bnkit.surgery.operations import Edit, make_edits
+from bnkit.surgery.plan import Plan
 from bnkit.surgery.promise import SurgeryError, prove_change
 
 
@@ -19,12 +20,7 @@ class Conversion(Plan):
     That is where layers are calibrated, and where a callable of the user makes them.
     """
 
-    movement: Movement | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the plan as plain dictionaries."""
-        moved = {} if self.movement is None else {"movement": asdict(self.movement)}
-        return {**super().to_json(), **moved}
+    movement: Movement | None = field(default=None, metadata={"record": Movement})
 
     def __str__(self) -> str:
         table = super().__str__()
@@ -33,12 +29,13 @@ class Conversion(Plan):
 
 def named(edits: Iterable[Edit], trial: nn.Module) -> tuple[Edit, ...]:
     """Return the edits with the class that each layer becomes, by making them in `trial`."""
-    made = []
-    for edit in edits:
-        edit.change(trial)
-        kind = type(trial.get_submodule(edit.layer)).__name__
-        made.append(replace(edit, action=f"become {kind}{edit.action}"))
-    return tuple(made)
+    edits = tuple(edits)
+    made = make_edits(trial, edits)
+    kinds = [type(made.get_submodule(edit.layer)).__name__ for edit in edits]
+    return tuple(
+        replace(edit, action=f"become {kind}{edit.action}")
+        for edit, kind in zip(edits, kinds, strict=True)
+    )
 
 
 def proven(
@@ -61,17 +58,10 @@ def calibrated(
     model: nn.Module, plan: Conversion, layers: Iterable[str], calls: Calls
 ) -> Conversion:
     """Return the plan in which these layers get the values that `calibrate` finds for them."""
-    changes = {edit.layer: edit.change for edit in plan.edits}
-    states = calibrate(model, {layer: changes[layer] for layer in layers}, calls)
-    return replace(plan, edits=tuple(_with_state(e, states.get(e.layer, {})) for e in plan.edits))
-
-
-def _with_state(edit: Edit, state: Mapping[str, Tensor]) -> Edit:
-    def change(model: nn.Module) -> None:
-        edit.change(model)
-        load(model.get_submodule(edit.layer), state)
-
-    return replace(edit, change=change)
+    wanted = set(layers)
+    states = calibrate(model, {e.layer: e for e in plan.edits if e.layer in wanted}, calls)
+    edits = tuple(replace(e, values=states.get(e.layer, {})) for e in plan.edits)
+    return replace(plan, edits=edits)
 
 
 def moved(

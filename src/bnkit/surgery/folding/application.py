@@ -1,5 +1,6 @@
 """What a fold does to a model: the layer's new weight and bias, and a batch norm less."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -15,71 +16,87 @@ from bnkit.surgery.folding.arithmetic import (
 )
 from bnkit.surgery.folding.targets import original_class
 from bnkit.surgery.normalized import Normalized
-from bnkit.surgery.plan import replace_module
+from bnkit.surgery.operations import operation, replace_module
 
 Side = Literal["before", "after"]  # where the layer is that takes the batch norm in
-
-
-def fold_into(
-    model: nn.Module, path: str, *, target: str, side: Side, features: Tensor, residual: bool
-) -> None:
-    """Fold the batch norm at `path` of `model` into the layer at `target`, in place.
-
-    Feature i of the layer, of its output where it stands before the batch norm and else of its
-    input, is channel `features[i]` of the batch norm (−1: none).
-    """
-    batch_norm, layer = model.get_submodule(path), model.get_submodule(target)
-    values = folded(batch_norm, layer, side=side, features=features)
-    put_into(model, path, target=target, values=values, residual=residual)
-
-
-def put_into(
-    model: nn.Module, path: str, *, target: str, values: tuple[Tensor, Tensor], residual: bool
-) -> None:
-    """Take the batch norm at `path` out of `model`, in place, by these weight and bias."""
-    layer = model.get_submodule(target)
-    fold_away(model, path, target=target, residual=residual)
-    with torch.no_grad():
-        for parameter, value in zip((layer.weight, layer.bias), values, strict=True):
-            parameter.copy_(value)  # type: ignore[operator]
 
 
 def folded(
     batch_norm: nn.Module, layer: Any, *, side: Side, features: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of `layer` with `batch_norm` folded in, in the dtype of its weight."""
+    """Return weight and bias of `layer` with `batch_norm` folded in, in the dtype of its weight.
+
+    Feature i of the layer, of its output where it stands before the batch norm and else of its
+    input, is channel `features[i]` of the batch norm (−1: none).
+    """
     affine = affine_of(batch_norm).take(features, like=layer.weight)
     weight, bias = (after_layer if side == "before" else before_layer)(layer, affine)
     return weight, bias.to(weight.dtype)
 
 
+@operation
 def fold_away(
-    model: nn.Module, layer_path: str, *, target: str | None = None, residual: bool = False
+    model: nn.Module,
+    layer: str,
+    *,
+    target: str | None = None,
+    residual: bool = False,
+    side: Side = "before",
+    values: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Take the batch norm at `layer_path` out of `model`, in place, whatever its values.
+    """Fold the batch norm at `layer` of `model` into the layer at `target`, in place.
 
-    The layer at `target` gets a bias if it has none, which trains if its weight or the batch norm's
-    bias does. What remains of the batch norm is its activation and, with `residual`, the sum before
-    that; a layer that owned it gets its original class back.
+    `values` holds "features" (see `folded`); without it the structure alone changes, as for a
+    checkpoint that brings its weights. The target stands on that `side` of the batch norm, and gets
+    a bias if it has none, which trains if its weight or the batch norm's bias does. What remains of
+    the batch norm is its activation and, with `residual`, the sum before that; a layer that owned
+    it gets its original class back.
 
     >>> model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.BatchNorm1d(3))
-    >>> fold_away(model, "1", target="0")
+    >>> fold_away(model, "1", target="0", values={"features": torch.arange(3)})
     >>> model
     Sequential(
       (0): Linear(in_features=2, out_features=3, bias=True)
       (1): Identity()
     )
     """
-    batch_norm = model.get_submodule(layer_path)
+    new = None
+    if target is not None and values is not None:
+        batch_norm, host = model.get_submodule(layer), model.get_submodule(target)
+        new = folded(batch_norm, host, side=side, features=values["features"])
+    take_out(model, layer, target=target, new=new, residual=residual)
+
+
+@torch.no_grad()
+def take_out(
+    model: nn.Module,
+    layer: str,
+    *,
+    target: str | None,
+    new: tuple[Tensor, Tensor] | None,
+    residual: bool,
+) -> None:
+    """Take the batch norm at `layer` out of `model`, with this `new` weight and bias for `target`.
+
+    >>> model = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+    >>> take_out(model, "1", target="0", new=(torch.ones(1, 1), torch.zeros(1)), residual=False)
+    >>> model(torch.tensor([[7.0]])).item()
+    7.0
+    """
+    batch_norm = model.get_submodule(layer)
     if target is not None:
-        _ensure_bias(model.get_submodule(target), batch_norm)
+        host: Any = model.get_submodule(target)
+        _ensure_bias(host, batch_norm)
+        if new is not None:
+            host.weight.copy_(new[0])
+            host.bias.copy_(new[1])
     activation = batch_norm.activation if isinstance(batch_norm, ActivatedBatchNorm) else None
-    owner = model.get_submodule(layer_path.rpartition(".")[0])
+    owner = model.get_submodule(layer.rpartition(".")[0])
     if isinstance(owner, Normalized) and activation is None:
         give_class_back(owner)
     else:
         rest = ResidualActivation(activation) if residual else activation_module(activation)
-        replace_module(model, layer_path, rest)
+        replace_module(model, layer, rest)
 
 
 def give_class_back(layer: Normalized) -> None:

@@ -8,8 +8,9 @@ from torch import nn
 from bnkit.surgery.distance import Outcome
 from bnkit.surgery.folding.matching import Match
 from bnkit.surgery.folding.sites import Site
-from bnkit.surgery.folding.survey import Where, change, survey
-from bnkit.surgery.plan import Edit, LeftAlone, Plan
+from bnkit.surgery.folding.survey import Where, survey
+from bnkit.surgery.operations import Edit
+from bnkit.surgery.plan import LeftAlone, Plan
 from bnkit.surgery.promise import SurgeryError, prove_change
 
 _SHOWN = 8  # layers in a message
@@ -88,15 +89,11 @@ def proven(
 def fold_edit(match: Match) -> Edit:
     """Return the edit that folds this match."""
     site, layer = match.site, match.layer
-    structure = {
-        "operation": "fold_away",
-        "layer": site.path,
-        "target": layer.name,
-        "residual": site.adds_residual,
-    }
+    options = {"target": layer.name, "residual": site.adds_residual, "side": match.side}
+    values = {"features": match.features}
     kept = f", keep {site.activation}" if site.activation is not None else ""
     action = f"fold into {layer}{kept}{of_domain(site)}"
-    return Edit(site.path, site.kind, action, _why(match), change(match), structure)
+    return Edit(site.path, site.kind, action, _why(match), "fold_away", options, values)
 
 
 def of_domain(site: Site) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bnkit.dataflow import Dataflow, Value, duplicate, observe
 from bnkit.surgery.distance import Outcome, witnessing
-from bnkit.surgery.folding.application import fold_into, folded, put_into
+from bnkit.surgery.folding.application import folded, take_out
 from bnkit.surgery.folding.matching import Match, Matcher
 from bnkit.surgery.folding.sites import (
     Site,
@@ -18,6 +18,7 @@ from bnkit.surgery.folding.sites import (
     objection_to_batch_norm,
 )
 from bnkit.surgery.folding.targets import shared_parameters
+from bnkit.surgery.operations import knowing_holders
 from bnkit.surgery.plan import LeftAlone
 
 Where = Callable[[str, nn.Module], bool]
@@ -54,7 +55,8 @@ def survey(model: nn.Module, example: Any, *, where: Where | None = None) -> Sur
             known.append(site)
         else:
             found.left_alone.append(LeftAlone(site.path, site.kind, objection))
-    _match(subject, flow, known, found)
+    with knowing_holders(subject):
+        _match(subject, flow, known, found)
     return found
 
 
@@ -106,13 +108,8 @@ def _fold(subject: nn.Module, matcher: Matcher, match: Match | str, found: Surve
     values = folded(site.module, layer, side=match.side, features=match.features)
     if not all(map(_is_finite, values)):
         return f"the weight or bias of {match.layer} would not be finite in {values[0].dtype}"
-    put_into(
-        subject,
-        site.path,
-        target=match.layer.name,
-        values=values,
-        residual=site.adds_residual,
-    )
+    target, residual = match.layer.name, site.adds_residual
+    take_out(subject, site.path, target=target, new=values, residual=residual)
     if site.activation is None and not site.adds_residual:
         matcher.gone.add(site.path)
     found.matches.append(match)
@@ -122,19 +119,3 @@ def _fold(subject: nn.Module, matcher: Matcher, match: Match | str, found: Surve
 def _is_finite(values: Tensor) -> bool:
     """Return whether all are finite, without a tensor of as many answers."""
     return not values.numel() or all(end.isfinite().item() for end in values.aminmax())
-
-
-def change(match: Match) -> Callable[[nn.Module], None]:
-    """Return the function that folds this match in a copy of the model."""
-
-    def fold_this(model: nn.Module) -> None:
-        fold_into(
-            model,
-            match.site.path,
-            target=match.layer.name,
-            side=match.side,
-            features=match.features,
-            residual=match.site.adds_residual,
-        )
-
-    return fold_this
