@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import bnkit
 from bnkit.diagnosis import Diagnosis, Finding
 from bnkit.experiments.data import Data, load
-from bnkit.experiments.environment import environment
+from bnkit.experiments.provenance import environment
 from bnkit.experiments.training import accuracy
 from bnkit.layers.domains import DomainBatchNorm
 from bnkit.observation import evaluating

@@ -25,9 +25,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import bnkit
 from bnkit.dataflow import duplicate
 from bnkit.experiments.data import Data, Examples, batches, load
-from bnkit.experiments.environment import environment
 from bnkit.experiments.initialisation import initialise_
 from bnkit.experiments.networks import network
+from bnkit.experiments.provenance import environment
 from bnkit.experiments.training import Training, train
 from bnkit.observation import evaluating
 from bnkit.surgery.insertion import plan_insertion

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse as fuse_by_tracing
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from bnkit.experiments.environment import environment
+from bnkit.experiments.provenance import environment
 from bnkit.surgery.folding import fold, plan_folding
 
 FIGURES = Path(__file__).with_suffix(".json")

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnkit.experiments.environment import environment
+from bnkit.experiments.provenance import environment
 from bnkit.kernels import reference
 
 FIGURES = Path(__file__).with_suffix(".json")

@@ -18,8 +18,8 @@ from torch import nn
 
 from bnkit.experiments import data
 from bnkit.experiments.comparison import plan_comparison
-from bnkit.experiments.environment import environment
 from bnkit.experiments.networks import network
+from bnkit.experiments.provenance import environment
 from bnkit.experiments.settings import Settings
 from bnkit.experiments.training import Training, train
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.benchmarking.cases import Case
-from bnkit.experiments.environment import environment
+from bnkit.experiments.provenance import environment
 from bnkit.kernels import memory
 from bnkit.layers import BatchNorm2d
 

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import bnkit
-from bnkit.experiments.environment import environment
 from bnkit.experiments.networks import network
+from bnkit.experiments.provenance import environment
 from bnkit.monitoring import Monitor
 
 BLOCK, SECONDS, NEVER = 10, 60, 10**9

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from bnkit.experiments.environment import environment
+from bnkit.experiments.provenance import environment
 from bnkit.recalibration import plan_recalibration, recalibrate_
 
 FIGURES = Path(__file__).with_suffix(".json")

@@ -28,8 +28,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import bnkit
 from bnkit.benchmarking.timing import interleaved
-from bnkit.experiments.environment import environment
 from bnkit.experiments.networks import dlology
+from bnkit.experiments.provenance import environment
 from bnkit.kernels import memory
 from bnkit.surgery.plan import replace_module
 

@@ -133,7 +133,7 @@ def test_variances_are_computed_in_one_place_only():
 
 @pytest.mark.parametrize(
     "heavy",
-    "altair joblib numba pooch rich scipy sklearn triton typer vl_convert".split(),
+    "altair joblib loky numba pooch rich scipy sklearn triton typer vl_convert".split(),
 )
 def test_importing_bnkit_does_not_import(heavy, loaded_modules):
     assert heavy not in loaded_modules

@@ -190,11 +190,11 @@ def in_this_process(monkeypatch):
     """Run trials here and now, and draw no charts; both have their own tests."""
 
     def trials_here(trials, store, *, on_result, **_options):
-        for trial in trials:
-            if store.load(trial.key) is None:
-                result = trial.run()
-                store.save(result)
-                on_result(result)
+        results = {trial.key: trial.run() for trial in trials}
+        for result in results.values():
+            store.save(result)
+            on_result(result)
+        return results
 
     def page(_comparison, folder):
         folder.mkdir(exist_ok=True)

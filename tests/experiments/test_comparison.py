@@ -1,6 +1,7 @@
 import dataclasses
 import importlib
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -13,7 +14,7 @@ import bnkit
 import users
 from bnkit.experiments import comparison
 from bnkit.experiments.comparison import Interrupted, plan_comparison
-from bnkit.experiments.records import SIDES
+from bnkit.experiments.results import SIDES
 from bnkit.experiments.settings import Settings
 
 BRIEF = {"learning_rates": [0.1, 1.0], "seeds": 2, "steps": 4, "evaluate_every": 2}
@@ -208,11 +209,11 @@ def in_this_process(monkeypatch):
 
     def run(trials, store, *, jobs, on_result):
         asked.append(jobs)
-        for trial in trials:
-            if store.load(trial.key) is None:
-                result = trial.run()
-                store.save(result)
-                on_result(result)
+        results = {trial.key: trial.run() for trial in trials}
+        for result in results.values():
+            store.save(result)
+            on_result(result)
+        return results
 
     monkeypatch.setattr(comparison, "run_trials", run)
     return asked
@@ -312,6 +313,8 @@ def test_compare_takes_functions_that_no_file_holds(tmp_path):
 
 
 SCRIPT = """
+import signal
+{before}
 import bnkit, users
 from torch import nn
 
@@ -333,8 +336,9 @@ print(*[trial.outcome for trial in bnkit.compare(Net, loaders, **brief).trials])
 """
 
 
-def test_compare_takes_what_a_script_holds_which_no_other_process_imports(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
+@pytest.mark.parametrize("before", ["", "del signal.pthread_sigmask"], ids=["", "as on Windows"])
+def test_compare_takes_what_a_script_holds_which_no_other_process_imports(tmp_path, before):
+    (tmp_path / "script.py").write_text(SCRIPT.format(before=before))
     done = subprocess.run(
         [sys.executable, tmp_path / "script.py"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -376,3 +380,36 @@ def test_compare_answers_an_unknown_option_with_near_ones():
 def test_compare_refuses_wrong_values_as_the_settings_do():
     with pytest.raises(ValueError, match=r"^`steps` is 0: pass an integer ≥ 1$"):
         bnkit.compare("mlp", "digits", steps=0)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_results_of_an_older_version_are_run_again_and_that_is_said(tmp_path):
+    sweep = planned(out=tmp_path)
+    found = sweep.run(progress=False)
+    for trial in found.trials[:3]:
+        path = sweep.store.folder / f"{trial.key}.json"
+        path.write_text(json.dumps({**trial.to_json(), "accuracy": 0.125}))
+    with pytest.warns(UserWarning, match="trials holds 3 results of another version of bnkit"):
+        again = sweep.run(progress=False)
+    assert [t.accuracy for t in again.trials] == [t.accuracy for t in found.trials]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_each_result_is_read_once_and_a_new_one_not_at_all(tmp_path, monkeypatch):
+    sweep = planned(out=tmp_path)
+    read, load = [], sweep.store.load
+    monkeypatch.setattr(sweep.store, "load", lambda key: read.append(key) or load(key))
+    for _ in range(2):
+        sweep.run(progress=False)
+    assert read == 2 * [trial.key for trial in sweep.trials]
+
+
+def test_planning_draws_a_network_twice_and_then_once_a_seed():
+    drawn = []
+
+    def build():
+        drawn.append(0)
+        return users.build()
+
+    planned(build, seeds=3)
+    assert len(drawn) == 2 + 3

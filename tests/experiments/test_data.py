@@ -15,7 +15,7 @@ import pytest
 import torch
 from rich.progress import Progress
 
-from bnkit.experiments import data, published
+from bnkit.experiments import data, mnist_files
 from bnkit.experiments.data import (
     Examples,
     batches,
@@ -23,7 +23,7 @@ from bnkit.experiments.data import (
     load,
     ordered_batches,
 )
-from bnkit.experiments.published import FILES, DataError
+from bnkit.experiments.mnist_files import FILES, DataError
 
 BESIDE_THE_REPOSITORY = Path(__file__).parents[2].parent / "shared" / "data"
 FOLDER = Path(os.environ.get("BNKIT_DATA", BESIDE_THE_REPOSITORY))
@@ -125,7 +125,7 @@ def tiny_files():
 
 def publish(monkeypatch, files):
     digests = tuple(hashlib.sha256(files[file]).hexdigest() for file in FILES)
-    monkeypatch.setitem(published.SHA256, "mnist", digests)
+    monkeypatch.setitem(mnist_files.SHA256, "mnist", digests)
 
 
 def write(folder, files):
@@ -298,7 +298,7 @@ def server(tmp_path, monkeypatch):
 def test_files_are_downloaded_once_into_the_cache(files, cache, server, monkeypatch):
     address, public, asked = server
     write(public, files)
-    monkeypatch.setitem(published.MIRRORS, "mnist", (address,))
+    monkeypatch.setitem(mnist_files.MIRRORS, "mnist", (address,))
     tiny = load("mnist")
     assert tiny.train.targets.tolist() == [5, 6, 7, 8, 9, 10, 11]
     assert {path.name: path.read_bytes() for path in cache.iterdir()} == files
@@ -312,7 +312,7 @@ def test_the_next_mirror_serves_where_one_fails(files, cache, server, monkeypatc
     address, public, asked = server
     write(public / "good", files)
     write(public / "bad", dict.fromkeys(FILES[:2], b"other bytes"))  # the rest is not found
-    monkeypatch.setitem(published.MIRRORS, "mnist", (address + "bad/", address + "good/"))
+    monkeypatch.setitem(mnist_files.MIRRORS, "mnist", (address + "bad/", address + "good/"))
     assert len(load("mnist").train) == 7
     assert {path.name: path.read_bytes() for path in cache.iterdir()} == files
     assert asked == [f"/{place}/{file}" for file in FILES for place in ("bad", "good")]
@@ -322,7 +322,7 @@ def test_the_progress_bar_shows_at_the_first_byte_and_ends_full(server, tmp_path
     address, public, _ = server
     write(public, {"file": bytes(3000)})
     progress = Progress(disable=True)
-    bar = published._Bar(progress, "file")
+    bar = mnist_files._Bar(progress, "file")
     (task,) = progress.tasks
     assert not task.visible
     pooch.HTTPDownloader(progressbar=bar)(f"{address}file", str(tmp_path / "file"), None)
@@ -334,7 +334,7 @@ def test_the_progress_bar_shows_at_the_first_byte_and_ends_full(server, tmp_path
 @pytest.mark.usefixtures("files", "cache")
 def test_a_download_that_fails_says_what_was_tried_and_what_else_to_do(server, monkeypatch):
     address, _, _ = server
-    monkeypatch.setitem(published.MIRRORS, "mnist", (address, address + "second/"))
+    monkeypatch.setitem(mnist_files.MIRRORS, "mnist", (address, address + "second/"))
     with pytest.raises(DataError, match="as --data-dir or BNKIT_DATA") as failure:
         load("mnist")
     message = str(failure.value)
@@ -353,12 +353,12 @@ def test_a_machine_without_a_network_gets_the_same_advice(monkeypatch):
         load("mnist")
 
 
-@pytest.mark.parametrize("name", published.SHA256)
+@pytest.mark.parametrize("name", mnist_files.SHA256)
 def test_each_published_set_has_a_checksum_a_file_and_a_second_mirror(name):
-    assert len(published.SHA256[name]) == len(FILES)
-    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in published.SHA256[name])
-    assert len(published.MIRRORS[name]) == 2
-    assert all(mirror.endswith("/") for mirror in published.MIRRORS[name])
+    assert len(mnist_files.SHA256[name]) == len(FILES)
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in mnist_files.SHA256[name])
+    assert len(mnist_files.MIRRORS[name]) == 2
+    assert all(mirror.endswith("/") for mirror in mnist_files.MIRRORS[name])
 
 
 # Digits

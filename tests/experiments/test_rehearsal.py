@@ -8,9 +8,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnkit import ExampleError, SurgeryError
-from bnkit.experiments.rehearsal import rehearse
+from bnkit.experiments.experiment import experiment_of, rehearse
 from bnkit.experiments.settings import Settings
-from bnkit.experiments.subject import subject_of
 from bnkit.experiments.training import Training
 
 INPUTS = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
@@ -30,7 +29,7 @@ def divide_by_zero():
 
 def rehearsed(build=net, data=([GOOD], [GOOD]), **settings):
     chosen = Settings(**settings)
-    rehearse(subject_of(build, lambda: data, chosen), chosen)
+    rehearse(experiment_of(build, lambda: data, chosen), chosen)
 
 
 def refused(error, build=net, data=([GOOD], [GOOD]), **settings):
@@ -52,7 +51,7 @@ def test_inputs_may_be_arguments_of_the_call(inputs):
 def test_a_named_network_is_tried_with_each_activation():
     settings = Settings(activations=["relu", "tnah"])
     with pytest.raises(ValueError, match="unknown activation 'tnah': did you mean 'tanh'"):
-        rehearse(subject_of("mlp", "digits", settings), settings)
+        rehearse(experiment_of("mlp", "digits", settings), settings)
 
 
 @each_loader
@@ -157,7 +156,7 @@ def test_an_optimizer_without_parameters_is_refused():
 
 def test_the_step_is_one_of_the_comparisons_own_training(monkeypatch):
     taken = []
-    monkeypatch.setattr("bnkit.experiments.rehearsal.train", lambda *args: taken.append(args))
+    monkeypatch.setattr("bnkit.experiments.experiment.train", lambda *args: taken.append(args))
     rehearsed(loss="sigmoid-cross-entropy", optimizer="adamw", learning_rates=[0.5, 0.1])
     step = Training(0.5, "adamw", "sigmoid-cross-entropy", steps=1, evaluate_every=1)
     assert [args[-1] for args in taken] == [step, step]  # both sides

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from scipy import stats
 
-from bnkit.experiments.records import Curve, TrialResult
+from bnkit.experiments.results import Curve, TrialResult
 from bnkit.experiments.statistics import SuccessRate
 from bnkit.experiments.summary import Comparison, summarise
 
@@ -303,6 +303,15 @@ def test_a_comparison_comes_back_equal_from_json_text(full):
     back = Comparison.from_json(json.loads(text))
     assert back == full
     assert back.to_json() == full.to_json()
+
+
+def test_results_without_a_format_are_read_and_those_of_another_one_are_refused(full):
+    document = full.to_json()
+    assert document.pop("format") == 1
+    assert Comparison.from_json(document) == full
+    message = "^these results have format 2, and this bnkit reads 1: use the version that wrote"
+    with pytest.raises(ValueError, match=message):
+        Comparison.from_json({**document, "format": 2})
 
 
 def test_json_holds_the_summaries_beside_the_trials(full):

@@ -8,7 +8,7 @@ import torch
 
 import users
 from bnkit.experiments.comparison import plan_comparison
-from bnkit.experiments.records import SIDES
+from bnkit.experiments.results import SIDES
 from bnkit.experiments.settings import Settings
 from bnkit.experiments.trials import one_thread
 

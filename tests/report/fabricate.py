@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from bnkit.experiments.records import SIDES, Curve, Side, TrialResult
+from bnkit.experiments.results import SIDES, Curve, Side, TrialResult
 from bnkit.experiments.summary import Comparison
 
 STEPS = tuple(range(50, 2001, 50))  # 40 evaluations

@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnkit.experiments.records import Curve, TrialResult
+from bnkit.experiments.results import Curve, TrialResult
 from bnkit.report.curves import Divergence, Spread, curves_of
 
 

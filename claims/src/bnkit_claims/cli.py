@@ -10,7 +10,7 @@ import typer
 from bnkit.cli.arguments import AllAsJson, DataDir, Jobs, Reports
 from bnkit.cli.output import chatter_on_stderr, explained, messages, print_result, say
 from bnkit.experiments.comparison import Interrupted as ComparisonInterrupted
-from bnkit.experiments.environment import usable_cores
+from bnkit.experiments.provenance import usable_cores
 from bnkit.files import strict_json, write_atomically
 from bnkit.names import one_of, unknown_name
 from bnkit.report import write_report

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnkit.experiments.records import SIDES
+from bnkit.experiments.results import SIDES
 from bnkit_claims.claims.activations import CLAIM, Activations, judge, saturated_share, slope_of
 from bnkit_claims.core.evidence import Beside, Part
 from invented import invented_run

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bnkit.experiments.records import SIDES
+from bnkit.experiments.results import SIDES
 from bnkit_claims.claims.complexity import CLAIM, Complexity, judge
 from bnkit_claims.core.evidence import Beside, Part
 from invented import invented_run

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnkit.experiments.records import SIDES
+from bnkit.experiments.results import SIDES
 from bnkit_claims.claims.cost import CLAIM, Cost, bias_effect, judge, numbers
 from bnkit_claims.core.evidence import Beside, Part
 

@@ -3,7 +3,7 @@ from itertools import product
 import pytest
 import torch
 
-from bnkit.experiments.records import SIDES
+from bnkit.experiments.results import SIDES
 from bnkit_claims.claims.independent_layers import (
     CLAIM,
     DISTURBANCES,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bnkit.experiments.records import SIDES
+from bnkit.experiments.results import SIDES
 from bnkit_claims.claims.initialisation import CLAIM, Initialisation, judge, training
 from bnkit_claims.core.claim import ClaimSettings
 from bnkit_claims.core.evidence import Part

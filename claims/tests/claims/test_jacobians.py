@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bnkit.experiments.data import load
-from bnkit.experiments.records import SIDES
+from bnkit.experiments.results import SIDES
 from bnkit.observation import normalising_by_batch_statistics
 from bnkit_claims.claims.jacobians import (
     CLAIM,

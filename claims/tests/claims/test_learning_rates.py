@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from bnkit.experiments.loaders import first_of
-from bnkit.experiments.records import SIDES
+from bnkit.experiments.results import SIDES
 from bnkit_claims.claims.learning_rates import CLAIM, LearningRates, judge, line_search, run
 from bnkit_claims.core.evidence import Part
 from bnkit_claims.core.material import subject

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bnkit.experiments.records import SIDES
+from bnkit.experiments.results import SIDES
 from bnkit_claims.claims.scale_invariance import (
     CLAIM,
     ScaleInvariance,

@@ -10,7 +10,7 @@ import torch
 from bnkit.benchmarking.cases import CASES, Case
 from bnkit.benchmarking.compiling import refuse_without_compiler
 from bnkit.benchmarking.measuring import Measurement, measure
-from bnkit.experiments.environment import environment
+from bnkit.experiments.provenance import environment
 from bnkit.tables import text_table
 
 LARGE = 2**24  # bytes: beyond what the caches of most processors keep

@@ -1,23 +1,26 @@
 """`compare`: train a network with and without batch norm, paired, and say what it changes."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Unpack
 
-from bnkit.experiments import fingerprints
-from bnkit.experiments.environment import environment, usable_cores
+from bnkit.experiments.experiment import Build, Experiment, experiment_of, rehearse
 from bnkit.experiments.loaders import OwnLoaders
-from bnkit.experiments.records import SIDES, TrialResult
-from bnkit.experiments.rehearsal import rehearse
-from bnkit.experiments.running import run_trials
+from bnkit.experiments.provenance import (
+    array_fingerprint,
+    environment,
+    fingerprint,
+    model_fingerprint,
+    usable_cores,
+    versions,
+)
+from bnkit.experiments.results import SIDES, Store, TrialResult
 from bnkit.experiments.settings import Settings, SettingsOptions, check_count
-from bnkit.experiments.store import Store
-from bnkit.experiments.subject import Build, Subject, subject_of
 from bnkit.experiments.summary import Comparison
 from bnkit.experiments.training import Training
-from bnkit.experiments.trials import Trial
+from bnkit.experiments.trials import Trial, run_trials
 from bnkit.observation import preserved_random_state
 from bnkit.options import parameters_of, showing
 from bnkit.progress import counting
@@ -49,23 +52,25 @@ class Sweep:
         jobs = usable_cores() if jobs is None else jobs
         check_count("jobs", jobs)
         try:
-            self.store.prepare(trial.key for trial in self.trials)
-            done = sum(self.store.load(trial.key) is not None for trial in self.trials)
-            with counting("trials", len(self.trials), done=done, shown=progress) as count:
-                run_trials(self.trials, self.store, jobs=jobs, on_result=count)
+            results = self.store.prepare(trial.key for trial in self.trials)
+            waiting = [trial for trial in self.trials if trial.key not in results]
+            with counting("trials", len(self.trials), done=len(results), shown=progress) as count:
+                results |= run_trials(waiting, self.store, jobs=jobs, on_result=count)
         except KeyboardInterrupt:
             raise Interrupted(self.collect()) from None
-        return self.collect()
+        return self._comparison(results)
 
     def collect(self) -> Comparison:
         """Return the comparison of the results that are there; the other trials are not run."""
-        results = [self.store.load(trial.key) or trial.not_run for trial in self.trials]
+        return self._comparison(self.store.results(trial.key for trial in self.trials))
+
+    def _comparison(self, results: Mapping[str, TrialResult]) -> Comparison:
         return Comparison(
             settings=self.description,
             environment=environment(),
             target=self.settings.target,
             command=self.command,
-            trials=tuple(results),
+            trials=tuple(results.get(trial.key, trial.not_run) for trial in self.trials),
         )
 
 
@@ -124,42 +129,43 @@ def plan_comparison(
     """
     folder = None if data_folder is None else Path(data_folder)
     with preserved_random_state():
-        subject = subject_of(build, data, settings, folder=folder)
+        experiment = experiment_of(build, data, settings, folder=folder)
         trainings = [
             Training(
                 learning_rate=learning_rate,
                 optimizer=settings.optimizer,
                 loss=settings.loss,
-                steps=subject.source.steps,
+                steps=experiment.source.steps,
                 evaluate_every=settings.evaluate_every,
                 training_mode_accuracy=settings.training_mode_accuracy,
             )
             for learning_rate in settings.learning_rates
         ]
-        rehearse(subject, settings)
-        trials = tuple(_trials(subject, trainings, settings.seeds))
+        rehearse(experiment, settings)
+        trials = tuple(_trials(experiment, trainings, settings.seeds))
     store = Store(Path(out) / "trials", TrialResult.from_json)
-    return Sweep(settings, trials, store, _described(subject, settings), command)
+    return Sweep(settings, trials, store, _described(experiment, settings), command)
 
 
-def _described(subject: Subject, settings: Settings) -> dict[str, object]:
-    chosen = {**settings.to_json(), "steps": subject.source.steps}
-    used = {name: value for name, value in chosen.items() if name not in subject.unused}
-    return {**subject.description, **used}
+def _described(experiment: Experiment, settings: Settings) -> dict[str, object]:
+    chosen = {**settings.to_json(), "steps": experiment.source.steps}
+    used = {name: value for name, value in chosen.items() if name not in experiment.unused}
+    return {**experiment.description, **used}
 
 
-def _trials(subject: Subject, trainings: Sequence[Training], seeds: int) -> Iterator[Trial]:
-    for activation in subject.activations:
+def _trials(experiment: Experiment, trainings: Sequence[Training], seeds: int) -> Iterator[Trial]:
+    for activation in experiment.activations:
         for seed in range(seeds):
+            plain = experiment.plain(activation, seed)
             for side in SIDES:
-                model = subject.network(side, activation, seed)
-                arrays = fingerprints.of_arrays(model)
+                model = plain if side == "plain" else experiment.twin(plain, seed)
+                arrays = array_fingerprint(model)
                 decides = {
-                    **subject.identity,
-                    **fingerprints.versions(),
+                    **experiment.identity,
+                    **versions(),
                     "which": (side, activation, seed),
-                    "arrays": fingerprints.of_model(model),
+                    "arrays": model_fingerprint(model),
                 }
                 for training in trainings:
-                    key = fingerprints.fingerprint({**decides, "training": asdict(training)})
-                    yield Trial(key, subject, side, activation, seed, training, arrays)
+                    key = fingerprint({**decides, "training": asdict(training)})
+                    yield Trial(key, experiment, side, activation, seed, training, arrays)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from bnkit.experiments.published import SHA256, DataError, read_published
+from bnkit.experiments.mnist_files import SHA256, DataError, read_published
 from bnkit.names import unknown_name
 
 MiniBatches = Iterator[tuple[Tensor, Tensor]]  # inputs (N, C, H, W), targets (N,)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bnkit.experiments import data as data_sets
-from bnkit.experiments.fingerprints import fingerprint, of_batch
+from bnkit.experiments.provenance import batch_fingerprint, fingerprint
 from bnkit.experiments.settings import Settings
 from bnkit.experiments.training import inputs_and_targets
 from bnkit.references import blaming, called, reference_to
@@ -125,7 +125,7 @@ def _read(
         _check_inputs(inputs, name)
         _check_targets(targets, name)
         classes = max(classes, int(targets.max()) + 1)
-        found.append(of_batch(batch))
+        found.append(batch_fingerprint(batch))
     if not found:
         raise ValueError(f"the {name} batches of `data` are empty: there is nothing to compare on")
     return found, classes

@@ -8,7 +8,7 @@ from functools import cached_property
 from statistics import median
 from typing import Any
 
-from bnkit.experiments.records import SIDES, Side, TrialResult
+from bnkit.experiments.results import FORMAT, SIDES, Side, TrialResult
 from bnkit.experiments.statistics import PairedRatio, SuccessRate, paired_ratio
 from bnkit.experiments.verdict import Verdict, judge
 from bnkit.tables import text_table
@@ -157,6 +157,7 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Return all numbers, trials and summaries alike, as plain lists, numbers and strings."""
         return {
+            "format": FORMAT,
             "settings": dict(self.settings),
             "environment": dict(self.environment),
             "target": self.target,
@@ -168,7 +169,16 @@ class Comparison:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Comparison":
-        """Return the comparison whose `to_json` this is; the summaries are computed anew."""
+        """Return the comparison whose `to_json` this is; the summaries are computed anew.
+
+        Raises ValueError for a document that a later version wrote in another format.
+        """
+        written = document.get("format", FORMAT)  # 0.1.0 wrote the same, but for the number
+        if written != FORMAT:
+            raise ValueError(
+                f"these results have format {written}, and this bnkit reads {FORMAT}: use the "
+                f"version that wrote them, or run the comparison again"
+            )
         trials = tuple(TrialResult.from_json(trial) for trial in document["trials"])
         kept = ("settings", "environment", "target", "command")
         return cls(**{name: document[name] for name in kept}, trials=trials)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnkit.dataflow import as_call
-from bnkit.experiments.records import Curve, Outcome
+from bnkit.experiments.results import Curve, Outcome
 from bnkit.names import one_of
 from bnkit.observation import evaluating, normalising_by_batch_statistics, set_mode
 

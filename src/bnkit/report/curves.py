@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from bnkit.experiments.records import SIDES, Curve, Side, TrialResult
+from bnkit.experiments.results import SIDES, Curve, Side, TrialResult
 
 Measure = Callable[[Curve], Sequence[float | None]]
 

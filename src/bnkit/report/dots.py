@@ -6,7 +6,7 @@ from typing import Any
 
 import altair as alt
 
-from bnkit.experiments.records import SIDES, Side, TrialResult
+from bnkit.experiments.results import SIDES, Side, TrialResult
 from bnkit.experiments.summary import Comparison
 from bnkit.report.frames import powers
 from bnkit.report.panels import FIELD, SIDE_COLOURS, at

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from bnkit.experiments.records import SIDES
+from bnkit.experiments.results import SIDES
 from bnkit.experiments.summary import Comparison
 from bnkit.report.curves import Curves, Measure, curves_of
 from bnkit.report.dots import dots, track

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bnkit.experiments.records import TrialResult
+from bnkit.experiments.results import TrialResult
 from bnkit.report.words import heading, number
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bnkit.experiments.records import SIDES, Side
+from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.summary import Comparison, SideSummary
 from bnkit.report.costs import step_time
 from bnkit.report.words import NOTHING, milliseconds, number, percent, ratio, share, steps_to_target

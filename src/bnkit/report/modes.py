@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from statistics import median
 
-from bnkit.experiments.records import SIDES, Curve, Side
+from bnkit.experiments.results import SIDES, Curve, Side
 from bnkit.experiments.summary import Cell, Comparison
 
 

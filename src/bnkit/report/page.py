@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from bnkit.experiments.records import SIDES
+from bnkit.experiments.results import SIDES
 from bnkit.experiments.statistics import SuccessRate
 from bnkit.experiments.summary import Comparison
 from bnkit.report import words

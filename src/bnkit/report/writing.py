@@ -17,7 +17,7 @@ def write_report(comparison: Comparison, folder: str | Path) -> Path:
     Raises ValueError for a comparison without trials.
 
     >>> import tempfile
-    >>> from bnkit.experiments.records import TrialResult
+    >>> from bnkit.experiments.results import TrialResult
     >>> trial = TrialResult("a1", "plain", 0.1, "relu", 0, "not run", "interrupted")
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_report(Comparison({}, {}, 0.9, "bnkit compare", (trial,)), folder).name

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bnkit.experiments.loaders import first_of
 from bnkit.experiments.networks import activation as activation_named
-from bnkit.experiments.records import SIDES, Side
+from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import SuccessRate, paired_difference
 from bnkit.experiments.training import Training, inputs_and_targets, train
 from bnkit.observation import normalising_by_batch_statistics, seeing_inputs

@@ -7,7 +7,7 @@ from itertools import product
 from statistics import median
 from typing import Any
 
-from bnkit.experiments.records import SIDES, Side
+from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import PairedRatio, paired_ratio
 from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
 from bnkit_claims.core.evidence import Beside, Evidence, Part

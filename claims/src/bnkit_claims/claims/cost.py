@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnkit.experiments.loaders import first_of
-from bnkit.experiments.records import SIDES, Side
+from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import PairedRatio
 from bnkit.experiments.training import Training, train
 from bnkit.observation import evaluating

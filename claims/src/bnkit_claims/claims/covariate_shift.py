@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bnkit.experiments.data import load
 from bnkit.experiments.networks import ACTIVATIONS
-from bnkit.experiments.records import Side
+from bnkit.experiments.results import Side
 from bnkit.experiments.statistics import PairedRatio
 from bnkit_claims.core.bands import band
 from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source

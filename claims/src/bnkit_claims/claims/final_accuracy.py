@@ -6,7 +6,7 @@ from itertools import product
 from statistics import median
 from typing import Any
 
-from bnkit.experiments.records import SIDES, Side
+from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import PairedDifference, paired_difference
 from bnkit_claims.core.bands import band
 from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bnkit.experiments.data import batches, load
 from bnkit.experiments.loaders import seed_everything
-from bnkit.experiments.records import Side
+from bnkit.experiments.results import Side
 from bnkit.experiments.statistics import PairedRatio
 from bnkit.experiments.training import Training, train
 from bnkit_claims.core.bands import band

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnkit.experiments.data import load
-from bnkit.experiments.records import SIDES, Side
+from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import PairedDifference
 from bnkit.experiments.training import Training, train
 from bnkit.moments import Moments

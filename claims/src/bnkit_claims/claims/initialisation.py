@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from bnkit.experiments.records import SIDES, Side
+from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import PairedDifference, SuccessRate, paired_difference
 from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
 from bnkit_claims.core.evidence import Evidence, Part

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.experiments.data import load
-from bnkit.experiments.records import SIDES, Side
+from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import PairedDifference
 from bnkit.observation import on_the_side
 from bnkit.recalibration import recalibrate

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnkit.experiments.loaders import first_of
-from bnkit.experiments.records import SIDES, Side
+from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import PairedRatio, paired_ratio
 from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
 from bnkit_claims.core.evidence import Beside, Evidence, Part

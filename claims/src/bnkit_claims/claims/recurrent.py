@@ -10,7 +10,7 @@ from torch import nn
 
 from bnkit.experiments.data import Examples, batches, load
 from bnkit.experiments.loaders import seed_everything
-from bnkit.experiments.records import Side
+from bnkit.experiments.results import Side
 from bnkit.experiments.statistics import PairedDifference, paired_difference
 from bnkit.experiments.training import accuracy
 from bnkit.observation import evaluating

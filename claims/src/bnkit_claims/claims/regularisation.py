@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bnkit.experiments.data import Examples, batches, load
 from bnkit.experiments.loaders import Loaders
-from bnkit.experiments.records import SIDES, Side
+from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import (
     PairedDifference,
     PairedRatio,

@@ -13,7 +13,7 @@ from bnkit.experiments.data import Examples, load
 from bnkit.experiments.initialisation import initialise_
 from bnkit.experiments.loaders import Loaders, seed_everything
 from bnkit.experiments.networks import network as network_named
-from bnkit.experiments.records import SIDES, Side
+from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import PairedDifference, paired_difference
 from bnkit.recalibration import adapt
 from bnkit.surgery import add

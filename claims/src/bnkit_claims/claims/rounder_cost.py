@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnkit.experiments.loaders import first_of
-from bnkit.experiments.records import SIDES, Side
+from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import PairedRatio, paired_ratio
 from bnkit.moments import Moments
 from bnkit.observation import normalising_by_batch_statistics

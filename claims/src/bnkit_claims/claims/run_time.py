@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.dataflow import duplicate
+from bnkit.experiments.experiment import Experiment
 from bnkit.experiments.loaders import Loaders, first_of
 from bnkit.experiments.statistics import PairedDifference, paired_difference
-from bnkit.experiments.subject import Subject
 from bnkit.experiments.training import Training, train
 from bnkit.internals import AnyBatchNorm
 from bnkit.moments import Moments
@@ -111,7 +111,7 @@ def along_training(settings: RunTime, case: tuple[float, int]) -> dict[str, Any]
     return {"momentum": momentum, "seed": seed, "moving": moving, "population": population}
 
 
-def drawn_for(settings: RunTime, network: str, momentum: float) -> Subject:
+def drawn_for(settings: RunTime, network: str, momentum: float) -> Experiment:
     """Return what the networks and mini-batches of these settings come from."""
     hidden = {"hidden": settings.hidden} if network == "mlp" else {}
     return subject(
@@ -126,7 +126,7 @@ def drawn_for(settings: RunTime, network: str, momentum: float) -> Subject:
     )
 
 
-def trained(settings: RunTime, network: str, seed: int) -> tuple[nn.Module, Subject]:
+def trained(settings: RunTime, network: str, seed: int) -> tuple[nn.Module, Experiment]:
     """Return a network with batch norm after its training, with the last of the momenta."""
     steps, rate = next((s, rate) for name, s, rate in settings.networks if name == network)
     drawn = drawn_for(settings, network, settings.momenta[-1])
@@ -135,7 +135,7 @@ def trained(settings: RunTime, network: str, seed: int) -> tuple[nn.Module, Subj
     return model, drawn
 
 
-def with_population(settings: RunTime, model: nn.Module, drawn: Subject, seed: int) -> nn.Module:
+def with_population(settings: RunTime, model: nn.Module, drawn: Experiment, seed: int) -> nn.Module:
     """Return a copy that holds the pooled statistics of mini-batches of the training data."""
     batches = islice(drawn.loaders(seed).train, settings.population)
     return recalibrate(model, [inputs for inputs, _ in batches], progress=False)

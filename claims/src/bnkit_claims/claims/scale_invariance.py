@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.experiments.loaders import first_of
-from bnkit.experiments.records import SIDES, Side
+from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import PairedRatio
 from bnkit.functional import batch_norm
 from bnkit_claims.core.bands import band

@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 from bnkit.experiments.loaders import first_of
-from bnkit.experiments.records import SIDES, Side
+from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.training import Training, train
 from bnkit_claims.core.bands import band
 from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source

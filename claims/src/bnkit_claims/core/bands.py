@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import median
 
-from bnkit.experiments.records import Side
+from bnkit.experiments.results import Side
 from bnkit_claims.core.figures import Line
 
 

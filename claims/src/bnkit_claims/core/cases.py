@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from bnkit.experiments import fingerprints
+from bnkit.experiments import provenance
 from bnkit.source_code import fingerprint_within_module
 from bnkit_claims.core.in_turn import in_turn
 
@@ -55,9 +55,9 @@ def case_of(measure: Callable[[Any, Any], Any], settings: Any, case: Any) -> Cas
     """Return the case; its key changes with the settings, the case, and the code that measures."""
     code = fingerprint_within_module(measure)
     decides = {
-        **fingerprints.versions(),
+        **provenance.versions(),
         "code": code,
         "settings": settings.decisive,
         "case": case,
     }
-    return Case(fingerprints.fingerprint(decides), code, measure, settings, case)
+    return Case(provenance.fingerprint(decides), code, measure, settings, case)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bnkit.experiments.environment import environment, usable_cores
+from bnkit.experiments.provenance import environment, usable_cores
 from bnkit.experiments.settings import check_count
 from bnkit_claims.core.checked import Checked, CheckedClaim
 from bnkit_claims.core.claim import Claim, ClaimSettings

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bnkit.experiments.records import Side
+from bnkit.experiments.results import Side
 from bnkit_claims.core.restoring import restored
 
 Values = tuple[float | None, ...]

@@ -3,16 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from bnkit.experiments.fingerprints import of_arrays
-from bnkit.experiments.records import Side, TrialResult
+from bnkit.experiments.experiment import Experiment, experiment_of
+from bnkit.experiments.provenance import array_fingerprint
+from bnkit.experiments.results import Side, TrialResult
 from bnkit.experiments.settings import Settings
-from bnkit.experiments.subject import Subject, subject_of
 from bnkit.experiments.training import Training
 from bnkit.experiments.trials import Trial
 from bnkit_claims.core.claim import ClaimSettings
 
 
-def subject(claim: ClaimSettings, network: str = "mlp", **options: Any) -> Subject:
+def subject(claim: ClaimSettings, network: str = "mlp", **options: Any) -> Experiment:
     """Return what `.network(side, activation, seed)` and `.loaders(seed)` of a claim come from.
 
     `options` are those of `bnkit.Settings`: hidden, init, batch_size, placement, …
@@ -22,7 +22,7 @@ def subject(claim: ClaimSettings, network: str = "mlp", **options: Any) -> Subje
     4
     """
     folder = None if claim.folder is None else Path(claim.folder)
-    return subject_of(network, claim.data, Settings(**options), folder=folder)
+    return experiment_of(network, claim.data, Settings(**options), folder=folder)
 
 
 def trial(
@@ -53,7 +53,7 @@ def trial(
         evaluate_every=settings.evaluate_every,
         training_mode_accuracy=settings.training_mode_accuracy,
     )
-    arrays = of_arrays(drawn.network(side, activation, seed))
+    arrays = array_fingerprint(drawn.network(side, activation, seed))
     result = Trial("", drawn, side, activation, seed, training, arrays).run()
     if result.outcome == "failed":
         raise RuntimeError(result.reason)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import fsum
 from typing import Any, NamedTuple, TypedDict
 
-from bnkit.experiments.records import Side
+from bnkit.experiments.results import Side
 from bnkit.experiments.statistics import PairedRatio, paired_ratio
 from bnkit_claims.core.claim import ClaimSettings
 from bnkit_claims.core.judging import beyond

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bnkit.experiments.records import Side
+from bnkit.experiments.results import Side
 from bnkit.experiments.statistics import (
     PairedDifference,
     PairedRatio,

@@ -13,7 +13,7 @@ def restored(record: type[Record], plain: Mapping[str, Any]) -> Record:
 
     Records in tuples and optional ones come back as records, lists as tuples.
 
-    >>> from bnkit.experiments.records import Curve
+    >>> from bnkit.experiments.results import Curve
     >>> restored(Curve, {"steps": [10, 20], "accuracy": [0.5, 0.9]})
     Curve(steps=(10, 20), loss=(), accuracy=(0.5, 0.9), training_mode_accuracy=())
     """

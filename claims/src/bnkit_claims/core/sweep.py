@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bnkit.experiments.running import run_trials
-from bnkit.experiments.store import Store
+from bnkit.experiments.results import Store
+from bnkit.experiments.trials import run_trials
 from bnkit.progress import counting
 from bnkit_claims.core.cases import Case, CaseResult, case_of
 
@@ -32,15 +32,15 @@ class Sweep:
         Raises RuntimeError, with the first reason, where a case fails.
         """
         planned = [case_of(measure, settings, case) for case in cases]
-        self.store.prepare(case.key for case in planned)
-        done = sum(self.store.load(case.key) is not None for case in planned)
+        results = self.store.prepare(case.key for case in planned)
+        waiting = [case for case in planned if case.key not in results]
+        done = len(results)
         with counting(self.title, len(planned), done=done, shown=self.progress) as count:
-            run_trials(planned, self.store, jobs=self.jobs, on_result=count)
-        return [self._found(case) for case in planned]
+            results |= run_trials(waiting, self.store, jobs=self.jobs, on_result=count)
+        return [_found(case, results[case.key]) for case in planned]
 
-    def _found(self, case: Case) -> Any:
-        result = self.store.load(case.key)
-        if result is None or result.outcome == "failed":
-            reason = "its result is gone" if result is None else result.reason
-            raise RuntimeError(f"the case {case.case} could not be measured: {reason}")
-        return result.found
+
+def _found(case: Case, result: CaseResult) -> Any:
+    if result.outcome == "failed":
+        raise RuntimeError(f"the case {case.case} could not be measured: {result.reason}")
+    return result.found

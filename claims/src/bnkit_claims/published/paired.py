@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from bnkit.experiments.comparison import plan_comparison
-from bnkit.experiments.records import SIDES, Side
+from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.settings import Settings
 from bnkit_claims.published.experiment import Experiment, Found, Quantity, Repetition
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from bnkit.experiments.environment import environment
+from bnkit.experiments.provenance import environment
 from bnkit.experiments.statistics import SuccessRate
 from bnkit.tables import text_table
 from bnkit_claims.core.restoring import restored

@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from bnkit.experiments.records import SIDES, Side
+from bnkit.experiments.results import SIDES, Side
 from bnkit.report.panels import STROKE
 from bnkit_claims.core.figures import Dot, Line
 

@@ -8,8 +8,8 @@ import pytest
 
 import users
 from bnkit.experiments.comparison import plan_comparison
-from bnkit.experiments.running import run_trials
 from bnkit.experiments.settings import Settings
+from bnkit.experiments.trials import run_trials
 
 STEPS = {"steps": 4, "evaluate_every": 2}
 
@@ -24,10 +24,14 @@ def planned(folder, build=users.build, data=users.loaders, *, seeds=1, **setting
 
 
 def results_of(trials, store, *, jobs):
-    """Run the trials; return their results in order, and in the order in which they came."""
+    """Run what has no result; return all in order, and the new in the order of their coming."""
     came = []
-    run_trials(trials, store, jobs=jobs, on_result=came.append)
-    return [store.load(trial.key) for trial in trials], came
+    kept = store.prepare(trial.key for trial in trials)
+    waiting = [trial for trial in trials if trial.key not in kept]
+    found = run_trials(waiting, store, jobs=jobs, on_result=came.append)
+    assert found == {result.key: result for result in came}
+    assert kept | found == store.results(trial.key for trial in trials)
+    return [(kept | found)[trial.key] for trial in trials], came
 
 
 def timeless(results):

@@ -1,7 +1,11 @@
 import copy
 import importlib.util
+import os
+import platform
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +13,15 @@ import torch
 from torch import nn
 
 import users
-from bnkit.experiments.fingerprints import fingerprint, of_arrays, of_batch, of_model, versions
+from bnkit.experiments.provenance import (
+    array_fingerprint,
+    batch_fingerprint,
+    environment,
+    fingerprint,
+    model_fingerprint,
+    usable_cores,
+    versions,
+)
 from bnkit.source_code import source_of
 
 NETWORK = """
@@ -88,22 +100,22 @@ def test_the_versions_are_those_of_bnkit_and_torch():
 
 def test_equal_models_have_equal_fingerprints(imported):
     net = imported(NETWORK).Net
-    assert of_model(seeded(net)) == of_model(seeded(net))
+    assert model_fingerprint(seeded(net)) == model_fingerprint(seeded(net))
 
 
 @edited
 def test_an_edit_in_the_file_of_a_class_changes_the_model(imported, edit):
-    before = of_model(seeded(imported(NETWORK).Net))
-    assert of_model(seeded(imported(NETWORK.replace(*edit)).Net)) != before
+    before = model_fingerprint(seeded(imported(NETWORK).Net))
+    assert model_fingerprint(seeded(imported(NETWORK.replace(*edit)).Net)) != before
 
 
 def test_an_edit_in_the_file_of_a_submodule_or_base_class_changes_the_model(imported):
     def inside():
-        return of_model(nn.Sequential(seeded(sys.modules["own"].Net)))
+        return model_fingerprint(nn.Sequential(seeded(sys.modules["own"].Net)))
 
     def derived():
         base = sys.modules["own"].Net
-        return of_model(seeded(type("Derived", (base,), {"__module__": "builtins"})))
+        return model_fingerprint(seeded(type("Derived", (base,), {"__module__": "builtins"})))
 
     imported(NETWORK)
     before = inside(), derived()
@@ -129,7 +141,7 @@ def test_another_array_or_structure_changes_the_model(change):
 
     model = seeded(make)
     change(model)
-    assert of_model(model) != of_model(seeded(make))
+    assert model_fingerprint(model) != model_fingerprint(seeded(make))
 
 
 def test_arrays_without_dimensions_or_elements_and_of_narrow_types_have_fingerprints():
@@ -138,23 +150,23 @@ def test_arrays_without_dimensions_or_elements_and_of_narrow_types_have_fingerpr
         [torch.tensor(1.5), torch.empty(0, 2), torch.ones(2).bfloat16(), torch.tensor([True])]
     ):
         model.register_buffer(f"b{index}", array)
-    before = of_model(model)
+    before = model_fingerprint(model)
     model.b3.logical_not_()
-    assert of_model(model) != before
+    assert model_fingerprint(model) != before
 
 
 def test_arrays_alone_are_known_by_names_types_and_values():
     class Scaled(nn.Sequential):
         pass
 
-    before = of_arrays(seeded(users.build))
-    assert of_arrays(Scaled(*seeded(users.build))) == before
-    assert of_arrays(nn.Sequential(seeded(users.build))) != before
-    assert of_arrays(seeded(users.build).half()) != before
+    before = array_fingerprint(seeded(users.build))
+    assert array_fingerprint(Scaled(*seeded(users.build))) == before
+    assert array_fingerprint(nn.Sequential(seeded(users.build))) != before
+    assert array_fingerprint(seeded(users.build).half()) != before
     normalised = nn.BatchNorm1d(3)
-    before = of_arrays(normalised)
+    before = array_fingerprint(normalised)
     normalised.running_mean += 1
-    assert of_arrays(normalised) != before
+    assert array_fingerprint(normalised) != before
 
 
 # Batches
@@ -178,8 +190,8 @@ X = torch.arange(6.0)
     ids=str,
 )
 def test_any_change_of_a_batch_is_seen(other):
-    assert of_batch((X, 1)) == of_batch((X.clone(), 1))
-    assert of_batch((X, 1)) != of_batch(other)
+    assert batch_fingerprint((X, 1)) == batch_fingerprint((X.clone(), 1))
+    assert batch_fingerprint((X, 1)) != batch_fingerprint(other)
 
 
 @pytest.mark.parametrize(
@@ -196,11 +208,11 @@ def test_any_change_of_a_batch_is_seen(other):
     ids=str,
 )
 def test_every_kind_of_array_has_a_fingerprint(array):
-    assert of_batch((array, 1)) == of_batch((copy.deepcopy(array), 1))
+    assert batch_fingerprint((array, 1)) == batch_fingerprint((copy.deepcopy(array), 1))
 
 
 def test_a_view_is_known_by_its_values_and_not_by_its_memory():
-    assert of_batch(X.view(2, 3).T) == of_batch(X.view(2, 3).T.contiguous())
+    assert batch_fingerprint(X.view(2, 3).T) == batch_fingerprint(X.view(2, 3).T.contiguous())
 
 
 # Between processes
@@ -212,11 +224,38 @@ def test_another_process_finds_the_same():
 import sys
 sys.path[:] = {sys.path!r}
 import torch, users
-from bnkit.experiments.fingerprints import fingerprint, of_model
+from bnkit.experiments.provenance import fingerprint, model_fingerprint
 from bnkit.source_code import source_of
 torch.manual_seed(0)
-print(of_model(users.build()), fingerprint({{"source": source_of(users.Shuffled)}}), end="")
+source = fingerprint({{"source": source_of(users.Shuffled)}})
+print(model_fingerprint(users.build()), source, end="")
 """
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout
     source = fingerprint({"source": source_of(users.Shuffled)})
-    assert found.decode() == f"{of_model(seeded(users.build))} {source}"
+    assert found.decode() == f"{model_fingerprint(seeded(users.build))} {source}"
+
+
+def test_versions_machine_and_date_are_named():
+    found = environment()
+    assert found["torch"] == torch.__version__
+    assert found["python"] == platform.python_version()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", found["date"])
+    assert all(found.values())
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5, 7}, raising=False)
+    assert usable_cores() == 3
+    assert environment()["cores"] == "3"
+
+
+def test_other_systems_than_linux_are_described_too(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+
+    def absent(*_arguments, **_options):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", absent)
+    assert (environment()["cores"], environment()["processor"]) == ("1", "unknown")

@@ -1,9 +1,13 @@
-"""Fingerprints of what decides a trial: initial arrays, structure, source text and batches."""
+"""Provenance of the numbers: fingerprints of what decides a trial; versions, machine and date."""
 
 import hashlib
 import importlib.metadata
 import json
+import os
+import platform
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +28,7 @@ def fingerprint(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def of_model(model: nn.Module) -> str:
+def model_fingerprint(model: nn.Module) -> str:
     """Return the fingerprint of a model's arrays, structure and the source of its own classes."""
     digest = hashlib.sha256(repr(model).encode())
     _add_arrays(digest, model)
@@ -34,14 +38,14 @@ def of_model(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def of_arrays(model: nn.Module) -> str:
+def array_fingerprint(model: nn.Module) -> str:
     """Return the fingerprint of a model's parameters and buffers."""
     digest = hashlib.sha256()
     _add_arrays(digest, model)
     return digest.hexdigest()
 
 
-def of_batch(batch: Any) -> str:
+def batch_fingerprint(batch: Any) -> str:
     """Return the fingerprint of one mini-batch, any nest of tensors, arrays and other values."""
     leaves, structure = leaves_of(batch)
     digest = hashlib.sha256(structure.encode())
@@ -56,6 +60,38 @@ def of_batch(batch: Any) -> str:
 def versions() -> dict[str, str]:
     """Return the versions that may change a number: bnkit's and torch's."""
     return {"bnkit": importlib.metadata.version("bnkit"), "torch": torch.__version__}
+
+
+def environment() -> dict[str, str]:
+    """Return versions, machine and date, as names and values for people to read.
+
+    >>> sorted(environment())
+    ['bnkit', 'cores', 'date', 'machine', 'processor', 'python', 'torch']
+    """
+    return {
+        **versions(),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": str(usable_cores()),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # elsewhere than on Linux
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or "unknown"
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "unknown"
 
 
 def _add_arrays(digest: Any, model: nn.Module) -> None:

@@ -9,10 +9,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnkit.experiments.data import load
+from bnkit.experiments.experiment import AS_BUILT, experiment_of
 from bnkit.experiments.loaders import seed_everything
-from bnkit.experiments.records import SIDES
+from bnkit.experiments.results import SIDES
 from bnkit.experiments.settings import Settings
-from bnkit.experiments.subject import AS_BUILT, subject_of
 from bnkit.experiments.training import Training, train
 
 SETTINGS = Settings()
@@ -65,11 +65,11 @@ SHUFFLED = [shuffled_by_torch, shuffled_by_numpy, shuffled_by_python, shuffled_w
 
 
 def own(build=net, data=in_order, **settings):
-    return subject_of(build, data, Settings(**settings))
+    return experiment_of(build, data, Settings(**settings))
 
 
 def named(network="mlp", data="digits", **settings):
-    return subject_of(network, data, Settings(**settings))
+    return experiment_of(network, data, Settings(**settings))
 
 
 def batch_norms(model):
@@ -226,7 +226,7 @@ def test_the_example_is_the_inputs_of_the_first_training_batch():
 
 @pytest.mark.parametrize("network", ["mlp", "logistic", net])
 def test_momentum_and_eps_arrive_in_the_twin(network):
-    subject = subject_of(
+    subject = experiment_of(
         network, "digits" if isinstance(network, str) else in_order, Settings(momentum=0.3, eps=0.1)
     )
     found = batch_norms(subject.network("batch norm", subject.activations[0], 0))
@@ -273,7 +273,7 @@ def test_an_own_network_may_take_named_data():
     def build():
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
 
-    subject = subject_of(build, "digits", Settings(batch_size=7))
+    subject = experiment_of(build, "digits", Settings(batch_size=7))
     assert subject.example().shape == (7, 1, 8, 8)
     assert batch_norms(subject.network("batch norm", AS_BUILT, 0))
 
@@ -345,7 +345,7 @@ def test_whatever_decides_the_numbers_is_in_the_identity(one, other):
 )
 def test_what_cannot_be_a_subject_is_refused(build, data, text):
     with pytest.raises(ValueError) as raised:  # noqa: PT011  the whole text is compared
-        subject_of(build, data, SETTINGS)
+        experiment_of(build, data, SETTINGS)
     assert str(raised.value) == text
 
 
@@ -355,7 +355,7 @@ def test_what_cannot_be_a_subject_is_refused(build, data, text):
 )
 def test_data_must_return_a_pair(found, kind):
     with pytest.raises(TypeError) as raised:
-        subject_of(net, lambda: found, SETTINGS)
+        experiment_of(net, lambda: found, SETTINGS)
     assert str(raised.value) == (
         f"`data` returned a {kind}: it must return (train, test), two iterables of batches"
     )
@@ -421,7 +421,7 @@ def test_a_network_without_arrays_to_begin_with_is_refused():
 )
 def test_what_is_neither_a_name_nor_a_function_is_refused(build, data, text):
     with pytest.raises(TypeError) as raised:
-        subject_of(build, data, SETTINGS)
+        experiment_of(build, data, SETTINGS)
     assert str(raised.value) == text
 
 
@@ -436,11 +436,11 @@ def test_what_is_neither_a_name_nor_a_function_is_refused(build, data, text):
 )
 def test_a_setting_that_would_change_nothing_is_refused(build, data, setting, text):
     with pytest.raises(ValueError, match="is your own") as raised:
-        subject_of(build, data, Settings(**setting))
+        experiment_of(build, data, Settings(**setting))
     assert str(raised.value) == f"{text} is your own, which decides that"
 
 
 def test_the_settings_that_change_nothing_are_named():
     assert named().unused == []
-    assert subject_of(net, "digits", SETTINGS).unused == ["hidden", "activations"]
+    assert experiment_of(net, "digits", SETTINGS).unused == ["hidden", "activations"]
     assert own().unused == ["hidden", "activations", "batch_size", "shuffle"]

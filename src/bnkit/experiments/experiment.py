@@ -1,4 +1,4 @@
-"""`Subject`: what is compared, a network with its twin and its data, ready to be drawn by seed."""
+"""`Experiment`: a network, its twin and their data, drawn by seed; `rehearse` tries all of it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from bnkit.dataflow import ExampleError, as_call, observe
 from bnkit.experiments import data as data_sets
 from bnkit.experiments.initialisation import initialise_
 from bnkit.experiments.loaders import (
@@ -22,10 +23,12 @@ from bnkit.experiments.loaders import (
     seed_everything,
 )
 from bnkit.experiments.networks import network as network_named
-from bnkit.experiments.records import Side
+from bnkit.experiments.provenance import array_fingerprint, batch_fingerprint
+from bnkit.experiments.results import Side
 from bnkit.experiments.settings import Settings
-from bnkit.experiments.training import inputs_and_targets
-from bnkit.references import called, reference_to
+from bnkit.experiments.training import Training, inputs_and_targets, train
+from bnkit.observation import on_the_side
+from bnkit.references import blaming, called, reference_to
 from bnkit.source_code import source_of
 from bnkit.surgery import add
 
@@ -35,7 +38,7 @@ Build = Callable[[], nn.Module]
 
 
 @dataclass(frozen=True)
-class Subject:
+class Experiment:
     """How to draw a network and its data by seed, and what else decides the numbers.
 
     `draw(activation)` takes its randomness from the global generators, as `source` does;
@@ -53,9 +56,17 @@ class Subject:
 
     def network(self, side: Side, activation: str, seed: int) -> nn.Module:
         """Return one side's network: for each seed both sides begin with the same arrays."""
+        plain = self.plain(activation, seed)
+        return plain if side == "plain" else self.twin(plain, seed)
+
+    def plain(self, activation: str, seed: int) -> nn.Module:
+        """Return the network without batch norm."""
         seed_everything(seed)
-        plain = self.draw(activation)
-        return plain if side == "plain" else self.add_batch_norm(plain, self.example(seed))
+        return self.draw(activation)
+
+    def twin(self, plain: nn.Module, seed: int) -> nn.Module:
+        """Return a copy of a network that `plain` gave for this seed, with batch norm added."""
+        return self.add_batch_norm(plain, self.example(seed))
 
     def loaders(self, seed: int) -> Loaders:
         """Return the data: for each seed both sides see the same batches in the same order."""
@@ -67,10 +78,10 @@ class Subject:
         return inputs_and_targets(first_of(self.loaders(seed).train))[0]
 
 
-def subject_of(
+def experiment_of(
     build: Build | str, data: OwnLoaders | str, settings: Settings, *, folder: Path | None = None
-) -> Subject:
-    """Return the subject of a network and data, each a name or the user's own callable.
+) -> Experiment:
+    """Return the experiment on a network and data, each a name or the user's own callable.
 
     Raises ValueError or TypeError for unknown names, for what is neither a name nor a function,
     for a network that does not fit the images, for a named network on data of the user's own,
@@ -90,7 +101,7 @@ def subject_of(
         name, code = reference_to(build), {"source": source_of(build)}
         draw, twin, activations = partial(_draw_own, build, settings.init), add, (AS_BUILT,)
     options = {name: getattr(settings, name) for name in ("placement", "momentum", "eps")}
-    return Subject(
+    return Experiment(
         draw=draw,
         source=source,
         add_batch_norm=partial(twin, **options),
@@ -99,6 +110,27 @@ def subject_of(
         identity={**source.identity, **code, "network": name, "options": str(options)},
         unused=unused,
     )
+
+
+def rehearse(experiment: Experiment, settings: Settings) -> None:
+    """Build both sides, run a training and a test batch through them, and train them for one step.
+
+    Raises ValueError or TypeError, in one sentence, for a network that cannot be normalised or
+    trained, a batch that it cannot take, outputs that are not scores of the classes, networks or
+    batches that differ when they are drawn again, and code that cannot be sent to a process.
+    """
+    rate, *_ = settings.learning_rates
+    step = Training(rate, settings.optimizer, settings.loss, steps=1, evaluate_every=1)
+    for activation in experiment.activations:
+        plain = experiment.plain(activation, 0)
+        arrays = array_fingerprint(plain)
+        _try_side(experiment, "plain", plain, step)
+        # Drawn again, for the twin: under the same seed it must be another object, yet equal.
+        again = experiment.plain(activation, 0)
+        _check_repeatable(another=again is not plain, equal=array_fingerprint(again) == arrays)
+        _try_side(experiment, "batch norm", experiment.twin(again, 0), step)
+    _check_same_batches(experiment)
+    _check_portable(experiment)
 
 
 def _check_choice(build: Any, data: Any) -> None:
@@ -153,3 +185,71 @@ def _draw_own(build: Build, init: str, _activation: str) -> nn.Module:
         )
     initialise_(model, init, generator=torch.default_generator)
     return model
+
+
+def _try_side(experiment: Experiment, side: Side, model: nn.Module, step: Training) -> None:
+    loaders = experiment.loaders(0)
+    first, test = first_of(loaders.train), first_of(loaders.test)
+    _check_batch(model, first, "training", experiment.source.classes)
+    _check_batch(model, test, "test", experiment.source.classes)
+    with blaming(f"a training step of the {side} network fails"):
+        train(model, [first], [test], step)
+
+
+def _check_batch(model: nn.Module, batch: Any, name: str, classes: int) -> None:
+    inputs, targets = inputs_and_targets(batch)
+    outputs = _outputs(model, inputs, name)
+    if not isinstance(outputs, Tensor) or outputs.dim() != 2:
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(
+            f"the network returns {shape} for a {name} batch: it must return scores of shape "
+            f"(mini-batch, classes)"
+        )
+    if len(targets) != len(outputs):
+        raise ValueError(
+            f"a {name} batch has {len(targets)} targets and the network returns {len(outputs)} "
+            f"rows: there must be one target for each"
+        )
+    if classes > outputs.shape[1]:
+        raise ValueError(
+            f"a target of `data` is {classes - 1} and the network has {outputs.shape[1]} outputs: "
+            f"targets must lie from 0 to {outputs.shape[1] - 1}"
+        )
+
+
+def _outputs(model: nn.Module, inputs: Any, name: str) -> Any:
+    args, kwargs = as_call(inputs)
+    try:
+        observe(model, inputs)  # its errors name the layer
+        with on_the_side(model):
+            return model(*args, **kwargs)
+    except ExampleError as error:
+        raise ExampleError(f"a {name} batch does not fit the network: {error}") from error
+
+
+def _check_repeatable(*, another: bool, equal: bool) -> None:
+    if not (another and equal):
+        raise ValueError(
+            "`build` gives another network when it is called again under the same seed, so the "
+            "sides could not begin alike: build it anew at each call, and draw its weights from "
+            "the global random generators of torch, Python or NumPy"
+        )
+
+
+def _check_same_batches(experiment: Experiment) -> None:
+    one, other = (
+        [batch_fingerprint(first_of(part)) for part in experiment.loaders(0)] for _ in range(2)
+    )
+    if one != other:
+        raise ValueError(
+            "`data` gives other batches when it is called again under the same seed, so the sides "
+            "could not see the same: draw from the global random generators of torch, Python or "
+            "NumPy, or seed your own in it"
+        )
+
+
+def _check_portable(experiment: Experiment) -> None:
+    from loky.backend.reduction import dumps  # noqa: PLC0415  needed only here
+
+    with blaming("`build` and `data` run in other processes, and cannot be sent there"):
+        dumps(experiment)

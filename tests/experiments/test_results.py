@@ -1,0 +1,256 @@
+import json
+import math
+import os
+import re
+from dataclasses import FrozenInstanceError, fields, replace
+
+import pytest
+
+from bnkit.experiments.results import SIDES, Curve, Store, TrialResult
+
+CURVE = Curve((50, 100), (2.5, None), (0.25, 0.875), (0.5, 0.75))
+TRIAL = TrialResult(
+    key="a1b2",
+    side="batch norm",
+    learning_rate=0.1,
+    activation="relu",
+    seed=3,
+    outcome="diverged",
+    reason="the training loss was nan before step 100",
+    curve=CURVE,
+    accuracy=0.875,
+    test_accuracy=0.75,
+    parameters=12,
+    buffers=5,
+    steps=100,
+    seconds=0.25,
+)
+NOT_RUN = TrialResult("a1", "plain", 0.1, "relu", 0, "not run")
+
+
+def test_the_sides_come_plain_first():
+    assert SIDES == ("plain", "batch norm")
+
+
+@pytest.mark.parametrize(("target", "step"), [(0.25, 50), (0.3, 100), (0.875, 100), (0.9, None)])
+def test_the_first_step_at_a_target_is_the_first_that_equals_or_exceeds_it(target, step):
+    assert CURVE.first_step_at(target) == step
+
+
+def test_a_target_that_is_lost_again_was_reached():
+    assert Curve((1, 2, 3), (0.0,) * 3, (0.2, 0.9, 0.1)).first_step_at(0.5) == 2
+
+
+def test_a_run_that_diverged_never_reached_the_target():
+    finished = replace(TRIAL, outcome="finished")
+    assert (finished.steps_to(0.875), finished.steps_to(0.9)) == (100, None)
+    assert TRIAL.steps_to(0.25) is None
+
+
+def test_an_empty_curve_reaches_nothing():
+    assert Curve().first_step_at(0.0) is None
+
+
+def test_a_curve_whose_tuples_differ_in_length_is_refused():
+    with pytest.raises(ValueError, match="shorter"):
+        Curve((1, 2), (0.0, 0.0), (0.1,)).first_step_at(0.5)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "accuracy", "succeeds"),
+    [
+        ("finished", 0.9, True),
+        ("finished", 0.899, False),
+        ("finished", None, False),
+        ("diverged", 0.95, False),
+        ("failed", None, False),
+        ("not run", None, False),
+    ],
+)
+def test_a_run_succeeds_that_finished_at_the_target_or_above(outcome, accuracy, succeeds):
+    assert replace(TRIAL, outcome=outcome, accuracy=accuracy).succeeds(0.9) is succeeds
+
+
+def test_the_time_of_a_step_is_in_milliseconds_and_nan_without_steps():
+    assert TRIAL.milliseconds_per_step == 2.5
+    assert math.isnan(NOT_RUN.milliseconds_per_step)
+
+
+@pytest.mark.parametrize("trial", [TRIAL, NOT_RUN], ids=["full", "defaults"])
+def test_a_record_comes_back_equal_from_json_text(trial):
+    text = json.dumps(trial.to_json(), allow_nan=False)
+    assert TrialResult.from_json(json.loads(text)) == trial
+
+
+def test_json_holds_every_field():
+    assert set(TRIAL.to_json()) == {field.name for field in fields(TrialResult)}
+    assert set(TRIAL.to_json()["curve"]) == {field.name for field in fields(Curve)}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda d: d.pop("key"), lambda d: d.pop("curve"), lambda d: d.update(unknown=1)],
+    ids=["no key", "no curve", "an unknown field"],
+)
+def test_damaged_json_is_refused(damage):
+    document = TRIAL.to_json()
+    damage(document)
+    with pytest.raises((KeyError, TypeError)):
+        TrialResult.from_json(document)
+
+
+def test_records_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        TRIAL.seed = 4
+
+
+RESULT = TrialResult(
+    "k1", "plain", 0.1, "relu", 0, "finished", curve=Curve((5,), (0.5,), (0.9,)), accuracy=0.9
+)
+FAILED = TrialResult("k2", "plain", 0.1, "relu", 0, "failed", "out of memory")
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "out" / "trials", TrialResult.from_json)
+    store.prepare([])
+    return store
+
+
+def names(store):
+    return sorted(path.name for path in store.folder.iterdir())
+
+
+def test_a_result_comes_back_equal_and_leaves_nothing_else(store):
+    store.begin("k1")
+    assert store.has_begun("k1")
+    store.save(RESULT)
+    assert store.load("k1") == RESULT
+    assert not store.has_begun("k1")
+    assert names(store) == ["k1.json"]
+
+
+def test_what_is_not_there_is_none(store, tmp_path):
+    assert store.load("k1") is None
+    assert Store(tmp_path / "nowhere", TrialResult.from_json).load("k1") is None
+    (tmp_path / "file").touch()
+    assert Store(tmp_path / "file" / "trials", TrialResult.from_json).load("k1") is None
+
+
+def test_a_result_is_written_whole_or_not_at_all(store, monkeypatch):
+    def power_cut(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        store.save(RESULT)
+    assert store.load("k1") is None
+    monkeypatch.undo()
+    half = store.folder / ".k1.json.999.part"  # of a process that was killed
+    half.write_text('{"key": "k1", "si')
+    (store.folder / ".k2.json.999.part").write_text("another trial may be written at this moment")
+    store.save(RESULT)
+    assert store.load("k1") == RESULT
+    assert names(store) == [".k2.json.999.part", "k1.json"]
+
+
+def test_a_save_that_fails_leaves_the_old_result(store, monkeypatch):
+    def disk_full(*_arguments):
+        raise OSError("disk full")
+
+    store.save(RESULT)
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(OSError, match="disk full"):
+        store.save(replace(RESULT, accuracy=0.0))
+    assert store.load("k1") == RESULT
+
+
+def test_numbers_that_json_does_not_know_are_refused_rather_than_written(store):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        store.save(TrialResult("k1", "plain", 0.1, "relu", 0, "finished", accuracy=float("nan")))
+    assert store.load("k1") is None
+
+
+DAMAGED = [
+    b"",
+    b'{"key": "k1", "si',
+    b"null",
+    b"[1, 2]",
+    b"{}",
+    b'{"curve": {}}',
+    b'{"curve": [1]}',
+    b'{"curve": {"steps": 5}}',
+    b"\xff\xfe\x00",
+    json.dumps({"format": 1, **RESULT.to_json(), "more": 1}).encode(),
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_result_counts_as_not_run_with_a_warning(store, content):
+    path = store.folder / "k1.json"
+    path.write_bytes(content)
+    message = rf"^{re.escape(str(path))} is damaged \(\w+: .*\): its trial counts as not run$"
+    with pytest.warns(UserWarning, match=message):
+        assert store.load("k1") is None
+
+
+def test_a_run_begins_without_the_marks_failures_and_damage_of_earlier_ones(store):
+    store.save(RESULT)
+    store.save(FAILED)
+    (store.folder / "k3.json").write_text("{")
+    for key in ("k1", "k4", "another run's"):
+        store.begin(key)
+    with pytest.warns(UserWarning, match="damaged"):
+        store.prepare(["k1", "k2", "k3", "k4"])
+    assert names(store) == ["another run's.begun", "k1.json"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_in_one_sentence(tmp_path):
+    # A path below a file: it fails also for root, whom no mode of a folder stops.
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "trials"
+    with pytest.raises(OSError, match="cannot be written") as refusal:
+        Store(folder, TrialResult.from_json).prepare([])
+    assert str(refusal.value) == (
+        f"the folder {folder} cannot be written (Not a directory): choose another"
+    )
+
+
+OLD = json.dumps(RESULT.to_json())  # as bnkit 0.1.0 wrote it
+NEWER = json.dumps({"format": 2, **RESULT.to_json()})
+
+
+@pytest.mark.parametrize("text", [OLD, NEWER], ids=["0.1.0", "a later one"])
+def test_results_of_another_version_are_not_read_which_is_said_in_one_line(store, text):
+    store.save(replace(RESULT, key="k0"))
+    for key in ("k1", "of another sweep"):
+        (store.folder / f"{key}.json").write_text(text)
+    message = (
+        f"{store.folder} holds 2 results of another version of bnkit, which are not read: their "
+        f"trials run again"
+    )
+    with pytest.warns(UserWarning, match=f"^{re.escape(message)}$") as warned:
+        found = store.results(["k0", "k1"])
+    assert len(warned) == 1
+    assert list(found) == ["k0"]
+    assert store.load("k1") is None
+
+
+def test_a_result_of_another_version_gives_way_to_the_new_one(store):
+    path = store.folder / "k1.json"
+    path.write_text(OLD)
+    with pytest.warns(UserWarning, match="another version of bnkit"):
+        assert store.prepare(["k1"]) == {}
+    assert not path.exists()
+    store.save(RESULT)
+    assert store.prepare(["k1"]) == {"k1": RESULT}
+    assert json.loads(path.read_text())["format"] == 1
+
+
+def test_each_result_is_read_once(store, monkeypatch):
+    read = []
+    monkeypatch.setattr(store, "_read", lambda fields: read.append(fields["key"]) or RESULT)
+    for key in ("k1", "k2"):
+        store.save(replace(RESULT, key=key))
+    assert store.prepare(["k1", "k2", "k3"]).keys() == {"k1", "k2"}
+    assert read == ["k1", "k2"]
