@@ -1,4 +1,4 @@
-# Each target works on a fresh clone with nothing but Python 3.11 and make.
+# Each target works on a fresh clone; it needs only Python 3.11 and make.
 PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/set-up

@@ -1,5 +1,7 @@
 import re
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -41,9 +43,25 @@ def test_the_current_folder_is_put_on_the_path_once(folder):
     assert sys.path.count(str(folder)) == 1
 
 
+class SlowPath(list):
+    """A path that takes its time to look, so that several threads look at once."""
+
+    def __contains__(self, item):
+        found = super().__contains__(item)
+        time.sleep(0.01)
+        return found
+
+
+def test_several_threads_put_it_there_once(folder, monkeypatch):
+    monkeypatch.setattr(sys, "path", SlowPath(sys.path))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(import_reference, ["math:sqrt"] * 8))
+    assert sys.path.count(str(folder)) == 1
+
+
 @pytest.mark.parametrize("text", ["", "module", "module:", ":name", ":"])
 def test_text_of_another_form_is_answered_with_the_form(text):
-    assert refused(text) == f"{text!r} is no reference: write it as package.module:function"
+    assert refused(text) == f"{text!r} is not a reference: write it as package.module:function"
 
 
 def test_a_module_that_is_absent_is_named_with_the_folder(folder):

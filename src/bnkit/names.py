@@ -1,4 +1,4 @@
-"""Names that people type: found in a table, or answered with the ones that are near."""
+"""Names that users type: found in a table, or answered with similar ones."""
 
 import difflib
 from collections.abc import Iterable, Mapping

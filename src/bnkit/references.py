@@ -1,8 +1,9 @@
-"""People's own code: found by a reference such as "package.module:build", named, and blamed."""
+"""Users' own code: found by a reference such as "package.module:build", named, and blamed."""
 
 import difflib
 import importlib
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ def import_reference(reference: str) -> Callable[..., Any]:
     """
     module_name, colon, name = reference.partition(":")
     if not (module_name and colon and name):
-        raise ValueError(f"{reference!r} is no reference: write it as package.module:function")
+        raise ValueError(f"{reference!r} is not a reference: write it as package.module:function")
     module = _module(reference, module_name)
     found = getattr(module, name, None)
     if found is None:
@@ -35,7 +36,7 @@ def import_reference(reference: str) -> Callable[..., Any]:
 
 
 def reference_to(function: Callable[..., Any]) -> str:
-    """Return what people call a function by.
+    """Return the reference of a function, as "package.module:function".
 
     >>> import math
     >>> reference_to(math.sqrt)
@@ -47,7 +48,7 @@ def reference_to(function: Callable[..., Any]) -> str:
 
 @contextmanager
 def blaming(what: str) -> Iterator[None]:
-    """Turn any error of people's own code, leaving the program included, into a ValueError.
+    """Turn any error of users' code, also SystemExit, into a ValueError.
 
     >>> with blaming("reading `data` fails"):
     ...     1 / 0
@@ -72,9 +73,13 @@ def called(function: Callable[[], Any], argument: str) -> Any:
         return function()
 
 
+_searching = threading.Lock()  # sys.path is one for all threads
+
+
 def _module(reference: str, name: str) -> Any:
     folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    with _searching:
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
     with blaming(f"{reference!r}: module {name!r} cannot be imported from {folder}"):
         return importlib.import_module(name)

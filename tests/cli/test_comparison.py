@@ -68,7 +68,7 @@ BAD = [
     bad("--momentum 0", "`momentum` is 0.0: give a number above 0 and up to 1"),
     bad("--eps -1", "`eps` holds -1.0: give a positive, finite number"),
     bad("--data mnist --data-dir nowhere", "nowhere does not exist: give another as --data-dir"),
-    bad("--model users", "'users' is no reference: write it as package.module:function"),
+    bad("--model users", "'users' is not a reference: write it as package.module:function"),
     bad("--model nowhere_at_all:build", "module 'nowhere_at_all' cannot be imported from"),
     bad("--model users:biuld", "module 'users' has no 'biuld'; did you mean 'build'?"),
     bad("--model users:X", "'users:X' is a Tensor: it must be a function without arguments"),
@@ -276,7 +276,7 @@ def test_ctrl_c_prints_what_had_finished_and_the_command_that_goes_on(out, monke
     code, stdout, stderr = run(f"compare {OWN} {BRIEF} --out 'two words'")
     assert code == 130
     assert "as built" in stdout
-    assert "Interrupted. This goes on from here:  bnkit compare --out 'two words'" in stderr
+    assert "Interrupted. Run the same command to resume:  bnkit compare --out 'two words'" in stderr
     assert len(list((out.parent / "two words" / "trials").glob("*.json"))) == 1
 
 
@@ -376,7 +376,7 @@ def test_an_interruption_ends_all_processes_and_shows_what_had_finished(
     stdout, stderr = program.communicate(timeout=60)
     assert program.returncode == 130
     assert "as built" in stdout
-    assert f"Interrupted. This goes on from here:  bnkit compare {SWEEP}" in stderr
+    assert f"Interrupted. Run the same command to resume:  bnkit compare {SWEEP}" in stderr
     assert "Traceback" not in stderr
     assert len(kept(tmp_path)) == 2
 

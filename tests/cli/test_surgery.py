@@ -266,7 +266,10 @@ WRONG = {
     "no data": ("insert own_networks:build", "--data is missing: give the function that returns"),
     "no inputs": ("fold own_networks:build", "the network is run on one mini-batch: give either"),
     "both inputs": (f"{FOLD} --data own_networks:loaders", "give either its shape, as in --exampl"),
-    "no reference": ("fold own_networks --example 5,4", "'own_networks' is no reference: write it"),
+    "no reference": (
+        "fold own_networks --example 5,4",
+        "'own_networks' is not a reference: write",
+    ),
     "no network": ("fold own_networks:batches --example 5,4", "`model` is a list: pass a torch.nn"),
     "no loaders": (f"{INSERT}x", "module 'own_networks' has no 'loadersx'; did you mean 'loaders'"),
     "no mini-batches": (

@@ -1,4 +1,4 @@
-"""What commands are told: parsers of text, and the arguments and options that several share."""
+"""Arguments and options that several commands share, and parsers of what is typed."""
 
 import inspect
 import json
@@ -154,13 +154,13 @@ Jobs = Annotated[
     typer.Option(help="processes, of one thread each", min=1, show_default="one a core"),
 ]
 Reports = Annotated[
-    Path, typer.Option("--out", help="folder of the reports and of the results to go on from")
+    Path, typer.Option("--out", help="folder of the reports and of the results to resume from")
 ]
 AllAsJson = Annotated[
     bool, typer.Option("--json", help="print all of it as JSON instead of the table")
 ]
 
-# Settings that are typed as text: how it is read, how a default is shown, what stands for the text.
+# Settings that are typed as text: the parser, how a default is shown, the metavar.
 _TYPED: dict[Any, tuple[Callable[[str], Any], Callable[[Any], str], str | None]] = {
     Sequence[float]: (numbers(float), listed, "X,X,…"),
     Sequence[int]: (numbers(int), listed, "N,N,…"),
@@ -175,11 +175,11 @@ _TYPED: dict[Any, tuple[Callable[[str], Any], Callable[[Any], str], str | None]]
 
 def setting_options() -> list[inspect.Parameter]:
     """Return the fields of `Settings` as typer takes options, panel by panel."""
-    told = {field.name: field.metadata for field in fields(Settings)}
+    metadata = {field.name: field.metadata for field in fields(Settings)}
     options = sorted(
-        parameters_of(Settings), key=lambda field: PANELS.index(told[field.name]["panel"])
+        parameters_of(Settings), key=lambda field: PANELS.index(metadata[field.name]["panel"])
     )
-    return [_option_of(field, told[field.name]) for field in options]
+    return [_option_of(field, metadata[field.name]) for field in options]
 
 
 def settings_of(typed: Mapping[str, Any]) -> Settings:
@@ -190,13 +190,13 @@ def settings_of(typed: Mapping[str, Any]) -> Settings:
     return Settings(**values)
 
 
-def _option_of(field: inspect.Parameter, told: Mapping[str, str]) -> inspect.Parameter:
-    name = told.get("option", "--" + field.name.replace("_", "-"))
+def _option_of(field: inspect.Parameter, metadata: Mapping[str, str]) -> inspect.Parameter:
+    name = metadata.get("option", "--" + field.name.replace("_", "-"))
     # A switch that is on has a --no- beside it, which typer adds where no name is given.
     names = [] if field.default is True else [name]
     kind, default, more = field.annotation, field.default, {}
     if kind in _TYPED:
         _, shown, metavar = _TYPED[kind]
         kind, default, more = str, shown(default), {"metavar": metavar}
-    marked = Annotated[kind, option(told["panel"], told["help"], *names, **more)]  # type: ignore[valid-type]  # made here
+    marked = Annotated[kind, option(metadata["panel"], metadata["help"], *names, **more)]  # type: ignore[valid-type]  # made here
     return field.replace(annotation=marked, default=default)

@@ -71,7 +71,7 @@ def compare(
 
     Trains it with and without batch norm, from the same initial weights and on the same batches,
     over learning rates, activations and seeds. Prints a table and a verdict and writes a report
-    with charts. A run that was cut off goes on where it stopped.
+    with charts. An interrupted run resumes where it stopped.
 
     - `bnkit compare` is the paper's network on scikit-learn's handwritten digits.
     - `bnkit compare --data mnist --network vgg --optimizer adam --learning-rate 0.001,0.01`
@@ -99,7 +99,7 @@ def compare(
                 comparison = sweep.collect() if report_only else sweep.run(jobs=jobs)
         except Interrupted as interruption:
             print_result(interruption.comparison, as_json=as_json)
-            say(f"Interrupted. This goes on from here:  {_command()}")
+            say(f"Interrupted. Run the same command to resume:  {_command()}")
             raise typer.Exit(130) from None
         print_result(comparison, as_json=as_json)
         _report(comparison, out)

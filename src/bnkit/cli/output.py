@@ -59,7 +59,7 @@ def explained() -> Iterator[None]:
 
 @contextmanager
 def chatter_on_stderr() -> Iterator[None]:
-    """Send what people's code prints to stderr, from other processes too: stdout is for results."""
+    """Send what users' code prints to stderr, from other processes too: stdout is for results."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

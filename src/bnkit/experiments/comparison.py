@@ -95,7 +95,7 @@ def compare(
     and see the same batches. `Settings` explains the options.
 
     Trials run in `jobs` processes (one a core). With `out`, a folder, each result is kept there,
-    and a comparison that was cut off goes on where it stopped.
+    and an interrupted comparison resumes where it stopped.
 
     Raises ValueError or TypeError for anything that cannot be compared, before any trial runs,
     and Interrupted (a KeyboardInterrupt, with what had finished) on Ctrl-C.
@@ -124,7 +124,7 @@ def plan_comparison(
 ) -> Sweep:
     """Return the sweep that `compare` runs, with every part of it tried once and nothing written.
 
-    Its results are to be kept in the folder `out`/trials; `command` is what people can type to
+    Its results are to be kept in the folder `out`/trials; `command` is what users type to
     repeat it. Raises as `compare` does.
     """
     folder = None if data_folder is None else Path(data_folder)

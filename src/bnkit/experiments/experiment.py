@@ -32,7 +32,7 @@ from bnkit.references import blaming, called, reference_to
 from bnkit.source_code import source_of
 from bnkit.surgery import add
 
-AS_BUILT = "as built"  # stands for the activation of a network of the user's own
+AS_BUILT = "as built"  # the activation of a user's own network
 
 Build = Callable[[], nn.Module]
 

@@ -52,7 +52,7 @@ def initialise_(model: nn.Module, scheme: str, *, generator: Generator) -> None:
 def parse_scheme(text: str) -> Draw | None:
     """Return what draws a weight of shape (out, in, ...) in place; None for "default".
 
-    Raises ValueError for an unknown scheme or a standard deviation that is no positive number.
+    Raises ValueError for an unknown scheme or a standard deviation that is not a positive number.
 
     >>> parse_scheme("default") is None
     True

@@ -1,4 +1,4 @@
-"""`Source`: where batches come from, a named data set or a function of the user's own."""
+"""`Source`: where batches come from, a named data set or a function of the user's."""
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -46,10 +46,10 @@ class Source:
 
 
 def seed_everything(seed: int) -> None:
-    """Set the global generators of torch, Python and NumPy, from which people's code draws."""
+    """Set the global generators of torch, Python and NumPy, from which users' code draws."""
     torch.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  the generator that loaders of other people use
+    np.random.seed(seed)  # noqa: NPY002  the generator that users' loaders draw from
 
 
 def named_source(name: str, settings: Settings, *, folder: Path | None) -> Source:
@@ -68,7 +68,7 @@ def own_source(loaders: OwnLoaders, settings: Settings) -> Source:
     """Return the user's own data, once each batch of an epoch has been read and checked.
 
     Raises ValueError or TypeError for loaders that fail, are empty or cannot be begun again, and
-    for targets that are no class numbers.
+    for targets that are not class numbers.
     """
     open_loaders = partial(_open_own, loaders)
     seed_everything(0)

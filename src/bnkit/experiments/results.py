@@ -125,11 +125,10 @@ class Store(Generic[R]):
         self._read = read
 
     def prepare(self, keys: Iterable[str]) -> dict[str, R]:
-        """Make the folder, clear what stands in the way, and return the results that are there.
+        """Make the folder, remove what would block the trials of these keys; return their results.
 
-        In the way of running the trials of these keys stand the markers of an interrupted run,
-        damaged and older results, and failures, which may have had a cause that is gone. Raises
-        OSError, saying which folder, where it cannot be written.
+        Removed are the markers of an interrupted run, damaged and older results, and failures,
+        whose cause may be gone. Raises OSError, naming the folder, if it cannot be written.
         """
         keys = list(keys)
         try:

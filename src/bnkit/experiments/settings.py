@@ -1,4 +1,4 @@
-"""`Settings`: all that a comparison can be told, with its defaults, checked at once."""
+"""`Settings`: the options of a comparison with their defaults and help, checked at once."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ PANELS = COMPARED, TRAINED, NORMALISED, REPORTED = (
 )
 
 
-def _told(panel: str, text: str, **more: str) -> dict[str, str]:
+def _shown(panel: str, text: str, **more: str) -> dict[str, str]:
     """Return a field's metadata: the command line makes an option of it (see cli/comparison.py)."""
     return {"panel": panel, "help": text, **more}
 
@@ -42,61 +42,61 @@ class Settings:
 
     learning_rates: Sequence[float] = field(
         default=(0.01, 0.1, 1.0, 3.0),
-        metadata=_told(COMPARED, "learning rates to sweep over", option="--learning-rate"),
+        metadata=_shown(COMPARED, "learning rates to sweep over", option="--learning-rate"),
     )
     activations: Sequence[str] = field(
         default=("sigmoid", "relu"),
-        metadata=_told(COMPARED, ", ".join(ACTIVATIONS), option="--activation"),
+        metadata=_shown(COMPARED, ", ".join(ACTIVATIONS), option="--activation"),
     )
     seeds: int = field(
         default=3,
-        metadata=_told(COMPARED, "runs of each setting; under three there are no intervals"),
+        metadata=_shown(COMPARED, "runs of each setting; under three there are no intervals"),
     )
     hidden: Sequence[int] = field(
-        default=HIDDEN, metadata=_told(COMPARED, "units of each hidden layer of mlp")
+        default=HIDDEN, metadata=_shown(COMPARED, "units of each hidden layer of mlp")
     )
     optimizer: str = field(
-        default="sgd", metadata=_told(TRAINED, "sgd, momentum (sgd with 0.9), adam or adamw")
+        default="sgd", metadata=_shown(TRAINED, "sgd, momentum (sgd with 0.9), adam or adamw")
     )
     loss: str = field(
         default="cross-entropy",
-        metadata=_told(TRAINED, "cross-entropy, or sigmoid-cross-entropy for each class"),
+        metadata=_shown(TRAINED, "cross-entropy, or sigmoid-cross-entropy for each class"),
     )
     init: str = field(
         default="default",
-        metadata=_told(
+        metadata=_shown(
             TRAINED,
             "initial weights: default (torch's), glorot, he, or normal:STD as in normal:0.05",
         ),
     )
-    batch_size: int = field(default=60, metadata=_told(TRAINED, "examples in a mini-batch"))
-    steps: int = field(default=1500, metadata=_told(TRAINED, "optimizer steps of each run"))
+    batch_size: int = field(default=60, metadata=_shown(TRAINED, "examples in a mini-batch"))
+    steps: int = field(default=1500, metadata=_shown(TRAINED, "optimizer steps of each run"))
     epochs: int | None = field(
         default=None,
-        metadata=_told(TRAINED, "passes over the training data, instead of --steps"),
+        metadata=_shown(TRAINED, "passes over the training data, instead of --steps"),
     )
     evaluate_every: int = field(
-        default=25, metadata=_told(TRAINED, "steps between two measurements")
+        default=25, metadata=_shown(TRAINED, "steps between two measurements")
     )
     target: float = field(
         default=0.9,
-        metadata=_told(REPORTED, "accuracy, from 0 to 1, whose first step is reported"),
+        metadata=_shown(REPORTED, "accuracy, from 0 to 1, whose first step is reported"),
     )
     placement: Placement = field(
-        default="before_activation", metadata=_told(NORMALISED, "before or after the activation")
+        default="before_activation", metadata=_shown(NORMALISED, "before or after the activation")
     )
     momentum: float = field(
         default=0.1,
-        metadata=_told(NORMALISED, "torch's: Keras' and TensorFlow's 0.99 is 0.01 here"),
+        metadata=_shown(NORMALISED, "torch's: Keras' and TensorFlow's 0.99 is 0.01 here"),
     )
-    eps: float = field(default=1e-5, metadata=_told(NORMALISED, "added to the variance"))
+    eps: float = field(default=1e-5, metadata=_shown(NORMALISED, "added to the variance"))
     shuffle: bool = field(
         default=True,
-        metadata=_told(TRAINED, "a new order of the training data in each epoch, or their own"),
+        metadata=_shown(TRAINED, "a new order of the training data in each epoch, or their own"),
     )
     training_mode_accuracy: bool = field(
         default=False,
-        metadata=_told(TRAINED, "measure also with the statistics of the mini-batch"),
+        metadata=_shown(TRAINED, "measure also with the statistics of the mini-batch"),
     )
 
     def __post_init__(self) -> None:

@@ -122,13 +122,15 @@ def sign_test(wins: int, losses: int) -> float:
     >>> sign_test(6, 0)
     0.03125
     """
-    rarer, both = min(wins, losses), wins + losses
-    return min(1.0, 2 * sum(math.comb(both, k) for k in range(rarer + 1)) / (1 << both))
+    from scipy.stats import binomtest  # noqa: PLC0415  half a second, needed only here
+
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def _t_interval(values: list[float]) -> tuple[float, float]:
-    from scipy.stats import t  # noqa: PLC0415  half a second, needed only here
+    from scipy.stats import t  # noqa: PLC0415  as above
 
+    # Not scipy's ttest_1samp, which has no interval for values that are all equal.
     moments = Moments.of(torch.tensor(values, dtype=torch.float64)[:, None])
     mean: float = moments.mean.item()
     error = math.sqrt(moments.unbiased_variance.item() / moments.count)
@@ -145,17 +147,17 @@ class SuccessRate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Bounds of the rate (Wilson 1927, equation 4 solved for p); (0, 1) without runs.
+        """Bounds of the rate by Wilson's method (1927); (0, 1) without runs.
 
         >>> [round(bound, 2) for bound in SuccessRate(3, 3).interval]
         [0.44, 1.0]
         """
         if not self.runs:
             return 0.0, 1.0
-        z, n, rate = 1.959964, self.runs, self.successes / self.runs
-        centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
-        reach = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return max(0.0, centre - reach), min(1.0, centre + reach)
+        from scipy.stats import binomtest  # noqa: PLC0415  as above
+
+        found = binomtest(self.successes, self.runs).proportion_ci(0.95, method="wilson")
+        return float(found.low), float(found.high)
 
     def __str__(self) -> str:
         return f"{self.successes}/{self.runs}"

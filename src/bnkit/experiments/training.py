@@ -118,7 +118,7 @@ def accuracy(model: nn.Module, batches: Batches) -> float:
 
 
 def inputs_and_targets(batch: Any) -> tuple[Any, Tensor]:
-    """Return the first and the last item of a batch; TypeError if it is no tuple of two or more.
+    """Return the first and the last item of a batch; TypeError if it is not a tuple of two or more.
 
     Inputs in a list come back as a tuple, since torch's default collation makes lists of tuples.
 
