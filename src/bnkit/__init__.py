@@ -1,75 +1,78 @@
 """Batch normalization for PyTorch over a model's whole life: add it, prove it, ship it."""
 
-from bnkit import functional, layers
-from bnkit.benchmarking import Benchmark, bench
-from bnkit.checkpoints import load, save
-from bnkit.dataflow import ExampleError
-from bnkit.diagnosis import Diagnosis, Finding, diagnose
-from bnkit.experiments.comparison import Interrupted, compare
-from bnkit.experiments.settings import Settings
-from bnkit.experiments.summary import Comparison
-from bnkit.gap import Gap, explain_gap
-from bnkit.kernels.choice import choose_kernel
-from bnkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, domain, mask
-from bnkit.moments import Moments
-from bnkit.monitoring import Monitor
-from bnkit.parameters import parameter_groups
-from bnkit.recalibration import Recalibration, adapt, adapted, recalibrate, recalibrate_
-from bnkit.report import write_diagnosis, write_report
-from bnkit.surgery import (
-    Plan,
-    SurgeryError,
-    accelerate,
-    add,
-    convert,
-    fold,
-    insert,
-    rebind,
-    remove,
-    standardize,
-)
+import importlib
+from typing import Any
 
-__all__ = [
-    "BatchNorm1d",
-    "BatchNorm2d",
-    "BatchNorm3d",
-    "Benchmark",
-    "Comparison",
-    "Diagnosis",
-    "ExampleError",
-    "Finding",
-    "Gap",
-    "Interrupted",
-    "Moments",
-    "Monitor",
-    "Plan",
-    "Recalibration",
-    "Settings",
-    "SurgeryError",
-    "accelerate",
-    "adapt",
-    "adapted",
-    "add",
-    "bench",
-    "choose_kernel",
-    "compare",
-    "convert",
-    "diagnose",
-    "domain",
-    "explain_gap",
-    "fold",
-    "functional",
-    "insert",
-    "layers",
-    "load",
-    "mask",
-    "parameter_groups",
-    "rebind",
-    "recalibrate",
-    "recalibrate_",
-    "remove",
-    "save",
-    "standardize",
-    "write_diagnosis",
-    "write_report",
-]
+from bnkit import functional as functional
+from bnkit import layers as layers
+
+# Where each public name lives. What is not a layer is imported when it is first asked for;
+# __init__.pyi says the same to type checkers.
+_HOMES = {
+    "BatchNorm1d": "layers",
+    "BatchNorm2d": "layers",
+    "BatchNorm3d": "layers",
+    "Benchmark": "benchmarking",
+    "Comparison": "experiments.summary",
+    "Diagnosis": "diagnosis",
+    "ExampleError": "dataflow",
+    "Finding": "diagnosis",
+    "Gap": "gap",
+    "Interrupted": "experiments.comparison",
+    "Moments": "moments",
+    "Monitor": "monitoring",
+    "Plan": "surgery",
+    "Recalibration": "recalibration",
+    "Settings": "experiments.settings",
+    "SurgeryError": "surgery",
+    "accelerate": "surgery",
+    "adapt": "recalibration",
+    "adapted": "recalibration",
+    "add": "surgery",
+    "bench": "benchmarking",
+    "choose_kernel": "kernels.choice",
+    "compare": "experiments.comparison",
+    "convert": "surgery",
+    "diagnose": "diagnosis",
+    "domain": "layers",
+    "explain_gap": "gap",
+    "fold": "surgery",
+    "insert": "surgery",
+    "load": "checkpoints",
+    "mask": "layers",
+    "parameter_groups": "parameters",
+    "rebind": "surgery",
+    "recalibrate": "recalibration",
+    "recalibrate_": "recalibration",
+    "remove": "surgery",
+    "save": "checkpoints",
+    "standardize": "surgery",
+    "write_diagnosis": "report",
+    "write_report": "report",
+}
+
+__all__ = sorted([*_HOMES, "functional", "layers"])  # noqa: PLE0605  a list of names all the same
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"bnkit.{_HOMES[name]}"), name)
+    elif name.startswith("_"):
+        raise AttributeError(f"module 'bnkit' has no attribute {name!r}")
+    else:
+        value = _package(name)
+    globals()[name] = value
+    return value
+
+
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(f"bnkit.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"bnkit.{name}":
+            raise
+        raise AttributeError(f"module 'bnkit' has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
