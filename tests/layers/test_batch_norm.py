@@ -2,7 +2,9 @@ import copy
 import inspect
 import io
 import pickle
+import pydoc
 import re
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -10,7 +12,21 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from bnkit.kernels.activations import ACTIVATIONS
-from bnkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnkit.layers import (
+    AccumulatedBatchNorm2d,
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    BatchNormLSTM,
+    BatchNormLSTMCell,
+    BatchRenorm2d,
+    DomainBatchNorm2d,
+    FrozenBatchNorm2d,
+    GhostBatchNorm2d,
+    MaskedBatchNorm2d,
+    SyncBatchNorm2d,
+)
+from bnkit.layers.batch_norm import ActivatedBatchNorm, BatchNormOptions
 
 PAIRS = {BatchNorm1d: nn.BatchNorm1d, BatchNorm2d: nn.BatchNorm2d, BatchNorm3d: nn.BatchNorm3d}
 KINDS = pytest.mark.parametrize("kind", PAIRS, ids=lambda kind: kind.__name__)
@@ -164,6 +180,70 @@ def test_the_constructor_is_that_of_torch_with_an_activation_and_a_guard(kind):
         (p.name, p.default, p.kind) for p in list(ours.values())[:-2]
     ]
     assert list(ours)[-2:] == ["activation", "guard"]
+
+
+# The options, of every kind
+
+OWN = {
+    GhostBatchNorm2d: {"virtual_batch_size": 4},
+    BatchRenorm2d: {"r_max": 2.0, "d_max": 1.0},
+    MaskedBatchNorm2d: {"default": "all"},
+    AccumulatedBatchNorm2d: {"micro_batches": 2},
+    DomainBatchNorm2d: {"domains": ("day", "night")},
+    FrozenBatchNorm2d: {},
+    SyncBatchNorm2d: {"process_group": None, "sync_name": "bn"},
+}
+OTHER_KINDS = pytest.mark.parametrize(
+    ("kind", "own"), OWN.items(), ids=lambda k: getattr(k, "__name__", "")
+)
+
+
+def test_the_shared_options_are_those_of_the_constructor_with_its_types():
+    shared = dict(inspect.signature(ActivatedBatchNorm.__init__).parameters)
+    del shared["self"], shared["num_features"]
+    assert {name: p.annotation for name, p in shared.items()} == get_type_hints(BatchNormOptions)
+
+
+@OTHER_KINDS
+def test_every_kind_shows_the_options_of_all_and_its_own_with_types_and_defaults(kind, own):
+    shown = inspect.signature(kind).parameters
+    shared = inspect.signature(BatchNorm2d).parameters
+    assert [p for p in shown.values() if p.name in shared] == list(shared.values())
+    assert shown.keys() - shared.keys() == own.keys()
+    assert all(p.annotation is not p.empty for p in shown.values())
+    assert {shown[name].kind for name in own} <= {inspect.Parameter.KEYWORD_ONLY}
+    assert "track_running_stats: bool = True" in pydoc.plain(pydoc.render_doc(kind.__init__))
+
+
+@OTHER_KINDS
+def test_every_kind_takes_torch_s_arguments_by_position(kind, own):
+    by_position = kind(3, 0.1, 0.7, False, True, None, torch.float64, **own)
+    by_name = kind(num_features=3, eps=0.1, momentum=0.7, affine=False, dtype=torch.float64, **own)
+    assert repr(by_position) == repr(by_name)
+    assert by_position.running_mean.dtype == torch.float64
+    for name, value in own.items():
+        assert getattr(by_position, name) == value
+
+
+@OTHER_KINDS
+def test_every_kind_refuses_options_that_it_does_not_have(kind, own):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'momentun'"):
+        kind(3, momentun=0.5, **own)
+    with pytest.raises(TypeError, match="positional argument"):
+        kind(3, 0.1, 0.7, False, True, None, None, True, **own)
+
+
+def test_lstm_layers_show_the_arguments_of_torch_and_those_of_their_batch_norms():
+    theirs = list(inspect.signature(nn.RNNBase.__init__).parameters)[2:]
+    shown = inspect.signature(BatchNormLSTM).parameters
+    assert list(shown) == [*theirs, "max_steps", "eps", "momentum", "guard"]
+    cell = inspect.signature(BatchNormLSTMCell).parameters
+    theirs = list(inspect.signature(nn.LSTMCell).parameters)
+    assert list(cell) == [*theirs, "max_steps", "eps", "momentum", "guard"]
+    defaults = {name: p.default for name, p in shown.items()}
+    assert {
+        name: p.default for name, p in cell.items() if name in defaults
+    }.items() <= defaults.items()
 
 
 @KINDS

@@ -11,8 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from bnkit.layers.per_step import PerStepBatchNorm1d
-from bnkit.layers.recurrent import BatchNormLSTM
-from bnkit.layers.recurrent_cell import BatchNormLSTMCell
+from bnkit.layers.recurrent import BatchNormLSTM, BatchNormLSTMCell
 from bnkit.observation import normalising_by_batch_statistics
 
 D, H, L, N = 3, 4, 6, 5

@@ -18,8 +18,7 @@ from bnkit.layers.frozen import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatc
 from bnkit.layers.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from bnkit.layers.masked import MaskedBatchNorm1d, MaskedBatchNorm2d, MaskedBatchNorm3d
 from bnkit.layers.masks import mask
-from bnkit.layers.recurrent import BatchNormLSTM
-from bnkit.layers.recurrent_cell import BatchNormLSTMCell
+from bnkit.layers.recurrent import BatchNormLSTM, BatchNormLSTMCell
 from bnkit.layers.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, Ramp
 from bnkit.layers.sync import SyncBatchNorm1d, SyncBatchNorm2d, SyncBatchNorm3d
 

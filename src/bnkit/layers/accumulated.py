@@ -2,52 +2,34 @@
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
 from bnkit.functional import batch_norm, is_recomputing
-from bnkit.layers.batch_norm import ActivatedBatchNorm
+from bnkit.layers.batch_norm import ActivatedBatchNorm, BatchNormOptions, showing_options
 from bnkit.moments import Moments
 
 
 class AccumulatedBatchNorm(ActivatedBatchNorm):
     """What the accumulated layers share: the moments so far, and who is normalised by them."""
 
+    @showing_options()
     def __init__(
         self,
         num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
-        *,
+        *arguments: Any,
         micro_batches: int,
-        bias: bool = True,
-        activation: str | None = None,
-        guard: bool = True,
+        **options: Unpack[BatchNormOptions],
     ) -> None:
         if type(micro_batches) is not int or micro_batches < 1:
             raise ValueError(
                 f"`micro_batches` is {micro_batches!r}: give the number of micro-batches that one "
                 f"optimizer step takes, a whole number of at least 1"
             )
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            bias=bias,
-            activation=activation,
-            guard=guard,
-        )
+        super().__init__(num_features, *arguments, **options)
         self.micro_batches = micro_batches
         self.reset_accumulation()
 

@@ -1,7 +1,10 @@
 """`BatchNorm1d/2d/3d`: drop-in for torch's, with an activation, a residual and a guard."""
 
+import inspect
 import math
-from typing import Literal
+from collections.abc import Callable
+from inspect import Parameter, Signature
+from typing import Literal, TypedDict, TypeVar, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +13,33 @@ from bnkit.functional import batch_norm, is_recomputing, update_running_statisti
 from bnkit.internals import AnyBatchNorm, check_rank
 from bnkit.kernels.activations import find_activation
 from bnkit.kernels.choice import is_traced, is_transformed
+
+Constructor = TypeVar("Constructor", bound=Callable[..., None])
+
+
+class KeywordOptions(TypedDict, total=False):
+    """The options that every batch norm of bnkit takes by keyword; `ActivatedBatchNorm` has them.
+
+    `activation` follows, by its name; `guard` keeps statistics that are not finite out.
+    """
+
+    device: torch.device | str | int | None
+    dtype: torch.dtype | None
+    bias: bool
+    activation: str | None
+    guard: bool
+
+
+class BatchNormOptions(KeywordOptions, total=False):
+    """What every kind of batch norm takes beside its own options: torch's, by position or keyword.
+
+    In torch's order `eps`, `momentum`, `affine` and `track_running_stats` follow `num_features`.
+    """
+
+    eps: float
+    momentum: float | None
+    affine: bool
+    track_running_stats: bool
 
 
 class ActivatedBatchNorm(AnyBatchNorm):
@@ -56,14 +86,19 @@ class ActivatedBatchNorm(AnyBatchNorm):
 
     def normalise_by_batch(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalise by the statistics of `input`, and track them where the layer trains."""
+        return self._normalise_and_track(input, residual, self.weight, self.bias)
+
+    def _normalise_and_track(
+        self, input: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
         tracks = self.tracks
         mean, variance = self._candidates() if tracks else (None, None)
         y = batch_norm(
             input,
             mean,
             variance,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             True,
             self._share_of_next_batch() if tracks else 0.0,
             self.eps,
@@ -157,6 +192,43 @@ def _are_finite(mean: Tensor, variance: Tensor) -> Tensor | Literal[True]:
     if plain and math.isfinite(torch.dot(mean, variance)):
         return True
     return torch.isfinite(mean).logical_and(torch.isfinite(variance)).all()
+
+
+def showing_options(*constructors: Callable[..., None]) -> Callable[[Constructor], Constructor]:
+    """Give a constructor with `**options` the signature in which each of these stands by name.
+
+    For `help`, `inspect.signature` and editors. The names are those of the TypedDict behind
+    `**options`; order and defaults are those of the `constructors`, by default that of
+    `ActivatedBatchNorm`. The options of the first one go by position where `*arguments` are taken.
+
+    >>> from typing import Unpack
+    >>> @showing_options()
+    ... def init(self, num_features: int, *, own: int = 3, **options: Unpack[KeywordOptions]):
+    ...     pass
+    >>> list(inspect.signature(init).parameters)
+    ['self', 'num_features', 'own', 'device', 'dtype', 'bias', 'activation', 'guard']
+    """
+
+    def show(init: Constructor) -> Constructor:
+        own = inspect.signature(init).parameters.values()
+        (options,) = get_args(get_type_hints(init)["options"])
+        types, shown = get_type_hints(options), {p.name: p for p in own if p.kind not in _REST}
+        by_position = Parameter.VAR_POSITIONAL in {p.kind for p in own}
+        for constructor in constructors or (ActivatedBatchNorm.__init__,):
+            for name, parameter in inspect.signature(constructor).parameters.items():
+                if name in types and name not in shown:
+                    kind = parameter.kind if by_position else Parameter.KEYWORD_ONLY
+                    shown[name] = parameter.replace(kind=kind, annotation=types[name])
+            by_position = False
+        # Sorting is stable: what goes by position first, then the layer's own, then what is shared.
+        signature = Signature(sorted(shown.values(), key=lambda p: p.kind), return_annotation=None)
+        init.__signature__ = signature  # type: ignore[attr-defined]
+        return init
+
+    return show
+
+
+_REST = {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD}
 
 
 class BatchNorm1d(ActivatedBatchNorm, nn.BatchNorm1d):

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
-from bnkit.layers.batch_norm import ActivatedBatchNorm
+from bnkit.layers.batch_norm import ActivatedBatchNorm, BatchNormOptions, showing_options
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -24,39 +24,21 @@ class DomainBatchNorm(ActivatedBatchNorm):
     domains: tuple[str, ...] = ()
     domain: str = ""  # the chosen one
 
+    @showing_options()
     def __init__(
         self,
         num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
-        *,
+        *arguments: Any,
         domains: Sequence[str],
-        bias: bool = True,
-        activation: str | None = None,
-        guard: bool = True,
+        **options: Unpack[BatchNormOptions],
     ) -> None:
         _check_domains(domains)
-        if not track_running_stats:
+        super().__init__(num_features, *arguments, **options)
+        if not self.track_running_stats:
             raise ValueError(
                 "`track_running_stats` is False: without running statistics domains do not differ; "
                 "leave it True, or take bnkit.BatchNorm1d, 2d or 3d"
             )
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            bias=bias,
-            activation=activation,
-            guard=guard,
-        )
         for name in _STATISTICS:
             for other in domains[1:]:
                 self.register_buffer(f"{name}_{other}", getattr(self, name).clone())

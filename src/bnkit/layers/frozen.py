@@ -1,12 +1,11 @@
 """`FrozenBatchNorm1d/2d/3d`: always normalises by its running statistics, and never trains."""
 
-from typing import Any
+from typing import Any, Unpack
 
-import torch
 from torch import Tensor, nn
 
 from bnkit.internals import check_rank
-from bnkit.layers.batch_norm import ActivatedBatchNorm
+from bnkit.layers.batch_norm import ActivatedBatchNorm, BatchNormOptions, showing_options
 
 _SAVED = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
@@ -27,37 +26,16 @@ class FrozenBatchNorm(ActivatedBatchNorm):
     `track_running_stats=False`, and RuntimeError where the running statistics have been taken away.
     """
 
+    @showing_options()
     def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        bias: bool = True,
-        activation: str | None = None,
-        guard: bool = True,
+        self, num_features: int, *arguments: Any, **options: Unpack[BatchNormOptions]
     ) -> None:
-        if not track_running_stats:
+        super().__init__(num_features, *arguments, **options)
+        if not self.track_running_stats:
             raise ValueError(
                 "`track_running_stats` is False, and a frozen batch norm has only its running "
                 "statistics to normalise by: leave it True, or use BatchNorm1d/2d/3d"
             )
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            bias=bias,
-            activation=activation,
-            guard=guard,
-        )
         self._make_buffers_of_parameters()
 
     def _make_buffers_of_parameters(self) -> None:
@@ -100,6 +78,7 @@ class FrozenBatchNorm(ActivatedBatchNorm):
 class FrozenBatchNorm1d(FrozenBatchNorm, nn.BatchNorm1d):
     """Frozen batch norm of inputs (N, C) or (N, C, L); `FrozenBatchNorm` says what that is.
 
+    >>> import torch
     >>> layer = FrozenBatchNorm1d(2).train().requires_grad_(True)
     >>> layer(torch.tensor([[3.0, 4.0]])), list(layer.parameters())
     (tensor([[3.0000, 4.0000]]), [])
@@ -109,6 +88,7 @@ class FrozenBatchNorm1d(FrozenBatchNorm, nn.BatchNorm1d):
 class FrozenBatchNorm2d(FrozenBatchNorm, nn.BatchNorm2d):
     """Frozen batch norm of inputs (N, C, H, W); `FrozenBatchNorm` says what that is.
 
+    >>> import torch
     >>> trained = torch.nn.BatchNorm2d(3)
     >>> FrozenBatchNorm2d(3, eps=trained.eps).load_state_dict(trained.state_dict())
     <All keys matched successfully>

@@ -1,12 +1,13 @@
 """`GhostBatchNorm1d/2d/3d`: in training each virtual batch is normalised by its own statistics."""
 
 from dataclasses import dataclass
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from bnkit.functional import batch_norm, check_residual, is_recomputing
-from bnkit.layers.batch_norm import ActivatedBatchNorm
+from bnkit.layers.batch_norm import ActivatedBatchNorm, BatchNormOptions, showing_options
 from bnkit.moments import dtype_of_sums
 
 
@@ -42,38 +43,20 @@ class GhostBatchNorm(ActivatedBatchNorm):
     channel.
     """
 
+    @showing_options()
     def __init__(
         self,
         num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
-        *,
+        *arguments: Any,
         virtual_batch_size: int = 32,
-        bias: bool = True,
-        activation: str | None = None,
-        guard: bool = True,
+        **options: Unpack[BatchNormOptions],
     ) -> None:
         if not isinstance(virtual_batch_size, int) or virtual_batch_size < 1:
             raise ValueError(
                 f"`virtual_batch_size` is {virtual_batch_size!r}: give the rows of a virtual batch "
                 f"as a whole number of at least 1"
             )
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            bias=bias,
-            activation=activation,
-            guard=guard,
-        )
+        super().__init__(num_features, *arguments, **options)
         self.virtual_batch_size = virtual_batch_size
 
     def normalise_by_batch(self, input: Tensor, residual: Tensor | None = None) -> Tensor:

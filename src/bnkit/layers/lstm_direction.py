@@ -1,15 +1,103 @@
-"""One direction of one layer of an LSTM: its arithmetic in a time step and along sequences."""
+"""One direction of one layer of an LSTM: its arithmetic, how sequences lie, what it refuses."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnkit.layers.packing import Packing
 from bnkit.layers.per_step import PerStepBatchNorm1d
 
 State = tuple[Tensor, Tensor]  # h (N, projection or hidden size) and c (N, hidden size)
+
+
+class Run(NamedTuple):
+    """Neighbouring steps that the same number of sequences reach."""
+
+    first_step: int
+    steps: int
+    rows: int
+
+    @property
+    def cells(self) -> int:
+        """How many rows of the packed data the run takes."""
+        return self.steps * self.rows
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Runs of steps, as torch.nn.utils.rnn.PackedSequence orders them: longest sequence first.
+
+    Packed data is (cells, features): all rows of step 0, then all of step 1, and so on.
+
+    >>> Packing.of(torch.tensor([3, 3, 1])).runs
+    (Run(first_step=0, steps=2, rows=3), Run(first_step=2, steps=1, rows=1))
+    """
+
+    runs: tuple[Run, ...]
+
+    @classmethod
+    def of(cls, batch_sizes: Tensor) -> "Packing":
+        """Return the packing of a PackedSequence with these `batch_sizes`, one for each step."""
+        runs: list[Run] = []
+        for rows, group in groupby(batch_sizes.tolist()):
+            first = runs[-1].first_step + runs[-1].steps if runs else 0
+            runs.append(Run(first, len(list(group)), rows))
+        return cls(tuple(runs))
+
+    @property
+    def steps(self) -> int:
+        """The length of the longest sequence."""
+        return sum(run.steps for run in self.runs)
+
+    @property
+    def rows(self) -> int:
+        """The number of sequences."""
+        return self.runs[0].rows
+
+    @property
+    def shared_steps(self) -> int:
+        """How many steps at least two sequences reach, so that they have a variance."""
+        return sum(run.steps for run in self.runs if run.rows > 1)
+
+    def split(self, data: Tensor) -> tuple[Tensor, ...]:
+        """Return the part of each run, (cells of the run, features)."""
+        return torch.split(data, [run.cells for run in self.runs])
+
+    def by_sequence(self, data: Tensor) -> Tensor:
+        """Return the packed `data` with each run's rows in the order of its sequences.
+
+        Then a run is (rows, steps, features) in memory, and not (steps, rows, features).
+        """
+        parts = [
+            part.view(run.steps, run.rows, *part.shape[1:]).transpose(0, 1).flatten(0, 1)
+            for run, part in zip(self.runs, self.split(data), strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def reversed(self, data: Tensor) -> Tensor:
+        """Return the packed `data` with each sequence running backwards from its own last step.
+
+        So the first step of every sequence, whatever its length, is again step 0.
+
+        >>> Packing.of(torch.tensor([2, 2, 1])).reversed(torch.tensor([10, 20, 11, 21, 12]))
+        tensor([12, 21, 11, 20, 10])
+        """
+        if len(self.runs) == 1:
+            return data.view(self.steps, self.rows, *data.shape[1:]).flip(0).flatten(0, 1)
+        return data.index_select(0, self._places_reversed().to(data.device))
+
+    def _places_reversed(self) -> Tensor:
+        """Return where in packed data each place finds its value; twice it is the identity."""
+        sizes = torch.tensor([run.rows for run in self.runs for _ in range(run.steps)])
+        starts = sizes.cumsum(0) - sizes  # (steps,), the place of each step's first row
+        step = torch.arange(len(sizes)).repeat_interleave(sizes)  # (cells,)
+        row = torch.arange(len(step)) - starts[step]
+        lengths = (sizes[:, None] > torch.arange(self.rows)).sum(0)  # (rows,)
+        return starts[lengths[row] - 1 - step] + row
 
 
 class Direction(NamedTuple):
@@ -83,31 +171,33 @@ _BIASES = ("bias_ih", "bias_hh")
 _NORMS = ("batchnorm_ih", "batchnorm_hh", "batchnorm_c")
 
 
+class NormOptions(TypedDict, total=False):
+    """The options of a recurrent layer that go to each of its batch norms."""
+
+    eps: float
+    momentum: float | None
+    guard: bool
+
+
 def add_batch_norms(
-    module: nn.Module,
-    hidden_size: int,
-    *,
+    module: nn.RNNBase | nn.RNNCellBase,
     suffix: str = "",
+    *,
     max_steps: int,
-    eps: float,
-    momentum: float | None,
-    guard: bool,
-    device: torch.device | str | int | None,
-    dtype: torch.dtype | None,
+    **options: Unpack[NormOptions],
 ) -> None:
     """Add the three batch norms of a direction to its module: β only for that of c."""
+    like = getattr(module, f"weight_ih{suffix}")
     for name in _NORMS:
         of_cell = name == "batchnorm_c"
         norm = PerStepBatchNorm1d(
-            hidden_size if of_cell else 4 * hidden_size,
-            eps,
-            momentum,
+            module.hidden_size if of_cell else 4 * module.hidden_size,
             max_steps=max_steps,
             bias=of_cell,
             activation="tanh" if of_cell else None,
-            guard=guard,
-            device=device,
-            dtype=dtype,
+            device=like.device,
+            dtype=like.dtype,
+            **options,
         )
         module.add_module(f"{name}{suffix}", norm)
 
@@ -131,3 +221,59 @@ def _joined(states: list[State]) -> State:
         return states[0]
     h, c = zip(*states, strict=True)
     return torch.cat(h), torch.cat(c)
+
+
+# --- what is refused, with what to do about it
+
+
+def check_features(module: nn.RNNBase | nn.RNNCellBase, input: Tensor, weight: Tensor) -> None:
+    """Raise RuntimeError for a wrong number of features, ValueError for another dtype."""
+    if input.shape[-1] != module.input_size:
+        raise RuntimeError(
+            f"`input` of shape {tuple(input.shape)} has {input.shape[-1]} features on its last "
+            f"axis, and input_size is {module.input_size}: make them equal"
+        )
+    if input.dtype != weight.dtype and not torch.is_autocast_enabled(input.device.type):
+        raise ValueError(
+            f"`input` is {input.dtype} and the weights are {weight.dtype}: convert one of them, as "
+            f"in input.to({weight.dtype})"
+        )
+
+
+def check_batch(module: nn.Module, input: Tensor, sequences: int) -> None:
+    """Raise ValueError where batch norms in training get too few sequences for a variance."""
+    norms = [child for child in module.children() if isinstance(child, PerStepBatchNorm1d)]
+    if sequences < 2 and any(norm.needs_batch for norm in norms):
+        raise ValueError(
+            f"`input` of shape {tuple(input.shape)} has {sequences} sequence(s), of which training "
+            f"can take no variance: use a larger mini-batch, drop the last incomplete one "
+            f"(drop_last=True of a DataLoader), or call .eval() on the layer"
+        )
+
+
+def check_state(
+    hx: tuple[Tensor, Tensor], shape_h: tuple[int, ...], shape_c: tuple[int, ...]
+) -> None:
+    """Raise RuntimeError where h or c of `hx` has another shape than those."""
+    for name, values, shape in zip("hc", hx, (shape_h, shape_c), strict=True):
+        if values.shape != shape:
+            raise RuntimeError(
+                f"`hx` has {name} of shape {tuple(values.shape)}: this layer and input need {shape}"
+            )
+
+
+def checked_lengths(lengths: Tensor | Sequence[int], *, sequences: int, steps: int) -> Tensor:
+    """Return `lengths` as a tensor on the CPU; raise ValueError unless each is 1 to `steps`."""
+    given = torch.as_tensor(lengths).cpu()
+    if given.shape != (sequences,) or given.is_floating_point() or given.dtype == torch.bool:
+        raise ValueError(
+            f"`lengths` is {given.dtype} of shape {tuple(given.shape)}: give one integer for each "
+            f"of the {sequences} sequences"
+        )
+    wrong = [length for length in given.tolist() if not 1 <= length <= steps]
+    if wrong:
+        raise ValueError(
+            f"`lengths` contains {wrong[0]}, and the input has {steps} steps: give 1 to {steps}; "
+            f"leave empty sequences out of the mini-batch"
+        )
+    return given

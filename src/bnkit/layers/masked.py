@@ -1,51 +1,33 @@
 """`MaskedBatchNorm1d/2d/3d`: padding stays out of the statistics."""
 
-from typing import Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from bnkit.functional import check_residual, is_recomputing
 from bnkit.internals import assume, check_rank
-from bnkit.layers.batch_norm import ActivatedBatchNorm
+from bnkit.layers.batch_norm import ActivatedBatchNorm, BatchNormOptions, showing_options
 from bnkit.layers.masks import check_mask, current_mask, fit
 
 
 class MaskedBatchNorm(ActivatedBatchNorm):
     """What the masked layers share: who gives the mask, and what becomes of the padding."""
 
+    @showing_options()
     def __init__(
         self,
         num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
-        *,
+        *arguments: Any,
         default: Literal["all"] | None = None,
-        bias: bool = True,
-        activation: str | None = None,
-        guard: bool = True,
+        **options: Unpack[BatchNormOptions],
     ) -> None:
         if default not in (None, "all"):
             raise ValueError(
                 f'`default` is {default!r}: choose "all" to take every value for real where no '
                 f"mask is given, or None to raise an error there"
             )
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            bias=bias,
-            activation=activation,
-            guard=guard,
-        )
+        super().__init__(num_features, *arguments, **options)
         self.default = default
         self._had_mask_of_block = False
 

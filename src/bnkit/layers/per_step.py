@@ -1,10 +1,12 @@
 """`PerStepBatchNorm1d`: batch norm with running statistics of its own for each time step."""
 
+from typing import Unpack
+
 import torch
 from torch import Tensor, nn
 
 from bnkit.functional import batch_norm, is_recomputing
-from bnkit.layers.batch_norm import ActivatedBatchNorm
+from bnkit.layers.batch_norm import ActivatedBatchNorm, KeywordOptions, showing_options
 
 
 class PerStepBatchNorm1d(ActivatedBatchNorm):
@@ -33,6 +35,7 @@ class PerStepBatchNorm1d(ActivatedBatchNorm):
     weight: nn.Parameter
     num_batches_tracked: Tensor
 
+    @showing_options()
     def __init__(
         self,
         num_features: int,
@@ -40,23 +43,10 @@ class PerStepBatchNorm1d(ActivatedBatchNorm):
         momentum: float | None = 0.1,
         *,
         max_steps: int,
-        bias: bool = True,
-        activation: str | None = None,
-        guard: bool = True,
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[KeywordOptions],
     ) -> None:
         _check_max_steps(max_steps)
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            device=device,
-            dtype=dtype,
-            bias=bias,
-            activation=activation,
-            guard=guard,
-        )
+        super().__init__(num_features, eps, momentum, **options)
         self.max_steps = max_steps
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             of_one_step = getattr(self, name)

@@ -1,15 +1,41 @@
-"""`BatchNormLSTM`: torch.nn.LSTM with recurrent batch normalization."""
+"""`BatchNormLSTM` and `BatchNormLSTMCell`: torch's, with recurrent batch normalization."""
 
 from collections.abc import Sequence
+from typing import Any, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from bnkit.layers.lstm_checks import check_batch, check_features, check_state, checked_lengths
-from bnkit.layers.lstm_direction import Direction, State, add_batch_norms, reset_parameters
-from bnkit.layers.packing import Packing, Run
+from bnkit.layers.batch_norm import showing_options
+from bnkit.layers.lstm_direction import (
+    Direction,
+    NormOptions,
+    Packing,
+    Run,
+    State,
+    add_batch_norms,
+    check_batch,
+    check_features,
+    check_state,
+    checked_lengths,
+    reset_parameters,
+)
+from bnkit.layers.per_step import PerStepBatchNorm1d
+
+
+class LSTMOptions(TypedDict, total=False):
+    """What torch.nn.LSTM takes after its sizes, by position or keyword."""
+
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    proj_size: int
+    device: torch.device | str | int | None
+    dtype: torch.dtype | None
 
 
 class BatchNormLSTM(nn.RNNBase):
@@ -57,49 +83,23 @@ class BatchNormLSTM(nn.RNNBase):
     weight_ih_l0: Tensor
     weight_hh_l0: Tensor
 
+    @showing_options(nn.RNNBase.__init__)
     def __init__(
         self,
         input_size: int,
         hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        proj_size: int = 0,
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
-        *,
+        *arguments: Any,
         max_steps: int,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         guard: bool = True,
+        **options: Unpack[LSTMOptions],
     ) -> None:
-        super().__init__(
-            "LSTM",
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            proj_size,
-            device,
-            dtype,
-        )
+        super().__init__("LSTM", input_size, hidden_size, *arguments, **options)
         self.max_steps = max_steps
         for suffix in (suffix for suffixes in self._suffixes() for suffix in suffixes):
             add_batch_norms(
-                self,
-                hidden_size,
-                suffix=suffix,
-                max_steps=max_steps,
-                eps=eps,
-                momentum=momentum,
-                guard=guard,
-                device=device,
-                dtype=dtype,
+                self, suffix, max_steps=max_steps, eps=eps, momentum=momentum, guard=guard
             )
 
     def _suffixes(self) -> list[list[str]]:
@@ -231,6 +231,77 @@ class BatchNormLSTM(nn.RNNBase):
             return direction.run(data, packing, start)
         output, last = direction.run(packing.reversed(data), packing, start)
         return packing.reversed(output), last
+
+    def extra_repr(self) -> str:
+        """Return torch's line, and the number of steps."""
+        return f"{super().extra_repr()}, max_steps={self.max_steps}"
+
+
+class BatchNormLSTMCell(nn.RNNCellBase):
+    """One time step of a batch-normalised LSTM: torch.nn.LSTMCell, and the number of the step.
+
+    Arguments, parameters, shapes and results are those of torch's, whose weights load with
+    strict=False; the equations, the further arguments and the further state are those of
+    `BatchNormLSTM`. `step` counts from 0 at the start of each sequence and
+    chooses the running statistics. Every call in training takes in those of its step.
+
+    Raises ValueError for an input that is not 1-D or 2-D or of another dtype than the weights, a
+    negative `step`, and in training for fewer than two samples; RuntimeError, as torch's, for
+    wrong sizes.
+
+    >>> cell, state = BatchNormLSTMCell(3, 5, max_steps=7), None
+    >>> for step, x in enumerate(torch.randn(7, 4, 3)):
+    ...     state = cell(x, state, step=step)
+    >>> [tuple(part.shape) for part in state]
+    [(4, 5), (4, 5)]
+    """
+
+    @showing_options(PerStepBatchNorm1d.__init__)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        max_steps: int,
+        **options: Unpack[NormOptions],
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+        self.max_steps = max_steps
+        add_batch_norms(self, max_steps=max_steps, **options)
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew as torch.nn.LSTMCell does, and reset the batch norms."""
+        reset_parameters(self)
+
+    def forward(self, input: Tensor, hx: State | None = None, *, step: int) -> State:
+        """Return h and c after time step `step`, counted from 0: (N, hidden size) each."""
+        if step < 0:
+            raise ValueError(f"`step` is {step}: count the steps of a sequence from 0")
+        if input.dim() == 1:
+            state = None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+            h, c = self.forward(input.unsqueeze(0), state, step=step)
+            return h.squeeze(0), c.squeeze(0)
+        if input.dim() != 2:
+            raise ValueError(
+                f"`input` of shape {tuple(input.shape)} is {input.dim()}-D: give (N, input_size) "
+                f"or, without mini-batch, (input_size,)"
+            )
+        check_features(self, input, self.weight_ih)
+        check_batch(self, input, len(input))
+        _, state = Direction.of(self).run(
+            input, Packing((Run(0, 1, len(input)),)), self._state(input, hx), first_step=step
+        )
+        return state
+
+    def _state(self, input: Tensor, hx: State | None) -> State:
+        shape = (len(input), self.hidden_size)
+        if hx is None:
+            return self.weight_hh.new_zeros(shape), self.weight_hh.new_zeros(shape)
+        check_state(hx, shape, shape)
+        return hx
 
     def extra_repr(self) -> str:
         """Return torch's line, and the number of steps."""

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from bnkit.functional import batch_norm, is_recomputing
-from bnkit.layers.batch_norm import ActivatedBatchNorm
+from bnkit.functional import is_recomputing
+from bnkit.layers.batch_norm import ActivatedBatchNorm, BatchNormOptions, showing_options
 
 
 @dataclass(frozen=True)
@@ -73,41 +74,23 @@ class BatchRenorm(ActivatedBatchNorm):
     are gone.
     """
 
+    @showing_options()
     def __init__(
         self,
         num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
-        *,
+        *arguments: Any,
         r_max: Limit = R_MAX,
         d_max: Limit = D_MAX,
-        bias: bool = True,
-        activation: str | None = None,
-        guard: bool = True,
+        **options: Unpack[BatchNormOptions],
     ) -> None:
         _check_limit("r_max", r_max, 1)
         _check_limit("d_max", d_max, 0)
-        if not track_running_stats:
+        super().__init__(num_features, *arguments, **options)
+        if not self.track_running_stats:
             raise ValueError(
                 "`track_running_stats` is False, and batch renorm corrects by the running "
                 "statistics: leave it True, or use BatchNorm1d/2d/3d"
             )
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            bias=bias,
-            activation=activation,
-            guard=guard,
-        )
         self.r_max = r_max
         self.d_max = d_max
         self._last: tuple[Tensor, Tensor, Tensor] | None = None  # μ_B, r and d
@@ -118,23 +101,7 @@ class BatchRenorm(ActivatedBatchNorm):
             return super().normalise_by_batch(input, residual)
         _refuse_empty(input)
         r, d = self._correction(input)
-        weight, bias = self._corrected_parameters(r, d)
-        mean, variance = self._candidates() if self.tracks else (None, None)
-        y = batch_norm(
-            input,
-            mean,
-            variance,
-            weight,
-            bias,
-            True,
-            self._share_of_next_batch() if self.tracks else 0.0,
-            self.eps,
-            activation=self.activation,
-            residual=residual,
-        )
-        if mean is not None and variance is not None:
-            self._accept(mean, variance)
-        return y
+        return self._normalise_and_track(input, residual, *self._corrected_parameters(r, d))
 
     def _corrected_parameters(self, r: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         """Return weight and bias with r and d in them: γ·(x̂·r + d) + β = (γ·r)·x̂ + (γ·d + β)."""

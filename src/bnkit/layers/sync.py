@@ -4,7 +4,7 @@ import dataclasses
 import math
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,14 @@ from torch import Tensor
 
 from bnkit.functional import check_residual
 from bnkit.kernels.reference import batch_norm_inference, batch_norm_inference_backward
-from bnkit.layers.batch_norm import ActivatedBatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnkit.layers.batch_norm import (
+    ActivatedBatchNorm,
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    BatchNormOptions,
+    showing_options,
+)
 from bnkit.layers.exchange import Place, Ranks, exchange
 from bnkit.moments import Moments, dtype_of_sums
 
@@ -25,34 +32,16 @@ class SynchronisedBatchNorm(ActivatedBatchNorm):
     later. `SyncBatchNorm1d` says what is exact and what is demanded of the ranks.
     """
 
+    @showing_options()
     def __init__(
         self,
         num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        bias: bool = True,
-        activation: str | None = None,
-        guard: bool = True,
+        *arguments: Any,
         process_group: dist.ProcessGroup | None = None,
         sync_name: str | None = None,
+        **options: Unpack[BatchNormOptions],
     ) -> None:
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            bias=bias,
-            activation=activation,
-            guard=guard,
-        )
+        super().__init__(num_features, *arguments, **options)
         self.process_group = process_group
         self.sync_name = type(self).__name__ if sync_name is None else sync_name
 
