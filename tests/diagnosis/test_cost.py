@@ -1,5 +1,6 @@
-"""What a diagnosis of 50 layers costs, in forward passes of the given mini-batches."""
+"""What a diagnosis of 50 layers costs: forwards of the given mini-batches, copies of the model."""
 
+import weakref
 from collections import Counter
 
 import pytest
@@ -52,7 +53,7 @@ def convolutions(monkeypatch):
 
 
 @pytest.mark.parametrize(("build", "is_sick"), [(fresh, False), (well, False), (sick, True)])
-def test_fifty_layers_cost_at_most_ten_forwards_of_each_mini_batch(build, is_sick, convolutions):
+def test_fifty_layers_cost_at_most_nine_forwards_of_each_mini_batch(build, is_sick, convolutions):
     torch.manual_seed(0)
     batches = labelled()
     model = build(batches)
@@ -64,13 +65,49 @@ def test_fifty_layers_cost_at_most_ten_forwards_of_each_mini_batch(build, is_sic
     passes = {rows: number / CONVOLUTIONS for rows, number in convolutions.items()}
     assert set(passes) == {*ROWS}  # and of nothing else
     assert passes[ROWS[1]] == passes[ROWS[2]] == 3
-    assert passes[ROWS[0]] <= 10  # it is the example, too
+    assert passes[ROWS[0]] <= 9  # it is the example, too
 
 
-def test_one_mini_batch_costs_at_most_ten_forwards_too(convolutions):
+def test_one_mini_batch_costs_at_most_nine_forwards_too(convolutions):
     torch.manual_seed(0)
     batches = labelled()[:1]
     model = sick(batches)
     convolutions.clear()
     diagnose(model, batches, progress=False)
-    assert sum(convolutions.values()) <= 10 * CONVOLUTIONS
+    assert sum(convolutions.values()) <= 9 * CONVOLUTIONS
+
+
+class Copies:
+    """Counts the copies of a network, by its only matrix, and those that live at a time."""
+
+    def __init__(self, monkeypatch):
+        self.number = 0
+        self.bytes = self.most_bytes = 0
+        copy = nn.Parameter.__deepcopy__
+
+        def counted(parameter, memo):
+            made = copy(parameter, memo)
+            self.number += parameter.dim() == 2  # of the last layer
+            self.change(made.nbytes)
+            weakref.finalize(made, self.change, -made.nbytes)
+            return made
+
+        monkeypatch.setattr(nn.Parameter, "__deepcopy__", counted)
+
+    def change(self, difference):
+        self.bytes += difference
+        self.most_bytes = max(self.most_bytes, self.bytes)
+
+
+@pytest.mark.parametrize(("build", "copies"), [(fresh, 5), (well, 7), (sick, 6)])
+def test_few_copies_live_at_a_time_and_all_are_let_go(build, copies, monkeypatch):
+    torch.manual_seed(0)
+    batches = labelled()
+    model = build(batches)
+    held = sum(parameter.nbytes for parameter in model.parameters())
+    counted = Copies(monkeypatch)
+    found = diagnose(model, batches, loss=F.cross_entropy, progress=False)
+    assert counted.number == copies
+    assert counted.most_bytes <= 4 * held
+    assert found.layers
+    assert counted.bytes == 0

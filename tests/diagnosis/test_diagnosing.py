@@ -5,8 +5,7 @@ from torch import nn
 from bnkit import add
 from bnkit.diagnosis import Finding, diagnose
 from bnkit.diagnosis.diagnosing import linked
-from bnkit.diagnosis.rules.rule import Rule
-from bnkit.diagnosis.rules.table import RULES
+from bnkit.diagnosis.rules.table import RULES, Rule
 from bnkit.surgery import SurgeryError
 from models import MODELS
 from zoo.checks import fingerprint, random_state

@@ -9,7 +9,7 @@ import pytest
 
 import bnkit.report
 from bnkit.diagnosis import Diagnosis, Finding
-from bnkit.diagnosis.layers import LayerRecord, Spread
+from bnkit.diagnosis.layer_records import LayerRecord, Spread
 from bnkit.report import templates
 from bnkit.report.diagnosis import page, write_diagnosis
 from report.fabricate import NASTY

@@ -1,7 +1,9 @@
 """`diagnose`: what is wrong with the batch norms of a model, where, and what mends it."""
 
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
@@ -11,12 +13,9 @@ from bnkit.batches import Inputs
 from bnkit.diagnosis.diagnosis import Diagnosis
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import SEVERITIES, Finding
-from bnkit.diagnosis.gathering import gather
-from bnkit.diagnosis.layers import layer_records
-from bnkit.diagnosis.losses import Loss
-from bnkit.diagnosis.rules.rule import Rule
-from bnkit.diagnosis.rules.table import RULES
-from bnkit.diagnosis.skipping import without
+from bnkit.diagnosis.gathering import Given, Loss, gather
+from bnkit.diagnosis.layer_records import layer_records
+from bnkit.diagnosis.rules.table import RULES, Rule
 from bnkit.norms import unwrapped
 
 
@@ -34,7 +33,8 @@ def diagnose(
     """Return what is wrong with the batch norms of `model`, worst first, and what mends it.
 
     `batches` are training data in any form that `bnkit.batches.calls_of` lists, and so is
-    `inputs`; all of them are run, three times each. `example` is a tensor, a tuple of positional
+    `inputs`; all of them are run, three times each, and five to seven copies of the model are made,
+    of which at most four live at a time. `example` is a tensor, a tuple of positional
     or a dict of keyword arguments on which the dataflow is seen, by default the first mini-batch.
     Without either, and where the model fails on them, only the rules look that need no run, and
     `not_run` says why. With the `optimizer` of the model its parameter groups are looked at, too.
@@ -57,15 +57,8 @@ def diagnose(
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` is a {type(model).__name__}: pass a torch.nn.Module")
     without((), skip, rules=RULES, model=unwrapped(model))  # wrong names are worth no waiting
-    evidence = gather(
-        model,
-        batches,
-        example=example,
-        optimizer=optimizer,
-        inputs=inputs,
-        loss=loss,
-        progress=progress,
-    )
+    given: Given = {"example": example, "optimizer": optimizer, "inputs": inputs, "loss": loss}
+    evidence = gather(model, batches, progress=progress, **given)
     found = [finding for rule in RULES for finding in rule.check(evidence)]
     kept = without(found, skip, rules=RULES, model=evidence.model)
     return Diagnosis(
@@ -89,16 +82,17 @@ def linked(findings: Sequence[Finding], rules: Sequence[Rule]) -> list[Finding]:
     [0, 1]
     """
     follows = {rule.slug: rule.follows for rule in rules}
+    found_in: dict[tuple[str, str], list[int]] = defaultdict(list)  # by rule and layer
+    for index, finding in enumerate(findings):
+        for layer in dict.fromkeys(finding.layers):
+            found_in[finding.rule, layer].append(index)
     done: dict[int, Finding] = {}
 
     def link(finding: Finding) -> Finding:
         if id(finding) not in done:
-            causes = [
-                link(other)
-                for other in findings
-                if other.rule in follows.get(finding.rule, ())
-                and not set(other.layers).isdisjoint(finding.layers)
-            ]
+            places = [(slug, at) for slug in follows.get(finding.rule, ()) for at in finding.layers]
+            indices = sorted({index for place in places for index in found_in.get(place, ())})
+            causes = [link(findings[index]) for index in indices]
             causes = [cause for cause in causes if _of_untouched(cause)] or causes
             causes += [done.get(id(cause), cause) for cause in finding.causes]
             done[id(finding)] = replace(finding, causes=tuple(causes)) if causes else finding
@@ -122,7 +116,57 @@ def worst_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 
 def _not_run(evidence: Evidence) -> list[str]:
+    failures = {"eval": evidence.failure, "training": evidence.training_failure}
     if evidence.failure == evidence.training_failure:
-        return [evidence.failure] if evidence.failure else []
-    modes = {"eval": evidence.failure, "training": evidence.training_failure}
-    return [f"in {mode} mode, {why}" for mode, why in modes.items() if why]
+        why = [evidence.failure] if evidence.failure else []
+    else:
+        why = [f"in {mode} mode, {failure}" for mode, failure in failures.items() if failure]
+    return why + [evidence.step_failure] * bool(evidence.step_failure) + evidence.notes
+
+
+# What is switched off
+
+
+def without(
+    findings: Sequence[Finding], skip: Collection[str], *, rules: Sequence[Rule], model: nn.Module
+) -> list[Finding]:
+    """Return the findings that `skip` leaves: it holds "rule" and "rule:pattern of a path".
+
+    A pattern, as in fnmatch, drops a finding that names a layer which it matches. Raises TypeError
+    for a single string, ValueError for a rule that there is not and a pattern that no layer of
+    `model` matches.
+
+    >>> rules = [Rule("on-logits", "Batch norm on the logits.", lambda _: ())]
+    >>> found = [Finding("on-logits", "warning", ("head.bn",), {}, "", "")]
+    >>> model = nn.ModuleDict({"head": nn.ModuleDict({"bn": nn.BatchNorm1d(2)})})
+    >>> len(without(found, [], rules=rules, model=model))
+    1
+    >>> without(found, ["on-logits:head.*"], rules=rules, model=model)
+    []
+    """
+    if isinstance(skip, str):
+        raise TypeError(f"`skip` is the string {skip!r}: pass a list of such, [{skip!r}]")
+    if not isinstance(skip, Collection) or not all(isinstance(name, str) for name in skip):
+        raise TypeError(f"`skip` is {skip!r}: pass a list of names of rules, such as ['on-logits']")
+    paths = [path for path, _ in model.named_modules()]
+    switches = [_switch(name, paths, rules) for name in skip]
+    return [finding for finding in findings if not any(_is_off(finding, *s) for s in switches)]
+
+
+def _is_off(finding: Finding, slug: str, pattern: str) -> bool:
+    """Return whether this finding is of the rule, and names a layer that the pattern matches."""
+    matches = pattern == "*" or any(fnmatchcase(layer, pattern) for layer in finding.layers)
+    return finding.rule == slug and matches
+
+
+def _switch(name: str, paths: Sequence[str], rules: Sequence[Rule]) -> tuple[str, str]:
+    slug, _, pattern = name.partition(":")
+    known = [rule.slug for rule in rules]
+    if slug not in known:
+        raise ValueError(
+            f"`skip` has {name!r}, and no rule is called {slug!r}: the rules are {', '.join(known)}"
+        )
+    pattern = pattern or "*"
+    if not any(fnmatchcase(path, pattern) for path in paths):
+        raise ValueError(f"`skip` has {name!r}, and no layer of the model matches {pattern!r}")
+    return slug, pattern

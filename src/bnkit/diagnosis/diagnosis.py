@@ -13,9 +13,8 @@ from bnkit.diagnosis.explanation import explanation_of
 from bnkit.diagnosis.finding import SEVERITIES, Finding, Severity
 from bnkit.diagnosis.fix import fixed_by
 from bnkit.diagnosis.grouping import Group, groups_of
-from bnkit.diagnosis.layers import LayerRecord
-from bnkit.diagnosis.rules.rule import Rule
-from bnkit.diagnosis.rules.table import RULES
+from bnkit.diagnosis.layer_records import LayerRecord
+from bnkit.diagnosis.rules.table import RULES, Rule
 from bnkit.surgery.plan import Plan
 from bnkit.tables import text_table
 

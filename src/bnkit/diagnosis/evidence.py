@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from bnkit.dataflow import Call, Dataflow
 from bnkit.moments import Moments
+from bnkit.surgery.distance import Outcome
 
 T = TypeVar("T")
 
@@ -108,10 +109,11 @@ class Evidence:
     its dataflow in eval mode and `training_flow` in training mode, None where it could not be run,
     for the reason in `failure` and `training_failure`. `example` is what it was run on: the
     caller's, or the inputs of the first mini-batch (args, or kwargs); `batches_given` says whether
-    there were mini-batches. `step` is None where no gradient could be taken. `groups` are the
+    there were mini-batches. `outcome` is what the model gave on the example in eval mode. `step` is
+    None where no gradient could be taken, for the reason in `step_failure`. `groups` are the
     optimizer's parameter groups with the names of the model's parameters in place of these; what is
     no parameter of the model is left out. `losses` are the means of the loss by the statistics of
-    the mini-batches and in eval mode, None without a loss.
+    the mini-batches and in eval mode, None without a loss. `notes` say what a rule could not run.
     """
 
     model: nn.Module
@@ -120,7 +122,9 @@ class Evidence:
     training_flow: Dataflow | None = None
     failure: str = ""
     training_failure: str = ""
+    step_failure: str = ""
     example: Any = None
+    outcome: Outcome | None = None
     batches_given: bool = False
     loader: Loader = field(default_factory=Loader)
     step: Step | None = None
@@ -128,6 +132,7 @@ class Evidence:
     groups: tuple[Mapping[str, Any], ...] | None = None
     parallel: tuple[Parallel, ...] = ()
     losses: tuple[float, float] | None = None
+    notes: list[str] = field(default_factory=list, init=False)
     _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -142,7 +147,7 @@ class Evidence:
 
     def norm(self, path: str) -> Norm | None:
         """Return the batch norm at this path, None where there is none."""
-        return next((norm for norm in self.norms if norm.path == path), None)
+        return _by_path(self).get(path)
 
 
 def once(measure: Callable[[Evidence], T]) -> Callable[[Evidence], T]:
@@ -164,3 +169,8 @@ def once(measure: Callable[[Evidence], T]) -> Callable[[Evidence], T]:
         return answer
 
     return measured
+
+
+@once
+def _by_path(evidence: Evidence) -> Mapping[str, Norm]:
+    return {norm.path: norm for norm in evidence.norms}

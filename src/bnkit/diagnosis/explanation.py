@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bnkit.diagnosis.rules.rule import Rule
+from bnkit.diagnosis.rules.table import Rule
 
 FOLDER = Path(__file__).parent / "explanations"
 SECTIONS = ("measured", "severity", "mend", "example")

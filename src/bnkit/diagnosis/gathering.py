@@ -1,79 +1,92 @@
 """`gather`: the evidence on a model, by a few runs of copies of it."""
 
+import copy
+import inspect
+import threading
 import time
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypedDict, Unpack
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from bnkit.batches import Call, Inputs, labelled_calls_of, number_of
-from bnkit.dataflow import Dataflow, as_call
-from bnkit.diagnosis.evidence import Evidence, Loader, Norm
-from bnkit.diagnosis.flows import Flows, example_of, flows_of, step_of
-from bnkit.diagnosis.losses import Loss, Losses
-from bnkit.diagnosis.passes import Passes, passes_over, rows_of
-from bnkit.diagnosis.subject import parameter_groups, preserved_generators, subject_of
-from bnkit.observation import preserved_random_state
+from bnkit.dataflow import Dataflow, duplicate
+from bnkit.diagnosis.evidence import Evidence, Loader, Norm, Parallel
+from bnkit.diagnosis.runs import BatchRuns, ExampleRuns, Observed, rows_of, run_on_example
+from bnkit.norms import batch_norms, unwrapped
+from bnkit.observation import follow_mode, preserved_random_state
 from bnkit.progress import counted
-from bnkit.surgery.folding.sites import Site, find_sites
+from bnkit.surgery.normalized import Normalized
 
 NOTHING_TO_RUN = "neither an example nor mini-batches were given"
 _NO_CALLS = Dataflow((), {}, frozenset())
 
+Loss = Callable[[Any, Any], Any]
+
+
+class Given(TypedDict, total=False):
+    """What `diagnose` may be given beside the mini-batches; it says what each is."""
+
+    example: Any
+    optimizer: Optimizer | None
+    inputs: Inputs | None
+    loss: Loss | None
+
 
 def gather(
-    model: nn.Module,
-    batches: Any = None,
-    *,
-    example: Any = None,
-    optimizer: Optimizer | None = None,
-    inputs: Inputs | None = None,
-    loss: Loss | None = None,
-    progress: bool = False,
+    model: nn.Module, batches: Any = None, *, progress: bool = False, **given: Unpack[Given]
 ) -> Evidence:
     """Return the evidence on `model`, which stays as it is, as do all random generators.
 
-    It costs three runs on the example, one of them with a backward, and three on each mini-batch;
-    without an example the first mini-batch is it. Raises TypeError and ValueError for arguments
-    that are none, not for a model that fails on them: the evidence says why it could not be run.
+    It costs three forwards of each mini-batch, three of the example (without one the first
+    mini-batch is it), a backward, and four copies of the model, of which at most three live at a
+    time. Raises TypeError and ValueError for arguments that are not what they should be, not for a
+    model that fails on them: the evidence says why it could not be run.
 
     >>> gather(nn.Sequential(nn.BatchNorm1d(2)), torch.ones(4, 2)).norms[0].as_trained[0].fewest
     4
     """
-    groups = parameter_groups(model, optimizer)
-    losses = _losses(loss, batches)
+    optimizer, example = given.get("optimizer"), given.get("example")
+    groups = named_groups(model, optimizer)
+    losses = _losses(given.get("loss"), batches)
     with (
-        warnings.catch_warnings(),
+        _quietly(),
         preserved_random_state(),
         preserved_generators(batches),
         torch.inference_mode(mode=False),
     ):
-        warnings.simplefilter("ignore")  # what the model says of these runs concerns nobody
-        subject, parallel = subject_of(model)
-        paths = [site.path for site in find_sites(subject, _NO_CALLS)]
-        passes = passes_over(subject, paths)
-        first, loader = _run(passes, batches, inputs, losses, progress=progress)
-        if example is None and first is not None:
-            example = example_of(subject, first)
-        flows = Flows(failure=NOTHING_TO_RUN, training_failure=NOTHING_TO_RUN)
-        step = None
+        working, parallel = working_copy(model)
+        paths = batch_norms(working).paths
+        observed, loader = Observed(), Loader()
+        if batches is not None:
+            runs = BatchRuns(working, paths)
+            calls = labelled_calls_of(working, batches, inputs=given.get("inputs"))
+            first, rows = _run(runs, calls, losses, total=number_of(batches), shown=progress)
+            observed, loader = runs.observed(), _loader(batches, rows)
+            del runs  # and with it two copies of the model
+            example = _example_of(working, first) if example is None else example
+        on_example = ExampleRuns(failure=NOTHING_TO_RUN, training_failure=NOTHING_TO_RUN)
         if example is not None:
-            flows = flows_of(subject, example, paths)
-            step = step_of(subject, as_call(example))
+            on_example = run_on_example(working, example, paths)
     return Evidence(
-        model=subject,
-        norms=tuple(_norms(subject, flows, passes)),
-        flow=flows.evaluating,
-        training_flow=flows.training,
-        failure=flows.failure or passes.in_eval.failure,
-        training_failure=flows.training_failure or passes.in_training.failure,
+        model=working,
+        norms=tuple(_norms(working, on_example, observed)),
+        flow=on_example.flow,
+        training_flow=on_example.training_flow,
+        failure=on_example.failure or observed.failure,
+        training_failure=on_example.training_failure or observed.training_failure,
+        step_failure=on_example.step_failure,
         example=example,
+        outcome=on_example.outcome,
         batches_given=batches is not None,
         loader=loader,
-        step=step,
+        step=on_example.step,
         optimizer=optimizer,
         groups=groups,
         parallel=parallel,
@@ -81,33 +94,45 @@ def gather(
     )
 
 
-def _losses(loss: Loss | None, batches: Any) -> Losses | None:
+_ONE_AT_A_TIME = threading.RLock()
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Drop the warnings of the model in these runs, which are not about its training.
+
+    Python's filters of warnings are of the whole process, as torch's random generators are, so
+    diagnoses in several threads take turns.
+    """
+    with _ONE_AT_A_TIME, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _losses(loss: Loss | None, batches: Any) -> "Losses | None":
     if loss is not None and batches is None:
         raise ValueError("`loss` is given and `batches` are not: pass those on which to take it")
     return None if loss is None else Losses(loss)
 
 
 def _run(
-    passes: Passes,
-    batches: Any,
-    inputs: Inputs | None,
-    losses: Losses | None,
+    runs: BatchRuns,
+    calls: Iterator[tuple[Call, Any]],
+    losses: "Losses | None",
     *,
-    progress: bool,
-) -> tuple[Call | None, Loader]:
-    """Run each mini-batch in all ways; return the first one, and what is known of them."""
-    if batches is None:
-        return None, Loader()
-    calls = labelled_calls_of(passes.in_eval.model, batches, inputs=inputs)
-    total, begun = number_of(batches), time.monotonic()
-    first, rows = None, []
-    for call, target in counted(calls, "diagnosing", total=total, begun=begun, shown=progress):
+    total: int | None,
+    shown: bool,
+) -> tuple[Call, tuple[int, ...]]:
+    """Run each mini-batch in all ways; return the first one, and the rows of each."""
+    first, rows, begun = None, [], time.monotonic()
+    for call, target in counted(calls, "diagnosing", total=total, begun=begun, shown=shown):
         first = first or call
         rows += [length for length in [rows_of(call)] if length is not None]
-        outputs = passes.run(call)
+        outputs = runs.run(call)
         if losses is not None:
             losses.add(outputs, target, rows=rows_of(call))
-    return first, _loader(batches, tuple(rows))
+    assert first is not None  # labelled_calls_of raises for no mini-batch
+    return first, tuple(rows)
 
 
 def _loader(batches: Any, rows: tuple[int, ...]) -> Loader:
@@ -124,21 +149,169 @@ def _loader(batches: Any, rows: tuple[int, ...]) -> Loader:
     )
 
 
-def _norms(model: nn.Module, flows: Flows, passes: Passes) -> Iterator[Norm]:
-    training = {site.path: site for site in find_sites(model, flows.training or _NO_CALLS)}
-    for site in find_sites(model, flows.evaluating or _NO_CALLS):
-        yield _norm(site, training[site.path], flows, passes)
+def _example_of(model: nn.Module, call: Call) -> Any:
+    """Return the call in a form of an example: a tuple, or a dict of keyword arguments."""
+    args, kwargs = call
+    names = list(inspect.signature(model.forward).parameters) if args and kwargs else []
+    return dict(zip(names, args, strict=False)) | kwargs if kwargs else args
 
 
-def _norm(site: Site, training: Site, flows: Flows, passes: Passes) -> Norm:
-    return Norm(
-        path=site.path,
-        module=site.module,
-        owner=site.owner,
-        calls=site.calls,
-        training_calls=training.calls,
-        as_trained=tuple(passes.as_trained.seen.get(site.path, ())),
-        in_eval=tuple(passes.in_eval.seen.get(site.path, ())),
-        in_training=tuple(passes.in_training.seen.get(site.path, ())),
-        shapes=tuple(flows.shapes.get(site.path, ())),
+def _norms(model: nn.Module, runs: ExampleRuns, observed: Observed) -> Iterator[Norm]:
+    flow, training_flow = runs.flow or _NO_CALLS, runs.training_flow or _NO_CALLS
+    owners = {
+        id(layer.batchnorm): path
+        for path, layer in model.named_modules()
+        if isinstance(layer, Normalized)
+    }
+    for path, module in batch_norms(model).layers.items():
+        owner = owners.get(id(module))
+        caller = path if owner is None else owner
+        yield Norm(
+            path=path,
+            module=module,
+            owner=owner,
+            calls=tuple(flow.calls_of(caller)),
+            training_calls=tuple(training_flow.calls_of(caller)),
+            as_trained=tuple(observed.as_trained.get(path, ())),
+            in_eval=tuple(observed.in_eval.get(path, ())),
+            in_training=tuple(observed.in_training.get(path, ())),
+            shapes=tuple(runs.shapes.get(path, ())),
+        )
+
+
+# The loss
+
+
+@dataclass(eq=False)
+class Losses:
+    """The means of `loss(output, target)` over the mini-batches, each by its number of rows.
+
+    >>> losses = Losses(lambda output, target: (output - target).square().mean())
+    >>> losses.add((torch.tensor([3.0]), torch.tensor([1.0])), torch.tensor([1.0]), rows=2)
+    >>> losses.means
+    (4.0, 0.0)
+    """
+
+    loss: Loss
+    rows: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
+
+    def __post_init__(self) -> None:
+        if not callable(self.loss):
+            raise TypeError(
+                f"`loss` is a {type(self.loss).__name__}: pass a function of the model's output "
+                f"and the target, as torch.nn.functional.cross_entropy"
+            )
+
+    def add(self, outputs: tuple[Any, Any], target: Any, *, rows: int | None) -> None:
+        """Take in one mini-batch: what the model made of it as trained and in eval mode."""
+        if target is None:
+            raise ValueError(
+                "`loss` is given, and a mini-batch of `batches` has no target: pass mini-batches "
+                "(inputs, target), or leave `loss` out"
+            )
+        if any(output is None for output in outputs):
+            return  # the model fails on it; `not_run` says so
+        weight = rows or 1
+        for index, output in enumerate(outputs):
+            self.sums[index] += weight * _number(self.loss(output, target))
+        self.rows += weight
+
+    @property
+    def means(self) -> tuple[float, float] | None:
+        """The loss by batch statistics and in eval mode, None if no mini-batch could be run."""
+        if not self.rows:
+            return None
+        as_trained, in_eval = (part / self.rows for part in self.sums)
+        return as_trained, in_eval
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1):
+        return float(value)
+    shape = f" of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else ""
+    raise TypeError(
+        f"`loss` returned a {type(value).__name__}{shape}: it must return one number, the mean "
+        f"over the mini-batch"
     )
+
+
+# The copy of the model, and what is read from the original
+
+
+class _Transparent(nn.Module):
+    """What stands where a DistributedDataParallel stood, so that all paths stay."""
+
+    def __init__(self, module: nn.Module, around: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        follow_mode(self, around)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+
+def working_copy(model: nn.Module) -> tuple[nn.Module, tuple[Parallel, ...]]:
+    """Return a copy of `model` without wrappers, and the DistributedDataParallel that it had.
+
+    A wrapper around all of it is taken off; one around a part gives way to a module of the same
+    paths. Raises as `bnkit.dataflow.duplicate` does for what cannot be copied.
+
+    >>> working_copy(nn.DataParallel(nn.Linear(2, 2)))
+    (Linear(in_features=2, out_features=2, bias=True), ())
+    """
+    around = (
+        [Parallel("", model.forward_sync_buffers)]
+        if isinstance(model, DistributedDataParallel)
+        else []
+    )
+    inner = unwrapped(model)
+    if not isinstance(inner, nn.Module):
+        raise TypeError(f"`model` is a {type(model).__name__}: pass a torch.nn.Module")
+    parts = {
+        path: part
+        for path, part in inner.named_modules()
+        if isinstance(part, DistributedDataParallel)
+    }
+    found = around + [Parallel(path, part.forward_sync_buffers) for path, part in parts.items()]
+    if not parts:
+        return duplicate(inner), tuple(found)
+    transparent = {id(part): _Transparent(duplicate(part.module), part) for part in parts.values()}
+    return copy.deepcopy(inner, transparent), tuple(found)
+
+
+def named_groups(
+    model: nn.Module, optimizer: Optimizer | None
+) -> tuple[Mapping[str, Any], ...] | None:
+    """Return the optimizer's groups with the names of the model's parameters for these.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> named_groups(layer, torch.optim.SGD([layer.bias], lr=1.0))[0]["params"]
+    ['bias']
+    """
+    if optimizer is None:
+        return None
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"`optimizer` is a {type(optimizer).__name__}: pass the torch.optim.Optimizer that "
+            f"trains the model"
+        )
+    names = {id(parameter): name for name, parameter in unwrapped(model).named_parameters()}
+    return tuple(
+        {**group, "params": [names[id(p)] for p in group["params"] if id(p) in names]}
+        for group in optimizer.param_groups
+    )
+
+
+@contextmanager
+def preserved_generators(batches: Any) -> Iterator[None]:
+    """Give back the state of the generators that a DataLoader and its samplers own."""
+    samplers = [getattr(batches, name, None) for name in ("sampler", "batch_sampler")]
+    owners = [batches, *samplers, getattr(samplers[1], "sampler", None)]
+    found = [getattr(owner, "generator", None) for owner in owners]
+    states = [(g, g.get_state()) for g in found if isinstance(g, torch.Generator)]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)

@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from bnkit.diagnosis.layers import LayerRecord
+from bnkit.diagnosis.layer_records import LayerRecord
 from bnkit.report.palette import PAGE
 from bnkit.report.panels import HEIGHT, NEAREST, ROW, at
 

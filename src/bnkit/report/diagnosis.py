@@ -8,7 +8,7 @@ from typing import Any
 from bnkit.diagnosis.diagnosis import Diagnosis
 from bnkit.diagnosis.explanation import explanation_of
 from bnkit.diagnosis.finding import SEVERITIES, Finding
-from bnkit.diagnosis.layers import LayerRecord
+from bnkit.diagnosis.layer_records import LayerRecord
 from bnkit.files import write_atomically
 from bnkit.report.words import listed, several
 

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import altair as alt
 
-from bnkit.diagnosis.layers import LayerRecord
+from bnkit.diagnosis.layer_records import LayerRecord
 from bnkit.report.depth import Row, across, drawing, hover, in_words, placed, thickness
 from bnkit.report.figure import Panel
 from bnkit.report.palette import PAGE

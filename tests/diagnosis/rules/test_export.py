@@ -9,14 +9,14 @@ from torch import fx, nn
 
 import bnkit
 from bnkit.diagnosis.gathering import gather
-from bnkit.diagnosis.rules.export import RULES
 from bnkit.diagnosis.rules.programs import diagnose_export
+from bnkit.diagnosis.rules.table import KINDS
 from bnkit.layers.frozen import FrozenBatchNorm1d
 from cases import seeded
 from reloading import reloaded
 from zoo.checks import fingerprint
 
-CHECKS = {rule.slug: rule.check for rule in RULES}
+CHECKS = {rule.slug: rule.check for rule in KINDS["export"]}
 # Of torch's own making when programs are decomposed.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 

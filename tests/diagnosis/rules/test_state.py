@@ -16,7 +16,7 @@ from bnkit.diagnosis.gathering import gather
 from bnkit.diagnosis.rules.noise import effective_values
 from bnkit.diagnosis.rules.reading import readings
 from bnkit.diagnosis.rules.staleness import ERRORS, distance_in_errors
-from bnkit.diagnosis.rules.state import RULES
+from bnkit.diagnosis.rules.table import KINDS
 from bnkit.layers.domains import DomainBatchNorm1d
 from bnkit.layers.frozen import FrozenBatchNorm1d
 from bnkit.layers.per_step import PerStepBatchNorm1d
@@ -24,7 +24,7 @@ from cases import seeded
 from reloading import reloaded
 from zoo.checks import fingerprint, random_state
 
-CHECKS = {rule.slug: rule.check for rule in RULES}
+CHECKS = {rule.slug: rule.check for rule in KINDS["state"]}
 
 
 def rows(count=64, *, batches=8, features=4, shift=2.0, scale=3.0):
@@ -649,7 +649,7 @@ def trained():
 def findings_at_least(severity, model, batches):
     order = ("info", "warning", "error")
     evidence = gather(model, batches)
-    found = [finding for rule in RULES for finding in rule.check(evidence)]
+    found = [finding for rule in KINDS["state"] for finding in rule.check(evidence)]
     return [str(f) for f in found if order.index(f.severity) >= order.index(severity)]
 
 
@@ -711,7 +711,7 @@ def test_steps_that_no_sequence_reached_are_no_finding():
     layer.num_batches_tracked[:3] = 1000
     (model := nn.Sequential(nn.Identity())).add_module("norm", layer)
     evidence = gather(model.eval())
-    assert [f.rule for rule in RULES for f in rule.check(evidence)] == []
+    assert [f.rule for rule in KINDS["state"] for f in rule.check(evidence)] == []
 
 
 def test_an_unused_layer_without_statistics_is_information():

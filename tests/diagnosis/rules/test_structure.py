@@ -13,12 +13,12 @@ from torch.utils.checkpoint import checkpoint
 
 import bnkit
 from bnkit.diagnosis.gathering import gather
-from bnkit.diagnosis.rules.structure import RULES
+from bnkit.diagnosis.rules.table import KINDS
 from bnkit.experiments import networks
 from bnkit.surgery.promise import prove_same_function
 from reloading import reloaded
 
-CHECKS = {rule.slug: rule.check for rule in RULES}
+CHECKS = {rule.slug: rule.check for rule in KINDS["structure"]}
 
 
 def images(number=4, rows=16, channels=3, *, shift=0.0):

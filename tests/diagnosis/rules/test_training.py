@@ -14,13 +14,13 @@ from bnkit.diagnosis.diagnosing import diagnose
 from bnkit.diagnosis.evidence import Parallel
 from bnkit.diagnosis.gathering import gather
 from bnkit.diagnosis.rules import ranks
-from bnkit.diagnosis.rules.training import RULES
+from bnkit.diagnosis.rules.table import KINDS
 from bnkit.layers.sync import SyncBatchNorm1d
 from cases import seeded
 from reloading import reloaded
 from zoo.checks import fingerprint, random_state
 
-CHECKS = {rule.slug: rule.check for rule in RULES}
+CHECKS = {rule.slug: rule.check for rule in KINDS["training"]}
 
 
 def rows(count=64, *, batches=8, shift=0.0):

@@ -5,6 +5,7 @@ squares of gamma, so that channels that are switched off do not count.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from bnkit.diagnosis.evidence import Seen
 from bnkit.moments import Moments
+from bnkit.surgery.distance import distance as distance_of_outputs
 
 
 def distance(module: nn.Module | None, first: Moments, second: Moments) -> float:
@@ -56,6 +58,32 @@ def root_mean_square(squares: Tensor, module: nn.Module | None) -> float:
     if len(weight) != len(squares) or not total > 0:
         return squares.mean().sqrt().item()
     return ((weight * squares).sum() / total).sqrt().item()
+
+
+def change_of_outputs(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """Return the root mean square of the difference of a model's outputs, over that of `before`.
+
+    It is infinite where they differ in number or in shape, or one only is NaN or infinite.
+
+    >>> change_of_outputs([torch.tensor([4.0, 3.0])], [torch.tensor([4.0, 8.0])])
+    1.0
+    """
+    if math.isinf(distance_of_outputs(before, after).error):
+        return math.inf
+    size = sum(_sum_of_squares(values) for values in before)
+    moved = sum(
+        _sum_of_squares(a - b) for a, b in zip(map(_wide, before), map(_wide, after), strict=True)
+    )
+    return math.sqrt(moved / size if size else moved)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values if values.is_complex() else values.double()
+
+
+def _sum_of_squares(values: Tensor) -> float:
+    finite = torch.where(values.isfinite(), values.abs().double(), 0.0)
+    return finite.square().sum().item()
 
 
 def _eps(module: Any) -> float:

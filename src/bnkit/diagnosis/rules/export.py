@@ -11,7 +11,6 @@ from bnkit.diagnosis.fix import Fix, by_edit
 from bnkit.diagnosis.rules.fixes import edit
 from bnkit.diagnosis.rules.programs import findings_of, remnants_of_graph
 from bnkit.diagnosis.rules.reading import functions, readings
-from bnkit.diagnosis.rules.rule import Rule
 from bnkit.internals import AnyBatchNorm
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.moments import Moments
@@ -92,17 +91,3 @@ def _below(path: str, finding: Finding) -> Finding:
     return Finding(
         finding.rule, finding.severity, layers, finding.measured, finding.why, finding.fix
     )
-
-
-RULES: tuple[Rule, ...] = (
-    Rule(
-        "training-mode-export",
-        "A batch norm takes the mini-batch's statistics in a model that is in eval mode.",
-        training_mode_export,
-    ),
-    Rule(
-        "exported-batch-norm",
-        "An exported program still holds a batch norm, in training mode or unfolded.",
-        exported_batch_norm,
-    ),
-)

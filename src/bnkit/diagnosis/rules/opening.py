@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from bnkit.dataflow import as_call
-from bnkit.diagnosis.evidence import Evidence
+from bnkit.diagnosis.evidence import Evidence, Norm
 from bnkit.diagnosis.finding import Finding, Severity
 from bnkit.diagnosis.fix import in_turn
 from bnkit.diagnosis.rules.fixes import measuring_anew, measuring_trained_anew
@@ -18,6 +18,7 @@ from bnkit.diagnosis.rules.staleness import (
     tolerance,
 )
 from bnkit.gap import Gap, explain_gap
+from bnkit.norms import why_incomparable
 
 _LOSSES = ("loss by batch statistics", "loss in eval mode")
 
@@ -83,13 +84,18 @@ def _finding(
 
 def _gap(evidence: Evidence) -> Gap | None:
     """Return the gap on the example, None where there is none to measure."""
-    if evidence.example is None or evidence.failure:
+    if evidence.example is None or evidence.failure or not any(map(_is_compared, evidence.norms)):
         return None
     call = as_call(evidence.example)
     try:
         return explain_gap(evidence.model, evidence.example, inputs=lambda _: call)
-    except Exception:  # noqa: BLE001  nothing to compare, or whatever the model raises
+    except Exception as error:  # noqa: BLE001  whatever the model raises by other statistics
+        evidence.notes.append(f"the gap on the example: {type(error).__name__}: {error}")
         return None
+
+
+def _is_compared(norm: Norm) -> bool:
+    return bool(norm.calls) and why_incomparable(norm.module) is None
 
 
 def _severity(evidence: Evidence, difference: float, behind: list[Reading]) -> Severity:

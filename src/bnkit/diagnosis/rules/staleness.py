@@ -8,6 +8,7 @@ from torch import Tensor
 from bnkit.diagnosis.evidence import Evidence, once
 from bnkit.diagnosis.finding import Finding, Severity
 from bnkit.diagnosis.fix import Fix, in_turn
+from bnkit.diagnosis.rules.distances import change_of_outputs
 from bnkit.diagnosis.rules.fixes import measuring_anew, measuring_trained_anew
 from bnkit.diagnosis.rules.places import normalises_by_batch
 from bnkit.diagnosis.rules.reading import (
@@ -18,7 +19,7 @@ from bnkit.diagnosis.rules.reading import (
     output_change,
     readings,
 )
-from bnkit.surgery.conversion.calibration import movement
+from bnkit.surgery.distance import run_itself
 
 # Averages by momentum 0.1 over mini-batches of 32 move an output by √(1.5/32 · 0.1/1.9), 5% of its
 # size, by chance: twice that is no sickness. It is the threshold of explain_gap.
@@ -93,13 +94,18 @@ def change_of_model(evidence: Evidence) -> float:
 
     It is a root mean square over that of the mended one's output; infinite where it cannot be run.
     """
-    fix = measuring_anew(parting(evidence))
-    if fix is None or evidence.example is None or evidence.failure:
+    fix, outcome = measuring_anew(parting(evidence)), evidence.outcome
+    if fix is None or outcome is None:
         return math.inf
     try:
-        return movement(fix(evidence.model), evidence.model, [evidence.example]).typical
-    except Exception:  # noqa: BLE001  a model may fail on statistics that it did not meet before
+        fixed = run_itself(fix(evidence.model), evidence.example)
+    except Exception as error:  # noqa: BLE001  a model may fail on statistics it did not meet before
+        evidence.notes.append(
+            f"the model with the statistics of the mini-batches fails on the example: "
+            f"{type(error).__name__}: {error}"
+        )
         return math.inf
+    return change_of_outputs(fixed.outputs, outcome.outputs)
 
 
 def _severity_of_staleness(evidence: Evidence, reading: Reading, change: float) -> Severity:
