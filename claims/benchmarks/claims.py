@@ -12,14 +12,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bnkit.files import strict_json, write_atomically
-from bnkit.report.writing import export
+from bnkit.report.charts import export
 from bnkit_claims.claims.table import CLAIMS
 from bnkit_claims.core.checked import Checked, CheckedClaim
 from bnkit_claims.core.checking import check_claims
 from bnkit_claims.core.claim import claim_named
 from bnkit_claims.core.evidence import Evidence
 from bnkit_claims.report import write_claims
-from bnkit_claims.report.figures import drawn
+from bnkit_claims.report.claim_charts import drawn
 
 DOCS = Path(__file__).parents[1] / "docs"
 FIGURES = DOCS / "claims.json"

@@ -15,7 +15,7 @@ from pathlib import Path
 from bnkit.experiments.results import SIDES, Side
 from bnkit.files import strict_json, write_atomically
 from bnkit.names import one_of
-from bnkit.report.writing import export
+from bnkit.report.charts import export
 from bnkit_claims.core.figures import Axis, Dot, Dots, Rule
 from bnkit_claims.core.pairing import ranged
 from bnkit_claims.published.experiment import Repetition
@@ -28,7 +28,7 @@ from bnkit_claims.published.reproduction import (
     reproduction,
 )
 from bnkit_claims.published.table import EXPERIMENTS
-from bnkit_claims.report.figures import drawn
+from bnkit_claims.report.claim_charts import drawn
 
 NEAR = 0.5  # points
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,7 @@ from bnkit.diagnosis import Diagnosis, diagnose, diagnose_export
 from bnkit.diagnosis.finding import SEVERITIES, Severity
 from bnkit.names import one_of
 from bnkit.references import import_reference
-from bnkit.report.diagnosis import checked, write_diagnosis
+from bnkit.report.diagnosis_page import checked, write_diagnosis
 
 EXPORTED = (".onnx", ".pt2")
 _BARS: dict[str, Severity] = {severity: severity for severity in SEVERITIES}

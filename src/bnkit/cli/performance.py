@@ -78,7 +78,7 @@ def bench(
             print(f"A copy moves {benchmark.bandwidth / 1e9:.1f} GB/s.\n")  # noqa: T201  the output
         print_result(benchmark, as_json=as_json)
         if out is not None:
-            from bnkit.report.benchmark import write_benchmark  # noqa: PLC0415  altair takes long
+            from bnkit.report.benchmark_chart import write_benchmark  # noqa: PLC0415  altair takes long
 
             with messages.status("drawing"), chatter_on_stderr():
                 page = write_benchmark(benchmark, out)

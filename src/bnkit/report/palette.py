@@ -1,20 +1,31 @@
-"""Colours and type of the charts: Okabe and Ito's blue and vermillion, told apart by anyone.
+"""Colours, strokes and type of the charts: blue and vermillion, which everyone can tell apart.
 
-(M. Okabe and K. Ito, "Color universal design", 2008.) The vermillion is darkened until small text
-in it is legible. On the page the colours are the style sheet's variables, so that one drawing
-serves light, dark and paper; in the exported files, which have no style sheet, they are its light
-ones.
+The two are M. Okabe's and K. Ito's ("Color universal design", 2008), the vermillion darkened until
+small text in it is legible. On the page the colours are the style sheet's variables, so that one
+drawing serves light, dark and paper; in the exported files, which have no style sheet, they are its
+light ones.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+import altair as alt
+
+from bnkit.experiments.results import SIDES, Side
+
+FIELD: dict[Side, str] = {"plain": "plain", "batch norm": "batch_norm"}  # in the data of charts
+SIDE_COLOURS = alt.Color(scale=alt.Scale(domain=list(SIDES)), legend=None)
+# Width and dashes tell the sides apart without colour.
+STROKE: dict[Side, dict[str, Any]] = {
+    "plain": {"strokeWidth": 1.75, "strokeDash": [5, 3]},
+    "batch norm": {"strokeWidth": 2.5},
+}
 FONT = "system-ui, 'Segoe UI', Helvetica, Arial, 'Liberation Sans', sans-serif"
 
 
 @dataclass(frozen=True)
 class Palette:
-    """A colour, in any form that a browser reads, for each part of a chart."""
+    """A colour, in any form that a browser reads, for each element of a chart."""
 
     paper: str
     ink: str

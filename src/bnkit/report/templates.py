@@ -1,28 +1,36 @@
-"""The templates of the pages, and the scripts that draw their charts."""
+"""The templates of the pages, filled with text, charts, the style and the scripts."""
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import vl_convert
 
-from bnkit.report import words
-from bnkit.report.figure import VEGA_LITE
+from bnkit.report import formatting
+from bnkit.report.charts import VEGA_LITE, Panel
+from bnkit.report.palette import PAGE
 
 FILTERS = {
-    "counted": words.counted,
-    "heading": words.heading,
-    "listed": words.listed,
-    "number": words.number,
-    "percent": words.percent,
-    "ratio": words.ratio,
-    "several": words.several,
-    "steps": words.steps_to_target,
+    "counted": formatting.counted,
+    "heading": formatting.heading,
+    "in_words": formatting.in_words,
+    "listed": formatting.listed,
+    "number": formatting.number,
+    "percent": formatting.percent,
+    "ratio": formatting.ratio,
+    "several": formatting.several,
+    "short": formatting.short,
+    "steps": formatting.steps_to_target,
 }
 
 
-def templates(*folders: Path) -> jinja2.Environment:
-    """Return the templates of `folders` and of this one; all that they are given is escaped."""
+def filled(template: str, panels: Iterable[Panel], *folders: Path, **given: Any) -> str:
+    """Return a page: a template of `folders` or of this one, with all that it is given, escaped.
+
+    It draws the panels in the elements whose ids are their names, and needs no other file.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
@@ -31,7 +39,13 @@ def templates(*folders: Path) -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= FILTERS
-    return environment
+    named = {panel.name: panel for panel in panels}
+    return environment.get_template(template).render(
+        panels=named,
+        drawings={"look": PAGE.config, "charts": {n: p.on_page for n, p in named.items()}},
+        library=library,  # for the pages with charts only
+        **given,
+    )
 
 
 @cache

@@ -1,0 +1,156 @@
+"""Charts: layers in panels, panels in groups; drawn one by one on a page, all on a sheet."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+from bnkit.report.palette import PAPER
+from bnkit.report.scales import Scale
+
+VEGA_LITE = "6.4"  # the version of the drawing language that altair 6 writes
+HEIGHT = 140  # pixels
+ONCE: Any = ({},)  # rows of a mark that needs no data and is drawn once
+ROW = "(datum.datum || datum)"  # the area around a rule, which the pointer meets, wraps its row
+
+Row = dict[str, Any]
+
+
+def layer(
+    mark: str, rows: Iterable[Row] | None, look: Mapping[str, Any], **channels: Any
+) -> alt.Chart:
+    """Return a mark for each row, with this look; `channels` say which field is drawn where.
+
+    Without rows of its own, a layer draws those of its panel.
+    """
+    kind: Any = mark
+    data = alt.Undefined if rows is None else alt.InlineData(values=list(rows))
+    drawn: alt.Chart = alt.Chart(data, mark=alt.MarkDef(kind, **look)).encode(**channels)
+    return drawn
+
+
+def end_names(rows: Sequence[Row], scale: Scale, y: str, **channels: Any) -> alt.Chart:
+    """Return each row's `name`, right of the end of its line, moved apart where they overlap."""
+    moved = scale.apart([row[y] for row in rows])
+    placed = [row | {y: value} for row, value in zip(rows, moved, strict=True)]
+    look = {"align": "left", "dx": 6, "fontWeight": "bold", "fontSize": 11}
+    return layer("text", placed, look, y=f"{y}:Q", text="name:N", **channels)
+
+
+def hover(
+    field: str, readings: Mapping[str, str], rows: Iterable[Row] | None = None, **look: Any
+) -> alt.Chart:
+    """Return a rule at the row nearest to the pointer, along `field`, with its readings.
+
+    A reading is an expression of the drawing language, in which `ROW` is the row.
+    """
+    nearest = alt.selection_point(
+        "nearest", fields=[field], nearest=True, on="pointerover", clear="pointerout"
+    )
+    texts = ", ".join(f"'{title}': {expression}" for title, expression in readings.items())
+    rule: alt.Chart = layer(
+        "rule",
+        rows,
+        look,
+        x=f"{field}:Q",
+        opacity=alt.when(nearest, empty=False).then(alt.value(0.6)).otherwise(alt.value(0)),
+        tooltip=alt.TooltipValue(alt.ExprRef(f"{{{texts}}}")),
+    ).add_params(nearest)
+    return rule
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One drawing, and in words what it shows.
+
+    `data` is of the layers that have no rows of their own, `colour` of all layers that ask for it.
+    `hover` is for the page only: readings under the pointer.
+    """
+
+    name: str
+    description: str
+    layers: Sequence[Any]
+    title: Any = alt.Undefined
+    height: float = HEIGHT
+    data: Any = alt.Undefined
+    colour: Any = alt.Undefined
+    hover: alt.Chart | None = None
+
+    @property
+    def drawing(self) -> Any:
+        """The layers over each other."""
+        chart = alt.layer(*self.layers, data=self.data, title=self.title, height=self.height)
+        return chart.encode(color=self.colour)
+
+    @property
+    def on_page(self) -> dict[str, Any]:
+        """The Vega-Lite specification for the page: as wide as its place, its look left open."""
+        chart = self.drawing if self.hover is None else self.drawing + self.hover
+        chart = chart.properties(
+            width="container",
+            autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
+            padding=2,
+            description=self.description,
+        )
+        specification: dict[str, Any] = chart.to_dict(validate=False)
+        return specification
+
+
+@dataclass(frozen=True)
+class Group:
+    """Panels that belong side by side, under a heading (none where it is empty)."""
+
+    heading: str
+    panels: tuple[Panel, ...]
+
+    @property
+    def columns(self) -> int:
+        """How many panels are in a row where there is room: at most 4, the rows evenly filled."""
+        rows = -(-len(self.panels) // 4)
+        return -(-len(self.panels) // rows)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What is shown, how to read it (a sentence each), and the panels in their groups.
+
+    In a file a panel's axes are `width` pixels wide, with `room` to the next for its labels.
+    """
+
+    name: str
+    title: str
+    caption: tuple[str, ...]
+    groups: tuple[Group, ...]
+    width: int
+    room: int
+
+    @property
+    def panels(self) -> tuple[Panel, ...]:
+        """The panels of all groups."""
+        return tuple(panel for group in self.groups for panel in group.panels)
+
+    @property
+    def on_sheet(self) -> dict[str, Any]:
+        """The Vega-Lite specification of one sheet with all panels, for a file."""
+        title = alt.Title(self.title, subtitle=list(self.caption), fontSize=16, offset=20)
+        rows = [self._row(group) for group in self.groups]
+        sheet = alt.vconcat(*rows, title=title, spacing=35, padding=20).configure(**PAPER.config)
+        specification: dict[str, Any] = sheet.to_dict(validate=False)
+        return specification
+
+    def _row(self, group: Group) -> alt.ConcatChart:
+        return alt.concat(
+            *(panel.drawing.properties(width=self.width) for panel in group.panels),
+            columns=group.columns,
+            bounds="flush",  # the axes line up; so the spacing holds titles and labels as well
+            spacing=alt.RowColnumber(row=100, column=self.room),
+            title=alt.Title(group.heading, fontSize=14),
+        )
+
+
+def export(specification: dict[str, Any], *, scale: int = 2) -> dict[str, bytes]:
+    """Return a Vega-Lite specification drawn as SVG and, `scale` pixels a point, as PNG."""
+    svg = vl_convert.vegalite_to_svg(specification, vl_version=VEGA_LITE)
+    return {".svg": svg.encode(), ".png": vl_convert.svg_to_png(svg, scale=scale)}

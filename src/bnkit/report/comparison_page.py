@@ -1,0 +1,96 @@
+"""`write_report`: the page of a comparison, its charts as files, and all its numbers."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bnkit.experiments.results import SIDES
+from bnkit.experiments.statistics import SuccessRate
+from bnkit.experiments.summary import Comparison
+from bnkit.files import strict_json, write_atomically
+from bnkit.report import formatting
+from bnkit.report.comparison_numbers import costs, criteria, key_numbers, missing_runs, two_modes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bnkit.report.charts import Chart
+
+
+def write_report(comparison: Comparison, folder: str | Path) -> Path:
+    """Write the report of a comparison into `folder` and return the path of its page.
+
+    `report.html` opens offline; `charts/` holds each chart as PNG and SVG; `results.json` holds
+    all numbers, null where there is none. No file is ever half-written, and where drawing fails
+    an older report stays as it was.
+
+    Raises ValueError for a comparison without trials.
+
+    >>> import tempfile
+    >>> from bnkit.experiments.results import TrialResult
+    >>> trial = TrialResult("a1", "plain", 0.1, "relu", 0, "not run", "interrupted")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_report(Comparison({}, {}, 0.9, "bnkit compare", (trial,)), folder).name
+    'report.html'
+    """
+    if not comparison.trials:
+        raise ValueError("`comparison` holds no trials, so there is nothing to report: run some")
+    from bnkit.report.charts import export  # noqa: PLC0415  altair takes a second to import
+
+    drawn = charts(comparison)
+    files = {
+        f"charts/{chart.name}{kind}": data
+        for chart in drawn
+        for kind, data in export(chart.on_sheet).items()
+    }
+    files["results.json"] = strict_json(comparison.to_json()).encode()
+    files["report.html"] = page(comparison, drawn).encode()
+    for name, data in files.items():  # the page comes last: it links to all others
+        write_atomically(Path(folder) / name, data)
+    return Path(folder) / "report.html"
+
+
+def charts(comparison: Comparison) -> "tuple[Chart, ...]":
+    """Return the charts of accuracy, of loss, and of the steps to the target."""
+    from bnkit.report.curve_charts import accuracy_chart, loss_chart  # noqa: PLC0415  as above
+    from bnkit.report.step_charts import steps_chart  # noqa: PLC0415  as above
+
+    return accuracy_chart(comparison), loss_chart(comparison), steps_chart(comparison)
+
+
+def page(comparison: Comparison, charts: "Sequence[Chart]") -> str:
+    """Return the report as one HTML page that needs no other file and no network."""
+    from bnkit.report.templates import filled  # noqa: PLC0415  as above
+
+    return filled(
+        "report.html",
+        [panel for chart in charts for panel in chart.panels],
+        comparison=comparison,
+        verdict=comparison.verdict,
+        cells={(cell.learning_rate, cell.activation): cell for cell in comparison.cells},
+        sides=SIDES,
+        named=any(map(formatting.heading, comparison.activations)),
+        subject=_subject(comparison),
+        target=formatting.share(comparison.target),
+        diverged=sum(trial.outcome == "diverged" for trial in comparison.trials),
+        missing=missing_runs(comparison.unfinished),
+        key_numbers=key_numbers(comparison),
+        costs=costs(comparison),
+        two_modes=two_modes(comparison),
+        criteria=criteria(comparison),
+        few_seeds=_few_seeds(len(comparison.seeds)),
+        charts={chart.name: chart for chart in charts},
+        percent_range=formatting.percent_range,
+    )
+
+
+def _subject(comparison: Comparison) -> str:
+    named = (comparison.settings.get(name) for name in ("network", "data"))
+    return " on ".join(formatting.listed(value) for value in named if value)
+
+
+def _few_seeds(seeds: int) -> str:
+    low = SuccessRate(seeds, seeds).interval[0]
+    return (
+        f"{seeds}/{seeds} is not certainty: it leaves every success rate from {100 * low:.0f}% up "
+        "possible (Wilson's 95% interval)."
+    )

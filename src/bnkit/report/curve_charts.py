@@ -1,0 +1,253 @@
+"""The charts of accuracy and of loss while training: a panel for each setting, both sides in it."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import altair as alt
+
+from bnkit.experiments.results import SIDES, Side
+from bnkit.experiments.summary import Comparison
+from bnkit.report.charts import ONCE, ROW, Chart, Group, Panel, end_names, hover, layer
+from bnkit.report.curves import Curves, Measure, Spread, curves_of
+from bnkit.report.formatting import after_comma, heading, number, several, share
+from bnkit.report.palette import FIELD, SIDE_COLOURS, STROKE
+from bnkit.report.scales import Scale, powers
+
+NAME: dict[Side, str] = {"plain": "plain", "batch norm": "BN"}
+CROSS = {"shape": "M-1,-1L1,1M-1,1L1,-1", "size": 28, "strokeWidth": 2, "opacity": 1}
+ROOM = 112  # pixels between two panels: the names of the lines, then the labels of the axis
+DECADES = 6  # below this many powers of ten under its top, a loss is as good as zero
+AT_VALUE = {"x": "step:Q", "color": "side:N"}  # of layers whose rows are a value of a side each
+
+Setting = tuple[float, str]  # learning rate, activation
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What the curves of a chart show, on which scale, and how a value is written.
+
+    `text` is a format for both Python and the drawing language, followed by `unit`.
+    """
+
+    label: str
+    scale: Scale
+    text: str
+    unit: str = ""
+    target: float | None = None
+
+    def written(self, value: float) -> str:
+        """Return the value as it is written, with its unit."""
+        return f"{value:{self.text}}{self.unit}"
+
+
+def accuracy_chart(comparison: Comparison) -> Chart:
+    """Return the curves of held-out accuracy, with a thin rule for the target."""
+    curves = _curves(comparison, lambda curve: [100 * value for value in curve.accuracy])
+    target = 100 * comparison.target
+    scale = accuracy_scale(curves.values(), target)
+    shown = Quantity("held-out accuracy (%)", scale, ".1f", "%", target)
+    return Chart(
+        name="accuracy",
+        title="Held-out accuracy while training: plain against batch norm (BN)",
+        caption=(*_how_to_read(comparison), f"Thin rule: the target, {share(comparison.target)}."),
+        groups=tuple(_groups("accuracy", comparison, curves, shown)),
+        width=190,
+        room=ROOM,
+    )
+
+
+def loss_chart(comparison: Comparison) -> Chart:
+    """Return the curves of the training loss."""
+    curves = _curves(comparison, lambda curve: curve.loss)
+    shown = Quantity("training loss (log scale)", loss_scale(curves.values()), ".2g")
+    return Chart(
+        name="loss",
+        title="Training loss: plain against batch norm (BN)",
+        caption=(*_how_to_read(comparison), *_beyond(curves, shown)),
+        groups=tuple(_groups("loss", comparison, curves, shown)),
+        width=190,
+        room=ROOM,
+    )
+
+
+def accuracy_scale(curves: Iterable[Curves], target: float) -> Scale:
+    """Return the scale of accuracies in percent: from 0 to 100, or to the next ten below 50."""
+    highest = max([target, *(spread.highest for each in curves for spread in each.everything)])
+    high = 100 if highest > 50 else max(10, 10 * math.ceil(highest / 10))
+    ticks = tuple(float(tick) for tick in range(0, high + 1, 25 if high == 100 else 10))
+    return Scale(0, high, ticks)
+
+
+def loss_scale(curves: Iterable[Curves]) -> Scale:
+    """Return the scale of losses: logarithmic, six decades at most, and no explosion at its top.
+
+    The top is at most 10 times the median of the first losses: the loss of a run that diverges
+    passes all bounds, and would press everything else flat.
+    """
+    curves = list(curves)
+    first = [side[0].median for each in curves for side in each.spreads.values() if side]
+    values = [v for each in curves for s in each.everything for v in (s.lowest, s.highest)]
+    positive = [value for value in values if value > 0] or [1.0]
+    high = 1.1 * min(max(positive), 10 * (median(first) if first else math.inf) or math.inf)
+    low = max(min(positive), high * 10**-DECADES) / 1.1
+    return Scale(low, high, powers(low, high, most=4), "log")
+
+
+def _curves(comparison: Comparison, measure: Measure) -> dict[Setting, Curves]:
+    return {
+        (lr, activation): curves_of(
+            {side: comparison.at(lr, activation, side) for side in SIDES}, measure
+        )
+        for activation in comparison.activations
+        for lr in comparison.learning_rates
+    }
+
+
+def _how_to_read(comparison: Comparison) -> tuple[str, ...]:
+    seeds = len(comparison.seeds)
+    lines = "one run" if seeds == 1 else f"median of {seeds} seeds, band: lowest to highest"
+    diverged = sum(trial.outcome == "diverged" for trial in comparison.trials)
+    cross = (
+        f"×: a run diverged there ({diverged} did); it counts with its last value from there on."
+    )
+    styles = "Dashed: plain. Solid: batch norm (BN)."
+    return (f"{styles} Line: {lines}.", *([cross] if diverged else []))
+
+
+def _beyond(curves: Mapping[Setting, Curves], shown: Quantity) -> tuple[str, ...]:
+    highest = [spread.highest for each in curves.values() for spread in each.everything]
+    if max(highest, default=0) <= shown.scale.high:
+        return ()
+    return (f"Losses above {shown.written(shown.scale.high)} are drawn at the upper edge.",)
+
+
+def _groups(
+    name: str, comparison: Comparison, curves: Mapping[Setting, Curves], shown: Quantity
+) -> Iterable[Group]:
+    """A group for each activation, its panels by learning rate; for one rate, one group."""
+    last_step = max((t.curve.steps[-1] for t in comparison.trials if t.curve.steps), default=1)
+    readings = {"training step": f"format({ROW}.step, ',d')"}
+    readings |= {side: _reading(side, shown) for side in SIDES}
+
+    def panel(setting: Setting, title: str) -> Panel:
+        return Panel(
+            name=f"{name}-{list(curves).index(setting)}",
+            description=_in_words(setting, curves[setting], shown),
+            layers=_layers(curves[setting], shown, last_step),
+            title=alt.Title(title, subtitle=shown.label),
+            data=_table(curves[setting]),
+            colour=SIDE_COLOURS,
+            hover=hover("step", readings),
+        )
+
+    if len(comparison.learning_rates) == 1 and len(comparison.activations) > 1:
+        yield Group("", tuple(panel(setting, setting[1]) for setting in curves))
+        return
+    for activation in comparison.activations:
+        settings = [setting for setting in curves if setting[1] == activation]
+        panels = tuple(panel(each, f"learning rate {number(each[0])}") for each in settings)
+        yield Group(heading(activation), panels)
+
+
+def _reading(side: Side, shown: Quantity) -> str:
+    """An expression of the drawing language: the median and, in brackets, the range."""
+    middle, low, high = (
+        f"format({ROW}.{FIELD[side]}{end}, '{shown.text}') + '{shown.unit}'"
+        for end in ("", "_low", "_high")
+    )
+    found = f"isValid({ROW}.{FIELD[side]})"
+    return f"{found} ? {middle} + ' (' + {low} + ' to ' + {high} + ')' : 'nothing'"
+
+
+def _in_words(setting: Setting, curves: Curves, shown: Quantity) -> str:
+    learning_rate, activation = setting
+    ends = [
+        f"{side} {shown.written(end.median) if (end := curves.end(side)) else 'nothing to show'}"
+        for side in SIDES
+    ]
+    diverged = len(curves.divergences)
+    crosses = f"; {several(diverged, 'run')} diverged" if diverged else ""
+    return (
+        f"{shown.label} against training step, learning rate {number(learning_rate)}"
+        f"{after_comma(activation)}. At the end: {', '.join(ends)}{crosses}."
+    )
+
+
+def _table(curves: Curves) -> alt.InlineData:
+    """One row a step with the six values of both sides, as text: a page may hold 200 of these."""
+    columns = ["step", *(f"{FIELD[side]}{end}" for side in SIDES for end in ("", "_low", "_high"))]
+    spreads = [{s.step: s for s in curves.spreads[side]} for side in SIDES]
+    steps = sorted({step for side in spreads for step in side})
+    rows = (",".join([str(step), *(_values(side.get(step)) for side in spreads)]) for step in steps)
+    return alt.InlineData(
+        values="\n".join([",".join(columns), *rows]),
+        format=alt.CsvDataFormat(type="csv", parse=dict.fromkeys(columns, "number")),
+    )
+
+
+def _values(spread: Spread | None) -> str:
+    if spread is None:
+        return ",,"
+    return ",".join(f"{value:.4g}" for value in (spread.median, spread.lowest, spread.highest))
+
+
+def _layers(curves: Curves, shown: Quantity, last_step: int) -> list[alt.Chart]:
+    """Bands, the target, medians, diverged runs, and names; the bands bring the axes of all."""
+    steps = Scale(0, last_step, (0, last_step // 2, last_step))
+    across = steps.x("step", format=",d", labelFlush=True, title="training step")
+    bands = [
+        layer(
+            "area",
+            None,
+            {"opacity": 0.2},
+            x=across,
+            y=shown.scale.y(f"{field}_low"),
+            y2=f"{field}_high",
+            color=alt.ColorDatum(side),
+        )
+        for side, field in FIELD.items()
+    ]
+    target = layer("rule", ONCE, {"opacity": 0.7}, y=alt.YDatum(shown.target))
+    medians = [
+        layer("line", None, STROKE[side], x="step:Q", y=f"{field}:Q", color=alt.ColorDatum(side))
+        for side, field in FIELD.items()
+    ]
+    ends = [
+        _at(end.step, end.median, side) | {"name": f"{NAME[side]} {shown.written(end.median)}"}
+        for side in SIDES
+        if (end := curves.end(side))
+    ]
+    return [
+        *bands,
+        *([] if shown.target is None else [target]),
+        *medians,
+        _crosses(curves, shown.scale),
+        end_names(ends, shown.scale, "value", **AT_VALUE),
+        _absences(curves, shown.scale, last_step / 2),
+    ]
+
+
+def _crosses(curves: Curves, scale: Scale) -> alt.Chart:
+    """A cross where a run diverged, far enough inside that it does not stick out at the top."""
+    rows = [
+        _at(each.step, scale.value(min(scale.height(each.value), 0.96)), each.side)
+        for each in curves.divergences
+    ]
+    return layer("point", rows, CROSS, y="value:Q", **AT_VALUE)
+
+
+def _absences(curves: Curves, scale: Scale, middle: float) -> alt.Chart:
+    """A side without a curve says so, in the middle, between two lines of the grid."""
+    rows = [
+        _at(middle, scale.value(0.62 - 0.25 * n), side) | {"name": f"{side}: nothing to show"}
+        for n, side in enumerate(SIDES)
+        if curves.end(side) is None
+    ]
+    return layer("text", rows, {"fontSize": 11}, y="value:Q", text="name:N", **AT_VALUE)
+
+
+def _at(step: float, value: float, side: Side) -> dict[str, Any]:
+    return {"step": step, "value": value, "side": side}

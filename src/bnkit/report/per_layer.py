@@ -1,0 +1,160 @@
+"""Charts of batch norms in the order in which they run: how their channels are distributed."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import altair as alt
+
+from bnkit.diagnosis.layer_records import LayerRecord
+from bnkit.report.charts import ONCE, ROW, Panel, Row, hover, layer
+from bnkit.report.palette import PAGE
+from bnkit.report.scales import Scale, around_one, around_zero
+from bnkit.tables import path_or_model
+
+
+def means_panel(layers: Sequence[LayerRecord]) -> Panel | None:
+    """Return batch means against running means, None where they are not known."""
+    rows = _spreads(layers, "mean_shift")
+    scale = around_zero([*_ends(rows), -0.5], 1.0, least=0.5)
+    unit = "batch mean − running mean, in running std"
+    return _spread_panel("means", unit, rows, scale, len(layers), healthy=0)
+
+
+def variances_panel(layers: Sequence[LayerRecord]) -> Panel | None:
+    """Return batch variances over running variances, None where they are not known."""
+    rows = [row for row in _spreads(layers, "variance_ratio") if row["lowest"] > 0]
+    scale, unit = around_one(_ends(rows)), "batch variance / running variance, logarithmic"
+    return _spread_panel("variances", unit, rows, scale, len(layers), healthy=1)
+
+
+def gammas_panel(layers: Sequence[LayerRecord]) -> Panel | None:
+    """Return how γ is distributed in each layer, None where there is none."""
+    rows = _spreads(layers, "gamma")
+    scale = around_zero(_ends(rows), 1.0, least=1.0)
+    return _spread_panel("gammas", "γ", rows, scale, len(layers), healthy=0)
+
+
+def dead_panel(layers: Sequence[LayerRecord]) -> Panel | None:
+    """Return the shares of channels that carry nothing, None where there is no such channel."""
+    rows = [
+        row | {"dead": _percent(layer.dead, layer), "collapsed": _percent(layer.collapsed, layer)}
+        for row, layer in numbered(layers)
+    ]
+    peak = max((row[field] or 0 for row in rows for field in ("dead", "collapsed")), default=0)
+    if not peak:
+        return None
+    high = 10 * -(-peak // 10)
+    scale, across = Scale(0, high, (0, high / 2, high)), layer_numbers(len(layers))
+    bar = {"color": PAGE.batch_norm, "width": thickness(len(layers))}
+    bars = layer("bar", rows, bar, x=across, y=scale.y("dead"))
+    look = {"color": PAGE.plain, "shape": "diamond", "size": 45, "strokeWidth": 2, "opacity": 1}
+    collapsed = [row for row in rows if row["collapsed"]]
+    diamonds = layer("point", collapsed, look, x="place:Q", y=scale.y("collapsed"))
+    return Panel(
+        name="dead",
+        description="Percentage of channels with γ near 0, and with an input that hardly varies: "
+        f"{in_words(rows, ('dead', 'collapsed'))}.",
+        layers=[bars, diamonds],
+        title=unit_title("channels (%)"),
+        hover=layer_hover(rows, {"γ near 0 (%)": "dead", "input hardly varies (%)": "collapsed"}),
+    )
+
+
+def _percent(count: int | None, layer: LayerRecord) -> float | None:
+    return None if count is None or not layer.channels else 100 * count / layer.channels
+
+
+def _spreads(layers: Sequence[LayerRecord], field: str) -> list[Row]:
+    found = ((row, getattr(layer, field)) for row, layer in numbered(layers))
+    return [row | asdict(spread) for row, spread in found if spread is not None]
+
+
+def _ends(rows: Sequence[Row]) -> list[float]:
+    return [row[end] for row in rows for end in ("lowest", "highest")]
+
+
+def _spread_panel(
+    name: str, unit: str, rows: list[Row], scale: Scale, count: int, *, healthy: float
+) -> Panel | None:
+    """Return a bar for each layer, and a rule at the value of a `healthy` channel."""
+    if not rows:
+        return None
+    across, width = layer_numbers(count), thickness(count)
+
+    def bars(low: str, high: str, stroke: float, opacity: float) -> alt.Chart:
+        look = {"color": PAGE.batch_norm, "strokeWidth": stroke, "opacity": opacity}
+        return layer("rule", rows, look, x=across, y=scale.y(low), y2=high)
+
+    dot = {"color": PAGE.ink, "filled": True, "size": 8 + 3 * width, "opacity": 1}
+    readings = {"highest": "highest", "85th percentile": "p85", "median": "median",
+                "15th percentile": "p15", "lowest": "lowest"}  # fmt: skip
+    return Panel(
+        name=name,
+        description=f"{unit}, the median over the channels: {in_words(rows, ('median',))}.",
+        layers=[
+            layer("rule", ONCE, {"opacity": 0.7}, y=alt.YDatum(healthy)),
+            bars("lowest", "highest", 1, 0.8),
+            bars("p15", "p85", width, 0.5),
+            layer("point", rows, dot, x="place:Q", y=scale.y("median")),
+        ],
+        title=unit_title(unit),
+        hover=layer_hover(rows, readings),
+    )
+
+
+def name_of(layer: LayerRecord) -> str:
+    """Return the layer's path, with its domain.
+
+    >>> name_of(LayerRecord("net.bn", "DomainBatchNorm2d", domain="night"))
+    'net.bn (night)'
+    """
+    return f"{path_or_model(layer.layer)}{f' ({layer.domain})' if layer.domain else ''}"
+
+
+def numbered(layers: Sequence[LayerRecord]) -> Iterator[tuple[Row, LayerRecord]]:
+    """Yield each layer with the beginning of its row of data: its number and its name."""
+    for place, each in enumerate(layers, start=1):
+        yield {"place": place, "layer": name_of(each)}, each
+
+
+def layer_numbers(count: int) -> alt.X:
+    """Return the horizontal axis: the numbers of so many layers."""
+    ticks = tuple(sorted({1, (count + 1) // 2, count}))
+    title = "number of the batch norm, in the order in which they run"
+    return Scale(0.5, count + 0.5, ticks).x("place", format="d", title=title)
+
+
+def thickness(count: int) -> float:
+    """Return how many pixels a layer's bar is wide, where the chart is as narrow as on a phone."""
+    return min(9.0, max(1.5, 130 / count))
+
+
+def unit_title(unit: str) -> alt.Title:
+    """Return the unit of the vertical axis as the title above it."""
+    return alt.Title(unit, fontSize=11, fontWeight="normal", color=PAGE.muted)
+
+
+def layer_hover(rows: Sequence[Row], fields: Mapping[str, str]) -> alt.Chart:
+    """Return a rule at the nearest layer, with its name and, by their titles, fields of its row."""
+    readings = {"layer": f"{ROW}.layer"}
+    for title, field in fields.items():
+        value = f"{ROW}.{field}"
+        readings[title] = f"isValid({value}) ? format({value}, '.3~g') : '–'"
+    return hover("place", readings, rows, color=PAGE.muted)
+
+
+def in_words(rows: Sequence[Row], fields: Sequence[str]) -> str:
+    """Return fields of the rows for those who cannot see: of the ends only, where rows are many.
+
+    >>> in_words([{"layer": "bn", "own": 0.5, "bar": None}], ["own", "bar"])
+    'bn 0.5, unknown'
+    """
+    shown = rows if len(rows) <= 8 else [rows[0], rows[-1]]
+    return "; ".join(
+        f"{row['layer']} {', '.join(_written(row[f]) for f in fields)}" for row in shown
+    )
+
+
+def _written(value: Any) -> str:
+    return "unknown" if value is None else f"{value:.3g}"

@@ -1,0 +1,136 @@
+"""The chart of steps to the target: for each pair of runs a ring and a dot, joined by a line."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+
+from bnkit.experiments.results import SIDES, Side, TrialResult
+from bnkit.experiments.summary import Comparison
+from bnkit.report.charts import ONCE, Chart, Group, Panel, layer
+from bnkit.report.formatting import after_comma, heading, number, share
+from bnkit.report.palette import FIELD, SIDE_COLOURS
+from bnkit.report.scales import Scale, powers
+
+# Shape and filling tell the sides apart without colour: a ring may lie around a dot.
+MARK: dict[Side, dict[str, Any]] = {
+    "plain": {"size": 90, "filled": False, "strokeWidth": 2},
+    "batch norm": {"size": 45, "filled": True},
+}
+ROOM_OF_A_SEED, ROOM_OF_A_SETTING = 9, 14  # pixels
+IN_ITS_ROW = {"yOffset": "seed:O"}
+
+
+@dataclass(frozen=True)
+class Track:
+    """The axis of steps, logarithmic; `never` lies right of its last step."""
+
+    first: float
+    last: float
+
+    @property
+    def never(self) -> float:
+        """Where a run is drawn that never reaches the target: an eighth of the axis further."""
+        return float(self.last * (self.last / self.first) ** 0.125)
+
+    @property
+    def scale(self) -> Scale:
+        """The scale, which ends a little right of `never`, a tick of its own."""
+        end = float(self.never * (self.last / self.first) ** 0.04)
+        return Scale(self.first, end, (*powers(self.first, self.last, most=6), self.never), "log")
+
+
+def track(comparison: Comparison) -> Track:
+    """Return the axis on which every run of the comparison has its place."""
+    reached = [s for t in comparison.trials if (s := t.steps_to(comparison.target))]
+    last = max((t.curve.steps[-1] for t in comparison.trials if t.curve.steps), default=10)
+    return Track(0.9 * min(reached, default=last / 10), last)
+
+
+def steps_chart(comparison: Comparison) -> Chart:
+    """Return the steps to the target of every pair of runs, a panel for each activation."""
+    panels = tuple(
+        _panel(comparison, activation, f"steps-{n}")
+        for n, activation in enumerate(comparison.activations)
+    )
+    return Chart(
+        name="steps",
+        title=f"Training steps to {share(comparison.target)} held-out accuracy",
+        caption=(
+            "Ring: plain. Dot: batch norm. A line joins the two runs of one seed.",
+            "“never”: the run ended or failed without reaching the target.",
+        ),
+        groups=(Group("", panels),),
+        width=330,
+        room=70,
+    )
+
+
+def _panel(comparison: Comparison, activation: str, name: str) -> Panel:
+    whole = track(comparison)
+    room = ROOM_OF_A_SEED * len(comparison.seeds) + ROOM_OF_A_SETTING
+    edge = (whole.last * whole.never) ** 0.5  # between the steps that were taken and "never"
+    return Panel(
+        name=name,
+        description=f"Steps to the target of each pair of runs{after_comma(activation)}.",
+        layers=[
+            _joins(comparison, whole),
+            layer("rule", ONCE, {"strokeDash": [2, 2]}, x=alt.XDatum(edge)),
+            *(_points(side) for side in SIDES),
+        ],
+        title=alt.Title(heading(activation), subtitle="learning rate"),
+        height=room * len(comparison.learning_rates),
+        data=alt.InlineData(values=list(_rows(comparison, activation, whole))),
+        colour=SIDE_COLOURS,
+    )
+
+
+def _rows(comparison: Comparison, activation: str, track: Track) -> Iterable[dict[str, Any]]:
+    pairs: dict[tuple[float, int], dict[Side, TrialResult]] = {}
+    for trial in comparison.trials:
+        if trial.activation == activation and trial.outcome != "not run":
+            pairs.setdefault((trial.learning_rate, trial.seed), {})[trial.side] = trial
+    for (learning_rate, seed), pair in pairs.items():
+        row = {"learning rate": number(learning_rate), "seed": seed}
+        for side, trial in pair.items():
+            step = trial.steps_to(comparison.target)
+            row[FIELD[side]] = track.never if step is None else step
+            row[f"{FIELD[side]}_reading"] = "never" if step is None else f"{step:,}"
+        yield row
+
+
+def _joins(comparison: Comparison, track: Track) -> Any:
+    """A line between the two runs of a pair; it brings the axes, which the other layers share."""
+    order = [number(learning_rate) for learning_rate in comparison.learning_rates]
+    named = alt.Axis(title=None, grid=True, tickBand="extent")
+    label = f"datum.value > {track.last} ? 'never' : format(datum.value, ',d')"
+    joins = layer(
+        "rule",
+        None,
+        {"strokeWidth": 1.5, "opacity": 0.6},
+        x=track.scale.x(FIELD["plain"], labelExpr=label, title="training steps to the target"),
+        x2=FIELD["batch norm"],
+        y=alt.Y("learning rate:N", axis=named, scale=alt.Scale(domain=order)),
+        **IN_ITS_ROW,
+    )
+    both = (f"isValid(datum.{field})" for field in FIELD.values())
+    return joins.transform_filter(" && ".join(both))
+
+
+def _points(side: Side) -> Any:
+    readings = [
+        alt.Tooltip(f"{field}_reading:N", title=f"{each}, steps to the target")
+        for each, field in FIELD.items()
+    ]
+    points = layer(
+        "point",
+        None,
+        {"opacity": 1, **MARK[side]},
+        x=f"{FIELD[side]}:Q",
+        y="learning rate:N",
+        color=alt.ColorDatum(side),
+        tooltip=[alt.Tooltip("learning rate:N"), alt.Tooltip("seed:O"), *readings],
+        **IN_ITS_ROW,
+    )
+    return points.transform_filter(f"isValid(datum.{FIELD[side]})")

@@ -1,0 +1,89 @@
+"""Numbers are given for both sides, and a dash where there is none."""
+
+from dataclasses import replace
+
+import pytest
+
+from bnkit.report.comparison_numbers import costs, criteria, key_numbers, missing_runs, two_modes
+from report.fabricate import comparison, in_both_modes, interrupted, never_run
+
+SMALL = comparison([0.1, 3.0], ["relu"], 3)
+
+
+def key_number(name, found=SMALL):
+    (match,) = [each for each in key_numbers(found) if each.name == name]
+    return match
+
+
+def test_key_numbers_give_both_sides():
+    assert (key_number("Runs that train").plain, key_number("Runs that train").batch_norm) == (
+        "3/6",
+        "6/6",
+    )
+    rates = key_number("Largest learning rate")
+    assert (rates.plain, rates.batch_norm) == ("0.1", "3")
+
+
+def test_the_largest_learning_rate_is_a_range_where_activations_differ():
+    assert key_number("Largest learning rate", comparison()).plain == "0.1–3"
+    assert key_number("Largest learning rate", comparison(change=never_run)).plain == "none"
+
+
+def test_the_price_is_stated():
+    assert "times as long" in key_number("Time per step (ms)").note
+
+
+def test_key_numbers_of_nothing_are_dashes():
+    empty = comparison(change=never_run)
+    assert key_number("Test accuracy", empty).plain == "–"
+    assert key_number("Steps to the target", empty).batch_norm == "–"
+    assert key_number("Time per step (ms)", empty).plain == "–"
+
+
+def test_costs_state_what_batch_norm_adds():
+    plain, batch_norm = costs(comparison([0.1, 3.0], ["relu"], 3))
+    assert (plain.parameters, plain.buffers) == ("27,710", "0")
+    assert (batch_norm.parameters, batch_norm.buffers) == ("28,310", "603")
+    assert float(plain.time) < float(batch_norm.time)
+
+
+def test_parameters_that_differ_between_activations_are_a_range():
+    def larger_with_prelu(trial):
+        return replace(trial, parameters=trial.parameters + (trial.activation == "prelu"))
+
+    plain, _ = costs(comparison([0.1], ["relu", "prelu"], 1, change=larger_with_prelu))
+    assert plain.parameters == "27,710 to 27,711"
+
+
+def test_what_was_never_measured_is_a_dash():
+    plain, _ = costs(comparison(change=never_run))
+    assert plain.time == "–"
+
+
+@pytest.mark.parametrize("found", [SMALL, comparison(change=never_run)], ids=["helps", "nothing"])
+def test_the_criteria_lead_to_the_answer(found):
+    speaks = {criterion.speaks for criterion in criteria(found)}
+    helps = "for batch norm" in speaks and "against batch norm" not in speaks
+    assert helps == (found.verdict.answer == "helps")
+
+
+def test_criteria_name_their_thresholds():
+    reliability, speed, quality = (criterion.measured for criterion in criteria(SMALL))
+    assert "p < 0.05" in reliability
+    assert "excludes 1" in speed
+    assert "excludes 0" in quality
+
+
+def test_both_modes_of_batch_norm_are_compared_and_a_plain_side_without_a_gap_left_out():
+    rows = two_modes(comparison([0.1], ["relu"], 3, change=in_both_modes))
+    assert [row.side for row in rows] == ["batch norm"]
+    assert rows[0].widest > rows[0].batch - rows[0].running >= 0
+    assert two_modes(comparison([0.1], ["relu"], 3)) == ()
+
+
+def test_missing_runs_are_gathered_by_reason_and_each_is_named():
+    found = missing_runs(comparison(change=interrupted).unfinished)
+    assert {(group.outcome, len(group.runs)) for group in found} == {("not run", 16), ("failed", 2)}
+    assert all(
+        "seed 2" in run for group in found if group.outcome == "not run" for run in group.runs
+    )

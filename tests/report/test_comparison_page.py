@@ -1,0 +1,234 @@
+"""The page says what was found, hides nothing, loads nothing, and lets no string break out.
+
+A report that cannot be drawn leaves the old one as it was.
+"""
+
+import json
+import re
+from dataclasses import replace
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+import bnkit.report
+from bnkit import write_report
+from bnkit.experiments.summary import Comparison
+from bnkit.report import charts
+from bnkit.report.comparison_page import charts as charts_of
+from bnkit.report.comparison_page import page
+from report.fabricate import (
+    NASTY,
+    comparison,
+    in_both_modes,
+    interrupted,
+    never_finite,
+    never_run,
+    only_plain,
+    without_result,
+)
+
+SOURCES = Path(bnkit.report.__file__).parent
+
+
+class Reader(HTMLParser):
+    """Tags with their attributes, the text that people see, and the data block."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.words, self.data, self.inside = [], [], "", ("", {})
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.inside = (tag, dict(attrs))
+        self.tags.append(self.inside)
+
+    def handle_endtag(self, tag):  # noqa: ARG002  the parser's own signature
+        self.inside = ("", {})
+
+    def handle_data(self, data):
+        tag, attributes = self.inside
+        if attributes.get("type") == "application/json":
+            self.data += data
+        elif tag not in ("script", "style"):
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag, attribute):
+        return [attrs[attribute] for name, attrs in self.tags if name == tag and attribute in attrs]
+
+
+@cache
+def read(found=None, **options):
+    found = comparison(options.pop("rates", (0.1, 3.0)), ("relu",), 3, **options)
+    return Reader(page(found, charts_of(found)))
+
+
+def fails_nastily(trial):
+    failed = without_result(trial, "failed", f"ValueError: {NASTY}")
+    return failed if trial.seed == 1 else replace(trial, activation=NASTY)
+
+
+def test_the_answer_and_every_sentence_of_the_verdict_are_shown():
+    text = read().text
+    verdict = comparison((0.1, 3.0), ("relu",), 3).verdict
+    assert all(" ".join(sentence.split()) in text for sentence in verdict.sentences)
+    assert "".join(read().all("html", "lang")) == "en"
+
+
+def test_nothing_is_loaded_from_anywhere():
+    found = read()
+    loading = [(tag, name) for tag, attrs in found.tags for name in attrs
+               if name in ("src", "srcset", "data", "poster", "action")]  # fmt: skip
+    assert loading == []
+    assert [tag for tag, _ in found.tags if tag in ("link", "iframe", "object", "img")] == []
+    assert all(not re.match("(https?:)?//", link) for link in found.all("a", "href"))
+
+
+def test_style_and_script_of_our_own_load_nothing_either():
+    style, script = ((SOURCES / f"report.{kind}").read_text() for kind in ("css", "js"))
+    assert not re.search(r"url\(|@import|https?:", style)
+    assert not re.search(r"fetch|import|XMLHttp|https?:", script)
+
+
+def test_every_chart_has_its_place_and_its_words():
+    found = read()
+    places = {a["id"]: a["aria-label"] for _, a in found.tags if a.get("role") == "img"}
+    charts = json.loads(found.data)["charts"]
+    assert charts.keys() == places.keys()
+    assert all(charts[name]["description"] == words for name, words in places.items())
+
+
+def test_ids_are_unique_and_every_link_within_the_page_leads_somewhere():
+    found = read(change=interrupted)
+    names = [attrs["id"] for _, attrs in found.tags if "id" in attrs]
+    assert len(set(names)) == len(names)
+    assert {link[1:] for link in found.all("a", "href") if link.startswith("#")} <= set(names)
+
+
+def test_runs_that_are_missing_are_stated_with_their_reasons_before_any_number():
+    text = read(change=interrupted).text
+    assert "6 of 12 runs are missing" in text
+    assert "4 not run : interrupted before it started" in text
+    assert "2 failed : RuntimeError: the worker ran out of memory" in text
+    assert "plain, relu, learning rate 3, seed 1" in text
+    assert text.index("are missing") < text.index("Runs that train")
+    assert "missing" not in read().text
+
+
+def test_no_string_of_a_user_becomes_markup():
+    found = read(change=fails_nastily)
+    assert found.all("img", "src") == []
+    assert found.text.count(f"ValueError: {NASTY}") == 1
+    assert NASTY in found.text.split("Accuracy while training")[1]
+    titles = [chart["title"]["text"] for chart in json.loads(found.data)["charts"].values()]
+    assert NASTY in titles
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [
+        pytest.param(never_run, "There are no finished pairs", id="nothing ran"),
+        pytest.param(only_plain, "There are no finished pairs", id="one side only"),
+        pytest.param(never_finite, "makes no clear difference", id="no finite loss at all"),
+    ],
+)
+def test_a_comparison_that_shows_nothing_still_has_its_page(change, answer):
+    assert answer in read(change=change).text
+
+
+def test_both_modes_are_shown_where_they_were_measured_and_only_there():
+    assert "batch statistics" in read(change=in_both_modes).text
+    assert "batch statistics" not in read().text
+
+
+@pytest.mark.parametrize("activation", ["", "as built"])
+def test_activations_that_were_not_chosen_are_not_named(activation):
+    found = comparison((0.1,), (activation,), 1)
+    text = Reader(page(found, charts_of(found))).text
+    assert "activation" not in text.split("Settings")[0]
+    assert "as built" not in text
+
+
+def test_diverged_runs_are_counted_at_the_top_and_in_the_table():
+    text = read().text
+    assert "3 runs diverged and count among those that do not train" in text
+    assert "0/3 train 3 diverged" in text
+
+
+def test_terms_are_defined_where_they_are_used():
+    assert {"trains", "Steps to the target", "Paired ratio"} <= set(read().words)
+
+
+SMALL = comparison([0.1, 3.0], ["relu"], 2)
+CHARTS = [f"charts/{name}.{kind}" for name in ("accuracy", "loss", "steps")
+          for kind in ("png", "svg")]  # fmt: skip
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in folder.rglob("*") if path.is_file()}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out") / "report"  # it does not exist yet
+    assert write_report(SMALL, folder) == folder / "report.html"
+    return folder
+
+
+def test_the_files_are_those_that_the_docstring_names_and_no_other(folder):
+    assert sorted(contents(folder)) == sorted(["report.html", "results.json", *CHARTS])
+
+
+def test_pictures_are_pictures(folder):
+    for name in CHARTS:
+        data = (folder / name).read_bytes()
+        if name.endswith("png"):
+            assert data.startswith(b"\x89PNG")
+        else:
+            assert ET.fromstring(data).tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_a_drawing_holds_its_titles_and_both_sides(folder):
+    text = (folder / "charts/accuracy.svg").read_text()
+    assert all(word in text for word in ("learning rate 3", "plain 1", "BN 9", "training step"))
+
+
+def test_the_results_are_strict_json_and_come_back_equal(folder):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    document = json.loads((folder / "results.json").read_text(), parse_constant=refuse)
+    assert Comparison.from_json(document).trials == SMALL.trials
+
+
+def test_the_page_is_small_enough_to_send(folder):
+    assert (folder / "report.html").stat().st_size < 2.5e6
+
+
+def test_a_chart_that_cannot_be_drawn_leaves_the_old_report_as_it_was(folder, monkeypatch):
+    before = contents(folder)
+    drawn = []
+
+    def breaks_on_the_last(specification):
+        drawn.append(specification)
+        if len(drawn) == 3:
+            raise RuntimeError("the exporter broke")
+        return {".svg": b"new", ".png": b"new"}
+
+    monkeypatch.setattr(charts, "export", breaks_on_the_last)
+    with pytest.raises(RuntimeError, match="the exporter broke"):
+        write_report(SMALL, folder)
+    assert contents(folder) == before
+
+
+def test_a_comparison_without_trials_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"`comparison` holds no trials.*: run some"):
+        write_report(replace(SMALL, trials=()), tmp_path)
+    assert contents(tmp_path) == {}

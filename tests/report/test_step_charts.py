@@ -1,0 +1,34 @@
+"""Every pair of runs has its row of dots; one that never reaches the target is at the edge."""
+
+from bnkit.report.step_charts import steps_chart, track
+from report.fabricate import comparison, interrupted, never_run
+
+
+def rows_of(found, activation):
+    return steps_chart(found).panels[found.activations.index(activation)].data.values
+
+
+def test_each_pair_that_ran_has_a_row():
+    rows = rows_of(comparison([0.01, 0.1], ["relu"], 3, change=interrupted), "relu")
+    settings = {(row["learning rate"], row["seed"]) for row in rows}
+    assert settings == {("0.01", 0), ("0.01", 1), ("0.1", 0), ("0.1", 1)}  # seed 2 did not run
+    assert all(row["batch_norm"] < row["plain"] for row in rows)
+
+
+def test_a_run_that_never_reaches_the_target_is_right_of_every_step():
+    rows = rows_of(comparison([0.01], ["sigmoid"], 3), "sigmoid")
+    assert all(row["plain_reading"] == "never" and row["plain"] > 2000 for row in rows)
+    assert all(row["batch_norm"] <= 2000 for row in rows)
+
+
+def test_never_is_a_tick_of_its_own_inside_the_axis():
+    found = track(comparison())
+    ticks = found.scale.ticks
+    assert found.first < ticks[0]
+    assert ticks[-2] <= found.last < ticks[-1] == found.never < found.scale.high
+
+
+def test_without_any_run_there_is_an_empty_track():
+    found = comparison(change=never_run)
+    assert rows_of(found, "relu") == []
+    assert track(found).first < track(found).last
