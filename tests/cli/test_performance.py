@@ -80,7 +80,7 @@ def test_a_folder_that_cannot_be_written_is_refused_after_the_figures_are_printe
         (
             ArithmeticError("3 values differ"),
             1,
-            "Error: bnkit computes something else than torch: 3",
+            "Error: bnkit computes something other than torch: 3",
         ),
     ],
 )

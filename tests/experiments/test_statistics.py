@@ -76,7 +76,7 @@ def test_the_difference_is_batch_norm_minus_plain_with_scipys_interval(count):
 
 
 def test_equal_differences_have_an_interval_of_no_width():
-    found = paired_difference([(0.0, 0.1)] * 4)  # 0.1 is no number of float32
+    found = paired_difference([(0.0, 0.1)] * 4)  # 0.1 is not a float32
     assert (found.difference, found.low, found.high) == (0.1, 0.1, 0.1)
     assert found.excludes_zero
 

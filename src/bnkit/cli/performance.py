@@ -73,7 +73,7 @@ def bench(
                     progress=lambda taken: counted(taken, total=len(cases)),
                 )
             except ArithmeticError as error:
-                refuse(f"bnkit computes something else than torch: {error}", code=1)
+                refuse(f"bnkit computes something other than torch: {error}", code=1)
         if not as_json:
             print(f"A copy moves {benchmark.bandwidth / 1e9:.1f} GB/s.\n")  # noqa: T201  the output
         print_result(benchmark, as_json=as_json)
