@@ -40,7 +40,7 @@ def counted(
 def counting(
     what: str, total: int | None, *, done: int = 0, shown: bool = True
 ) -> Iterator[Callable[[object], None]]:
-    """Show a bar for `total` things on stderr; give a function that counts one more as done.
+    """Show a bar for `total` things on stderr; yield a function that counts one more as done.
 
     >>> with counting("trials", 2, shown=False) as count:
     ...     count("the first")

@@ -143,7 +143,7 @@ def test_where_no_folder_can_be_written_the_exit_code_says_so(warmed):
     [
         ("float33", "unknown dtype 'float33': did you mean 'float32'"),
         ("float16", "unknown dtype 'float16': did you mean"),
-        ("''", "`dtypes` is empty: give at least one"),
+        ("''", "`dtypes` is empty: pass at least one"),
     ],
 )
 def test_a_dtype_without_kernels_is_refused(dtype, message):

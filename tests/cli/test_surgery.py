@@ -80,9 +80,9 @@ def test_add_prints_the_plan_as_a_table_or_as_json():
     [
         ("users:build --example 8,5", "the model fails on `example` of shape (8, 5) in layer '0'"),
         ("users:build --example 8,x", "'8,x': pass integers with commas between them"),
-        ("users:build --example 8,-4", "--example is '8,-4': give sizes of at least 1, as in"),
-        ("users:build --example 0,4", "--example is '0,4': give sizes of at least 1, as in"),
-        ("users:build --example ''", "--example is '': give sizes of at least 1, as in"),
+        ("users:build --example 8,-4", "--example is '8,-4': pass sizes of at least 1, as in"),
+        ("users:build --example 0,4", "--example is '0,4': pass sizes of at least 1, as in"),
+        ("users:build --example ''", "--example is '': pass sizes of at least 1, as in"),
         ("users:biuld --example 8,4", "did you mean 'build'?"),
         ("users:cut --example 8,4", "`model` (cut) fails: TypeError: cut() missing 1 required"),
         ("users:loaders --example 8,4", "`model` is a tuple: pass a torch.nn.Module"),

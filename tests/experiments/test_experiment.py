@@ -398,7 +398,7 @@ def test_a_network_without_arrays_to_begin_with_is_refused():
             in_order,
             (
                 "`build` is a ReLU: pass the name of a network, or a function that builds yours "
-                "anew at each call, as in `lambda: Net()`"
+                "at each call, as in `lambda: Net()`"
             ),
         ),
         (
@@ -406,7 +406,7 @@ def test_a_network_without_arrays_to_begin_with_is_refused():
             in_order,
             (
                 "`build` is a int: pass the name of a network, or a function that builds yours "
-                "anew at each call, as in `lambda: Net()`"
+                "at each call, as in `lambda: Net()`"
             ),
         ),
         (

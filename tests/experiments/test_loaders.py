@@ -59,7 +59,7 @@ def test_a_loader_without_length_will_do_for_steps_but_not_for_epochs():
     # DataLoader has __len__, which raises TypeError where the data set has none.
     stream = DataLoader(Stream(), batch_size=20)
     assert source_of(stream).steps == 10
-    message = "`epochs` is 2, and the training loader has no length: give `steps`"
+    message = "`epochs` is 2, and the training loader has no length: pass `steps`"
     with pytest.raises(ValueError, match=message):
         source_of(stream, epochs=2)
 
@@ -147,7 +147,7 @@ INPUTS = (
 )
 TARGETS = "they must be class numbers, a tensor of torch.int64 of shape (mini-batch,)"
 ITERATOR = (
-    "which is used up after one pass: return a list or a DataLoader, which can be begun again"
+    "which is used up after one pass: return a list or a DataLoader, which can be iterated again"
 )
 
 

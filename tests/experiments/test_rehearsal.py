@@ -184,7 +184,7 @@ def drawn_from_a_generator_of_its_own():
 def test_a_network_that_does_not_follow_from_the_seed_is_refused(build):
     assert refused(ValueError, build) == (
         "`build` gives another network when it is called again under the same seed, so the sides "
-        "could not begin alike: build it anew at each call, and draw its weights from the global "
+        "could not begin alike: build a new one at each call, and draw its weights from the global "
         "random generators of torch, Python or NumPy"
     )
 
@@ -202,7 +202,7 @@ def test_batches_that_do_not_follow_from_the_seed_are_refused():
 def test_an_iterator_made_outside_is_used_up():
     once = itertools.islice(itertools.cycle([GOOD]), 5)
     assert refused(ValueError, data=(once, [GOOD]), steps=4) == (
-        "`data` gives no batches when it is called again: make them anew at each call, since "
+        "`data` gives no batches when it is called again: make them again at each call, since "
         "iterators are used up"
     )
 

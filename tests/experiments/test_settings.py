@@ -55,31 +55,31 @@ def test_hidden_layers_have_an_integer_number_of_units(size):
 
 @pytest.mark.parametrize("name", ["learning_rates", "activations"])
 def test_a_sweep_needs_something_to_sweep(name):
-    assert refused(**{name: []}) == f"`{name}` is empty: give at least one"
+    assert refused(**{name: []}) == f"`{name}` is empty: pass at least one"
 
 
 @pytest.mark.parametrize(
     ("name", "values"), [("learning_rates", (1.0, 0.1, 1)), ("activations", ("relu", "relu"))]
 )
 def test_nothing_is_swept_twice(name, values):
-    assert refused(**{name: values}) == f"`{name}` is {values}: give each once"
+    assert refused(**{name: values}) == f"`{name}` is {values}: pass each once"
 
 
 @pytest.mark.parametrize("value", [0.0, -0.1, math.inf, math.nan, "0.1", None])
 def test_learning_rates_are_positive_and_finite(value):
-    wanted = f"`learning_rates` holds {value!r}: give a positive, finite number"
+    wanted = f"`learning_rates` holds {value!r}: pass a positive, finite number"
     assert refused(learning_rates=[0.1, value]) == wanted
 
 
 @pytest.mark.parametrize("value", [0.0, -1e-5, math.inf, math.nan, None])
 def test_eps_is_positive_and_finite(value):
-    assert refused(eps=value) == f"`eps` holds {value!r}: give a positive, finite number"
+    assert refused(eps=value) == f"`eps` holds {value!r}: pass a positive, finite number"
 
 
 @pytest.mark.parametrize("name", ["target", "momentum"])
 @pytest.mark.parametrize("value", [0, -0.5, 1.001, 90, math.nan, None, "0.9"])
 def test_shares_lie_above_zero_and_up_to_one(name, value):
-    assert refused(**{name: value}) == f"`{name}` is {value!r}: give a number above 0 and up to 1"
+    assert refused(**{name: value}) == f"`{name}` is {value!r}: pass a number above 0 and up to 1"
 
 
 @pytest.mark.parametrize("name", ["target", "momentum"])
@@ -131,11 +131,11 @@ def test_an_initialisation_needs_its_standard_deviation():
     ],
 )
 def test_one_value_instead_of_several_is_refused(name, value):
-    wanted = f"`{name}` is {value!r}: give several in a list, or one as [{value!r}]"
+    wanted = f"`{name}` is {value!r}: pass several in a list, or one as [{value!r}]"
     assert refused(TypeError, **{name: value}) == wanted
 
 
 @pytest.mark.parametrize("name", ["optimizer", "loss", "init", "placement"])
 @pytest.mark.parametrize("value", [max, 0.05, None])
 def test_names_are_text(name, value):
-    assert refused(TypeError, **{name: value}) == f"`{name}` is {value!r}: give its name"
+    assert refused(TypeError, **{name: value}) == f"`{name}` is {value!r}: pass its name"

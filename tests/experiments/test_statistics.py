@@ -127,12 +127,12 @@ def test_without_runs_every_rate_is_possible():
     assert str(SuccessRate(0, 0)) == "0/0"
 
 
-def test_a_difference_is_told_in_another_unit_and_turned_round():
+def test_a_difference_is_shown_in_another_unit_and_turned_round():
     found = PairedDifference(0.5, 0.25, 1.0, pairs=3)
     assert found.times(100) == PairedDifference(50.0, 25.0, 100.0, pairs=3)
-    assert found.times(-1).told("+.1f") == "-0.5 (-1.0 to -0.2)"
+    assert f"{found.times(-1):+.1f}" == "-0.5 (-1.0 to -0.2)"
 
 
-def test_too_few_pairs_tell_a_difference_without_an_interval_or_none_at_all():
-    assert PairedDifference(0.5, None, None, pairs=2).times(-1).told(".1f") == "-0.5"
-    assert PairedDifference(None, None, None, pairs=0).times(-1).told(".1f") == "unknown"
+def test_too_few_pairs_show_a_difference_without_an_interval_or_none_at_all():
+    assert format(PairedDifference(0.5, None, None, pairs=2).times(-1), ".1f") == "-0.5"
+    assert format(PairedDifference(None, None, None, pairs=0).times(-1), ".1f") == "unknown"

@@ -330,7 +330,7 @@ def test_training_batches_that_end_for_good_are_refused(batches):
         train(net(), batches, HELD_OUT, Training(0.1, steps=5, evaluate_every=5))
     assert str(raised.value) == (
         "the training batches are empty, or an iterator that is used up after one epoch: return a "
-        "list or a DataLoader, which can be begun again"
+        "list or a DataLoader, which can be iterated again"
     )
 
 

@@ -83,7 +83,7 @@ def random_example(example: str) -> Tensor:
     """Return normally distributed numbers of the shape that --example says."""
     shape = numbers(int)(example)
     if not shape or min(shape) < 1:
-        raise ValueError(f"--example is {example!r}: give sizes of at least 1, as in 8,3,32,32")
+        raise ValueError(f"--example is {example!r}: pass sizes of at least 1, as in 8,3,32,32")
     return torch.randn(shape)
 
 

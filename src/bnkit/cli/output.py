@@ -73,7 +73,7 @@ def chatter_on_stderr() -> Iterator[None]:
 
 @contextmanager
 def working(what: str, *, auto_refresh: bool = True) -> Iterator[Counter]:
-    """Show on stderr that the program works; give what counts things as they are taken.
+    """Show on stderr that the program works; yield what counts things as they are taken.
 
     Without `auto_refresh` the bar moves with the things only, and no thread disturbs their times.
     """

@@ -17,7 +17,7 @@ from bnkit.experiments.provenance import (
     versions,
 )
 from bnkit.experiments.results import SIDES, Store, TrialResult
-from bnkit.experiments.settings import Settings, SettingsOptions, check_count
+from bnkit.experiments.settings import Settings, SettingsOptions, check_count, training_of
 from bnkit.experiments.summary import Comparison
 from bnkit.experiments.training import Training
 from bnkit.experiments.trials import Trial, run_trials
@@ -131,14 +131,7 @@ def plan_comparison(
     with preserved_random_state():
         experiment = experiment_of(build, data, settings, folder=folder)
         trainings = [
-            Training(
-                learning_rate=learning_rate,
-                optimizer=settings.optimizer,
-                loss=settings.loss,
-                steps=experiment.source.steps,
-                evaluate_every=settings.evaluate_every,
-                training_mode_accuracy=settings.training_mode_accuracy,
-            )
+            training_of(settings, learning_rate, steps=experiment.source.steps)
             for learning_rate in settings.learning_rates
         ]
         rehearse(experiment, settings)

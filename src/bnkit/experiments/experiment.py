@@ -137,7 +137,7 @@ def _check_choice(build: Any, data: Any) -> None:
     if isinstance(build, nn.Module) or not (isinstance(build, str) or callable(build)):
         raise TypeError(
             f"`build` is a {type(build).__name__}: pass the name of a network, or a function that "
-            f"builds yours anew at each call, as in `lambda: Net()`"
+            f"builds yours at each call, as in `lambda: Net()`"
         )
     if not (isinstance(data, str) or callable(data)):
         raise TypeError(
@@ -231,7 +231,7 @@ def _check_repeatable(*, another: bool, equal: bool) -> None:
     if not (another and equal):
         raise ValueError(
             "`build` gives another network when it is called again under the same seed, so the "
-            "sides could not begin alike: build it anew at each call, and draw its weights from "
+            "sides could not begin alike: build a new one at each call, and draw its weights from "
             "the global random generators of torch, Python or NumPy"
         )
 

@@ -13,7 +13,7 @@ SCHEMES = ("default", "glorot", "he", "normal:STD")
 
 
 def initialise_(model: nn.Module, scheme: str, *, generator: Generator) -> None:
-    """Draw the weight of every linear and convolution layer anew, and set its bias to zero.
+    """Draw a new weight for every linear and convolution layer, and set its bias to zero.
 
     The layers come in the order of `named_modules`, so that one seed gives one set of arrays;
     other parameters (embeddings, recurrent and attention projections) stay as they are.

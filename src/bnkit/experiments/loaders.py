@@ -34,7 +34,7 @@ class Loaders(NamedTuple):
 class Source:
     """Where batches come from, and what follows from it.
 
-    `open_loaders()` begins them anew, with randomness from the global generators. `classes` is
+    `open_loaders()` starts them again, with randomness from the global generators. `classes` is
     how many the targets name, `steps` the length of a run; `identity` is what decides the numbers.
     """
 
@@ -67,7 +67,7 @@ def named_source(name: str, settings: Settings, *, folder: Path | None) -> Sourc
 def own_source(loaders: OwnLoaders, settings: Settings) -> Source:
     """Return the user's own data, once each batch of an epoch has been read and checked.
 
-    Raises ValueError or TypeError for loaders that fail, are empty or cannot be begun again, and
+    Raises ValueError or TypeError for loaders that fail, are empty or cannot be iterated again, and
     for targets that are not class numbers.
     """
     open_loaders = partial(_open_own, loaders)
@@ -93,7 +93,7 @@ def first_of(batches: Iterable[Any]) -> Any:
     for batch in batches:
         return batch
     raise ValueError(
-        "`data` gives no batches when it is called again: make them anew at each call, since "
+        "`data` gives no batches when it is called again: make them again at each call, since "
         "iterators are used up"
     )
 
@@ -103,7 +103,7 @@ def _steps(settings: Settings, per_epoch: int | None) -> int:
         return settings.steps
     if per_epoch is None:
         raise ValueError(
-            f"`epochs` is {settings.epochs}, and the training loader has no length: give `steps`"
+            f"`epochs` is {settings.epochs}, and the training loader has no length: pass `steps`"
         )
     return settings.epochs * per_epoch
 
@@ -167,7 +167,7 @@ def _check_restarts(batches: Any, name: str, *, enough: bool) -> None:
     if isinstance(batches, Iterator) and not enough:
         raise ValueError(
             f"the {name} batches of `data` are an iterator, which is used up after one pass: "
-            f"return a list or a DataLoader, which can be begun again"
+            f"return a list or a DataLoader, which can be iterated again"
         )
 
 

@@ -117,7 +117,7 @@ R = TypeVar("R", bound=Result)
 class Store(Generic[R]):
     """A folder with one file for each trial's result, and a marker for each that has begun.
 
-    `read` makes a result of the plain data that its `to_json` gave.
+    `read` makes a result from the plain data of its `to_json`.
     """
 
     def __init__(self, folder: Path, read: Callable[[Any], R]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, TypedDict, get_args
 
 from bnkit.experiments.initialisation import parse_scheme
 from bnkit.experiments.networks import ACTIVATIONS, HIDDEN
-from bnkit.experiments.training import LOSSES, OPTIMIZERS
+from bnkit.experiments.training import LOSSES, OPTIMIZERS, Training
 from bnkit.names import one_of
 from bnkit.surgery.addition import Placement
 
@@ -124,6 +124,18 @@ class Settings:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
+def training_of(settings: Settings, learning_rate: float, *, steps: int) -> Training:
+    """Return how a network is trained by these settings, at one of the learning rates."""
+    return Training(
+        learning_rate=learning_rate,
+        optimizer=settings.optimizer,
+        loss=settings.loss,
+        steps=steps,
+        evaluate_every=settings.evaluate_every,
+        training_mode_accuracy=settings.training_mode_accuracy,
+    )
+
+
 class SettingsOptions(TypedDict, total=False):
     """The fields of `Settings` once more, for type checkers; a test compares the two."""
 
@@ -148,22 +160,22 @@ class SettingsOptions(TypedDict, total=False):
 
 def _several(name: str, values: Any) -> tuple[Any, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise TypeError(f"`{name}` is {values!r}: give several in a list, or one as [{values!r}]")
+        raise TypeError(f"`{name}` is {values!r}: pass several in a list, or one as [{values!r}]")
     return tuple(values)
 
 
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str):
-        raise TypeError(f"`{name}` is {value!r}: give its name")
+        raise TypeError(f"`{name}` is {value!r}: pass its name")
 
 
 def _check_sweep(settings: Settings) -> None:
     for name in ("learning_rates", "activations"):
         values = getattr(settings, name)
         if not values:
-            raise ValueError(f"`{name}` is empty: give at least one")
+            raise ValueError(f"`{name}` is empty: pass at least one")
         if len(set(values)) < len(values):
-            raise ValueError(f"`{name}` is {values}: give each once")
+            raise ValueError(f"`{name}` is {values}: pass each once")
     for rate in settings.learning_rates:
         _check_positive("learning_rates", rate)
     for size in settings.hidden:
@@ -178,9 +190,9 @@ def check_count(name: str, value: object) -> None:
 
 def _check_positive(name: str, value: object) -> None:
     if not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"`{name}` holds {value!r}: give a positive, finite number")
+        raise ValueError(f"`{name}` holds {value!r}: pass a positive, finite number")
 
 
 def _check_between(name: str, value: object, low: float, high: float) -> None:
     if not isinstance(value, int | float) or not low < value <= high:
-        raise ValueError(f"`{name}` is {value!r}: give a number above {low} and up to {high}")
+        raise ValueError(f"`{name}` is {value!r}: pass a number above {low} and up to {high}")

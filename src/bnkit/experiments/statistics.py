@@ -90,10 +90,10 @@ class PairedDifference:
         low, high = ends if factor > 0 else reversed(ends)
         return PairedDifference(value, low, high, self.pairs)
 
-    def told(self, form: str) -> str:
+    def __format__(self, form: str) -> str:
         """Return the difference and its interval, where there is one, each in this format.
 
-        >>> PairedDifference(0.25, 0.125, 0.5, pairs=3).told("+.1%")
+        >>> f"{PairedDifference(0.25, 0.125, 0.5, pairs=3):+.1%}"
         '+25.0% (+12.5% to +50.0%)'
         """
         if self.difference is None:

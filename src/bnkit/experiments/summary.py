@@ -169,7 +169,7 @@ class Comparison:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Comparison":
-        """Return the comparison whose `to_json` this is; the summaries are computed anew.
+        """Return the comparison whose `to_json` this is; the summaries are computed again.
 
         Raises ValueError for a document that a later version wrote in another format.
         """

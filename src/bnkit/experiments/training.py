@@ -66,7 +66,7 @@ def train(model: nn.Module, batches: Batches, held_out: Batches, training: Train
     """Return the curve of `model`, trained in place on `batches` and measured on `held_out`.
 
     Each batch is a tuple or list of inputs first (a tensor, a tuple of positional or a dict of
-    keyword arguments) and targets last (N,), int64. `batches` is begun again when it is used up.
+    keyword arguments) and targets last (N,), int64. `batches` is iterated again when it is used up.
     A run whose mean loss since the last evaluation is not finite has diverged, and ends there.
 
     >>> x, y = torch.eye(2).repeat(4, 1), torch.arange(2).repeat(4)
@@ -160,5 +160,5 @@ def _endless(batches: Batches) -> Iterator[tuple[Any, Tensor]]:
         if batch is None:
             raise ValueError(
                 "the training batches are empty, or an iterator that is used up after one epoch: "
-                "return a list or a DataLoader, which can be begun again"
+                "return a list or a DataLoader, which can be iterated again"
             )

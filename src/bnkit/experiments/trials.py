@@ -104,7 +104,7 @@ class Trial:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread inside: small networks are fastest so, and processes share cores."""
+    """Let torch use one thread: small networks are fastest that way, and processes share cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -122,7 +122,7 @@ class Runnable(Protocol[R_co]):
 
     @property
     def code(self) -> str:
-        """What the processes have to have loaded: others are made when it changes."""
+        """The fingerprint of what a process must have loaded; if it changes, new ones start."""
 
     def run(self) -> R_co:
         """Return the result; an error of what is run is one too."""
@@ -142,7 +142,7 @@ def run_trials(
 
     A process that dies takes its pool with it and does not say which trial it was in. Those that
     had begun are tried once more, alone; one that dies again is recorded as failed, and the others
-    go on. An exception, Ctrl-C among them, ends the processes at once and passes through.
+    go on. An exception, also that of Ctrl-C, ends the processes at once and is raised.
 
     Raises ChildProcessError where processes die, or fail, before they begin a trial.
     """
@@ -228,9 +228,9 @@ def _run_and_keep(trial: Runnable[R], store: Store[R]) -> R:
 
 @contextmanager
 def _ctrl_c_held_from_children() -> Iterator[None]:
-    """Start processes that a Ctrl-C in the terminal does not reach, not even while they start.
+    """Start processes that Ctrl-C in the terminal does not reach, not even while they start.
 
-    A process inherits which signals are blocked; this one receives its own when the block ends.
+    A process inherits which signals are blocked; this one receives its own after the block.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows, where no mask is inherited
         yield
@@ -245,10 +245,10 @@ def _ctrl_c_held_from_children() -> Iterator[None]:
 
 @cache
 def _guard() -> Callable[[int, str], None]:
-    """Return what lets a worker end with its parent, even a killed one.
+    """Return the initializer of a worker, which ends when its parent has ended, killed or not.
 
-    It is made in here so that it travels by value: to import bnkit takes a worker seconds, and
-    the parent may die in them.
+    It is defined inside, so that it is pickled by value: importing bnkit takes a worker seconds,
+    in which the parent may die.
     """
 
     def belong_to(parent: int, _code: str) -> None:

@@ -242,7 +242,7 @@ def _needed(settings: Affine, activation: str, gain: PairedDifference) -> Part:
 
 def _undoing(settings: Affine, name: str, share: PairedDifference) -> Part:
     shown = beyond(share.low, share.high, bar=settings.undone, negligible=settings.undone)
-    return Part(f"normalisation undone by {name}", share.told(".1%"), shown)
+    return Part(f"normalisation undone by {name}", f"{share:.1%}", shown)
 
 
 def _against(settings: Affine, undoing: Sequence[Part]) -> tuple[str, ...]:

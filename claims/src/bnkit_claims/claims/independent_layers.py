@@ -218,7 +218,7 @@ def _reduced(effect: str, gain: PairedDifference) -> str:
     if gain.difference is None:
         return "by an unknown amount"
     unit = "nats" if effect == "rise" else "standard deviations"
-    return f"by {gain.times(-1).told('+.2f')} {unit}"
+    return f"by {gain.times(-1):+.2f} {unit}"
 
 
 def _headline(parts: Mapping[str, Sequence[Part]]) -> str:

@@ -6,8 +6,7 @@ from typing import Any
 from bnkit.experiments.experiment import Experiment, experiment_of
 from bnkit.experiments.provenance import array_fingerprint
 from bnkit.experiments.results import Side, TrialResult
-from bnkit.experiments.settings import Settings
-from bnkit.experiments.training import Training
+from bnkit.experiments.settings import Settings, training_of
 from bnkit.experiments.trials import Trial
 from bnkit_claims.core.claim import ClaimSettings
 
@@ -45,14 +44,7 @@ def trial(
     """
     settings = Settings(**options)
     drawn = subject(claim, network, activations=[activation], **options)
-    training = Training(
-        learning_rate=learning_rate,
-        optimizer=settings.optimizer,
-        loss=settings.loss,
-        steps=drawn.source.steps,
-        evaluate_every=settings.evaluate_every,
-        training_mode_accuracy=settings.training_mode_accuracy,
-    )
+    training = training_of(settings, learning_rate, steps=drawn.source.steps)
     arrays = array_fingerprint(drawn.network(side, activation, seed))
     result = Trial("", drawn, side, activation, seed, training, arrays).run()
     if result.outcome == "failed":

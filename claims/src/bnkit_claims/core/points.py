@@ -20,7 +20,7 @@ def points(difference: PairedDifference) -> str:
     """
     if difference.difference is None:
         return "an unknown number of points"
-    return f"{difference.times(100).told('+z.2f')} points"
+    return f"{difference.times(100):+z.2f} points"
 
 
 def in_points(row: str, difference: PairedDifference, name: str = "") -> Dot:
