@@ -2,7 +2,7 @@
 
     python claims/benchmarks/claims.py --data-dir FOLDER [claim ...]
 
-Results are kept in bnkit-claims and gone on from. In claims/docs the figures go to claims.json, the
+Records are kept in bnkit-claims and gone on from. In claims/docs the figures go to claims.json, the
 charts to charts/, and the tables of claims.md are made from them.
 """
 
@@ -11,11 +11,12 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from bnkit.experiments.provenance import usable_cores
 from bnkit.files import strict_json, write_atomically
 from bnkit.report.charts import export
-from bnkit_claims.claims.table import CLAIMS
-from bnkit_claims.core.checked import Checked, CheckedClaim
-from bnkit_claims.core.checking import check_claims
+from bnkit_claims.claims.all_claims import CLAIMS
+from bnkit_claims.core.cases import Repetition
+from bnkit_claims.core.checked_claims import Checked, CheckedClaim, check_claims
 from bnkit_claims.core.claim import claim_named
 from bnkit_claims.core.evidence import Evidence
 from bnkit_claims.report import write_claims
@@ -30,15 +31,14 @@ BEGIN, END = "<!-- claims -->\n", "<!-- end of claims -->"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("claims", nargs="*", metavar="claim", help="all of them if none is named")
-    parser.add_argument("--data-dir", help="folder of the MNIST files, else downloaded")
+    parser.add_argument("--data-dir", type=Path, help="folder of the MNIST files, else downloaded")
     parser.add_argument("--data", default="mnist", help="mnist, fashion-mnist or digits")
     parser.add_argument("--jobs", type=int, help="processes, one a core by default")
     parser.add_argument("--out", type=Path, default=Path("bnkit-claims"))
     options = parser.parse_args()
     chosen = [claim_named(CLAIMS, name) for name in options.claims] or list(CLAIMS)
-    checked = check_claims(
-        chosen, options.data, out=options.out, folder=options.data_dir, jobs=options.jobs
-    )
+    how = Repetition(options.out, options.data_dir, jobs=options.jobs or usable_cores())
+    checked = check_claims(chosen, options.data, how)
     print(checked)
     write_claims(checked, options.out)
     keep(merged(checked), drawn_anew=checked.claims)

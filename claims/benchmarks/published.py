@@ -2,7 +2,7 @@
 
     python claims/benchmarks/published.py --data-dir FOLDER experiment [experiment ...]
 
-Results are kept in bnkit-published and gone on from (`bnkit reproduce --list` names the
+Records are kept in bnkit-published and gone on from (`bnkit reproduce --list` names the
 experiments). In claims/docs the figures go to published.json, and the table in published.md is made
 from them.
 """
@@ -16,18 +16,16 @@ from bnkit.experiments.results import SIDES, Side
 from bnkit.files import strict_json, write_atomically
 from bnkit.names import one_of
 from bnkit.report.charts import export
-from bnkit_claims.core.figures import Axis, Dot, Dots, Rule
-from bnkit_claims.core.pairing import ranged
-from bnkit_claims.published.experiment import Repetition
-from bnkit_claims.published.paired import quantity
+from bnkit_claims.core.cases import Repetition
+from bnkit_claims.core.charts import Axis, Dot, Dots, Rule, ranged
+from bnkit_claims.published.all_experiments import EXPERIMENTS
+from bnkit_claims.published.experiment import quantity
 from bnkit_claims.published.reproduction import (
     HEADERS,
     Reproduced,
     Reproduction,
-    reproduce,
     reproduction,
 )
-from bnkit_claims.published.table import EXPERIMENTS
 from bnkit_claims.report.claim_charts import drawn
 
 NEAR = 0.5  # points
@@ -49,8 +47,8 @@ def main() -> None:
     chosen = [one_of(table, name, "experiment") for name in options.names]
     chosen += [each for each in EXPERIMENTS if each.needs and each not in chosen]
     how = Repetition(options.out, options.data_dir, options.seeds, options.jobs)
-    for found in reproduce(chosen, how):  # kept one by one: all of them take hours
-        figures = merged(reproduction([found]))
+    for experiment in chosen:  # kept one by one: all of them take hours
+        figures = merged(reproduction([(experiment, experiment.measure(how))]))
         write_atomically(FIGURES, (strict_json(figures.to_json()) + "\n").encode())
         for name, chart in charts(figures.figures).items():
             picture = export(drawn(chart, name).on_sheet, scale=1)[".png"]

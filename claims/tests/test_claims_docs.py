@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bnkit_claims.core.checked import Checked
+from bnkit_claims.core.checked_claims import Checked
 from bnkit_claims.published.reproduction import Reproduction
 from pages import check_page
 

@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from bnkit.cli.app import app
 from bnkit_claims import cli as command
-from bnkit_claims.published.experiment import Experiment, Found, Quantity
+from bnkit_claims.published.experiment import Experiment, Measured, Quantity
 
 run = CliRunner().invoke
 ACCURACY = Quantity("test accuracy", "%", 95.0, bar=90.0)
@@ -14,10 +14,10 @@ ACCURACY = Quantity("test accuracy", "%", 95.0, bar=90.0)
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     small = Experiment(
-        "small", "a small one", "somebody", (ACCURACY,), "One run.",
-        run=lambda how: Found({"test accuracy": (96.0,) * (how.seeds or 3)}),
+        "small", "a small one", "a page", (ACCURACY,), "One run.",
+        run=lambda how: Measured({"test accuracy": (96.0,) * (how.seeds or 3)}),
     )  # fmt: skip
-    big = Experiment("big", "a big one", "somebody", (ACCURACY,), "", needs="a thousand GPUs")
+    big = Experiment("big", "a big one", "a page", (ACCURACY,), "", needs="a thousand GPUs")
     monkeypatch.setattr(command, "EXPERIMENTS", (small, big))
 
 

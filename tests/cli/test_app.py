@@ -9,10 +9,11 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from bnkit.cli import app
-from bnkit.cli.app import add_extensions
+from bnkit.cli.app import Extended
 from cli.commands import run
 
-COMMANDS = get_command(app).commands
+GROUP = get_command(app)
+COMMANDS = {name: GROUP.get_command(None, name) for name in GROUP.list_commands(None)}
 
 
 def as_one_line(text):
@@ -66,11 +67,11 @@ def loaded_modules():
 
 
 def app_with(monkeypatch, *entries):
-    module = sys.modules[add_extensions.__module__]  # `bnkit.cli.app` is the app itself
+    module = sys.modules[Extended.__module__]  # `bnkit.cli.app` is the app itself
     monkeypatch.setattr(module, "entry_points", lambda **_: [*entries])
-    app = typer.Typer()
+    app = typer.Typer(cls=Extended)
     app.command("first")(lambda: None)
-    add_extensions(app)
+    app.command("second")(lambda: None)
     return app
 
 
@@ -91,6 +92,17 @@ def test_a_command_of_another_distribution_runs_under_its_entry_point(monkeypatc
     monkeypatch.setattr(EntryPoint, "load", lambda _: say_hello)
     done = CliRunner().invoke(app_with(monkeypatch, entry), ["claims"])
     assert (done.exit_code, done.stdout) == (0, "hello\n")
+
+
+def test_the_commands_of_other_distributions_are_listed_and_loaded_only_when_used(monkeypatch):
+    entry = EntryPoint("claims", f"{__name__}:say_hello", "bnkit.commands")
+    loaded = []
+    monkeypatch.setattr(EntryPoint, "load", lambda _: loaded.append("claims") or say_hello)
+    app = app_with(monkeypatch, entry)
+    assert CliRunner().invoke(app, ["first"]).exit_code == 0
+    assert loaded == []
+    assert "claims" in CliRunner().invoke(app, ["--help"]).stdout
+    assert CliRunner().invoke(app, ["nothing"]).exit_code == 2
 
 
 def say_hello():

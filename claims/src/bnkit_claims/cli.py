@@ -9,19 +9,19 @@ import typer
 
 from bnkit.cli.arguments import AllAsJson, DataDir, Jobs, Reports
 from bnkit.cli.output import chatter_on_stderr, explained, messages, print_result, say
-from bnkit.experiments.comparison import Interrupted as ComparisonInterrupted
+from bnkit.experiments.comparison import Interrupted
 from bnkit.experiments.provenance import usable_cores
 from bnkit.files import strict_json, write_atomically
 from bnkit.names import one_of, unknown_name
 from bnkit.report import write_report
 from bnkit.tables import text_table
-from bnkit_claims.claims.table import CLAIMS
-from bnkit_claims.core.checking import Interrupted, check_claims
+from bnkit_claims.claims.all_claims import CLAIMS
+from bnkit_claims.core.cases import Repetition
+from bnkit_claims.core.checked_claims import ClaimsInterrupted, check_claims
 from bnkit_claims.core.claim import claim_named
-from bnkit_claims.published.experiment import Experiment, Found, Repetition
-from bnkit_claims.published.reproduction import reproduce as run_experiments
+from bnkit_claims.published.all_experiments import EXPERIMENTS
+from bnkit_claims.published.experiment import Experiment, Measured
 from bnkit_claims.published.reproduction import reproduction
-from bnkit_claims.published.table import EXPERIMENTS
 from bnkit_claims.report import write_claims
 
 DATA = ("digits", "mnist", "fashion-mnist", "toy")
@@ -67,11 +67,11 @@ def claims(
             plain = [{"name": c.name, "statement": c.statement} for c in chosen]
             _print_list(("name", "claim", "who says it"), rows, plain if as_json else None)
             return
+        how = Repetition(out, data_dir, seeds, jobs or usable_cores())
         try:
             with chatter_on_stderr():
-                folder = None if data_dir is None else str(data_dir.absolute())
-                checked = check_claims(chosen, data, out=out, folder=folder, seeds=seeds, jobs=jobs)
-        except Interrupted as interruption:
+                checked = check_claims(chosen, data, how)
+        except ClaimsInterrupted as interruption:
             raise _interrupted(interruption.checked, as_json=as_json) from None
         print_result(checked, as_json=as_json)
         with messages.status("writing the pages"):
@@ -116,13 +116,14 @@ def reproduce(
         if not chosen:
             raise ValueError("no experiment is named, and all of them take hours: see --list")
         how = Repetition(out, data_dir, seeds, jobs or usable_cores())
-        found: list[tuple[Experiment, Found]] = []
+        found: list[tuple[Experiment, Measured]] = []
         try:
             with chatter_on_stderr():
-                for experiment, ours in run_experiments(chosen, how):
+                for experiment in chosen:
+                    ours = experiment.measure(how)
                     found.append((experiment, ours))
                     _report(experiment, ours, out)
-        except (ComparisonInterrupted, KeyboardInterrupt):
+        except (Interrupted, KeyboardInterrupt):
             raise _interrupted(reproduction(found), as_json=as_json) from None
         result = reproduction(found)
         write_atomically(out / "published.json", strict_json(result.to_json()).encode())
@@ -130,7 +131,7 @@ def reproduce(
         say(f"Results: {out / 'published.json'}")
 
 
-def _report(experiment: Experiment, ours: Found, out: Path) -> None:
+def _report(experiment: Experiment, ours: Measured, out: Path) -> None:
     if ours.comparison is not None:
         with messages.status("writing the report"):
             path = write_report(ours.comparison, out / experiment.name)

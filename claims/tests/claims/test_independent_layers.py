@@ -16,7 +16,7 @@ from bnkit_claims.claims.independent_layers import (
     shift_of,
 )
 from bnkit_claims.core.evidence import Part
-from bnkit_claims.core.material import subject
+from bnkit_claims.core.trainings import subject
 
 TOY = CLAIM.sizes["toy"]
 INVENTED = IndependentLayers(

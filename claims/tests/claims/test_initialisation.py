@@ -6,7 +6,7 @@ from bnkit.experiments.results import SIDES
 from bnkit_claims.claims.initialisation import CLAIM, Initialisation, judge, training
 from bnkit_claims.core.claim import ClaimSettings
 from bnkit_claims.core.evidence import Part
-from bnkit_claims.core.material import trial
+from bnkit_claims.core.trainings import trial
 
 SETTINGS = Initialisation(deviations=(0.01, 0.1, 1.0), activations=("relu",), learning_rates=(0.1,))
 ALL, NONE = (1, 1, 1), (0, 0, 0)

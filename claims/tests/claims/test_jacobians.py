@@ -17,7 +17,7 @@ from bnkit_claims.claims.jacobians import (
     summary,
 )
 from bnkit_claims.core.evidence import Part
-from bnkit_claims.core.material import subject
+from bnkit_claims.core.trainings import subject
 
 TOY = CLAIM.sizes["toy"]
 INVENTED = Jacobians(activations=("relu",), learning_rates=(0.1,), inits=("glorot",))

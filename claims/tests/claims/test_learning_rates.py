@@ -6,7 +6,7 @@ from bnkit.experiments.loaders import first_of
 from bnkit.experiments.results import SIDES
 from bnkit_claims.claims.learning_rates import CLAIM, LearningRates, judge, line_search, run
 from bnkit_claims.core.evidence import Part
-from bnkit_claims.core.material import subject
+from bnkit_claims.core.trainings import subject
 
 SETTINGS = LearningRates(learning_rates=(0.1, 1.0, 10.0), step_sizes=(1.0, 10.0, 100.0))
 

@@ -126,7 +126,7 @@ def test_renorm_begins_as_batch_norm(twin):
 
 
 def test_a_run_that_diverges_counts_as_nothing(monkeypatch):
-    monkeypatch.setattr("bnkit_claims.claims.small_batches.finished", lambda *_, **__: False)
+    monkeypatch.setattr("bnkit_claims.claims.small_batches.train_to_end", lambda *_, **__: False)
     from bnkit_claims.claims.small_batches import training  # noqa: PLC0415  as patched
 
     found = training(CLAIM.settings("toy"), ("batch norm", 2, 0))

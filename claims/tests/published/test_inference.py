@@ -2,9 +2,10 @@ from dataclasses import replace
 
 import pytest
 
-from bnkit_claims.published import inference, measured
-from bnkit_claims.published.experiment import Repetition
-from bnkit_claims.published.measured import found_by
+from bnkit_claims.core.cases import Repetition, in_turn
+from bnkit_claims.published import experiment as running
+from bnkit_claims.published import inference
+from bnkit_claims.published.experiment import BySeed
 
 TOY = replace(
     inference.SETTINGS, data="digits", networks=(("mlp", 60, 0.3),), hidden=(16,), population=5
@@ -13,17 +14,13 @@ TOY = replace(
 
 @pytest.fixture(autouse=True)
 def _in_this_process(monkeypatch):
-    """Processes take seconds to start; that a sweep runs cases in them is shown elsewhere."""
-
-    def sweep(_out, **_how):
-        return lambda measure, settings, cases: [measure(settings, case) for case in cases]
-
-    monkeypatch.setattr(measured, "Sweep", sweep)
+    """Processes take seconds to start; that cases run in them is shown elsewhere."""
+    monkeypatch.setattr(running, "InProcesses", lambda _how: in_turn)
 
 
 def test_single_images_by_batch_statistics_all_get_one_answer(tmp_path):
     how = Repetition(tmp_path, None, seeds=2, jobs=1, progress=False)
-    found = found_by(inference.demonstration, TOY, how)
+    found = BySeed(inference.demonstration, TOY)(how)
     assert set(found.values) == {quantity.name for quantity in inference.QUANTITIES}
     assert found.values[f"{inference.OWN}: {inference.MOST}"] == (100, 100)
     singly, whole = (
@@ -47,7 +44,7 @@ def test_as_many_seeds_as_the_settings_say_unless_told(tmp_path):
     def one(settings, seed):
         return {"seed": float(seed), "folder": settings.folder}
 
-    own = found_by(one, TOY, Repetition(tmp_path, None, seeds=None, jobs=1))
-    told = found_by(one, TOY, Repetition(tmp_path, tmp_path, seeds=1, jobs=1))
+    own = BySeed(one, TOY)(Repetition(tmp_path))
+    told = BySeed(one, TOY)(Repetition(tmp_path, tmp_path, seeds=1))
     assert own.values["seed"] == (0, 1, 2, 3, 4)
     assert told.values == {"seed": (0,), "folder": (str(tmp_path),)}

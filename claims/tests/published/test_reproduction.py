@@ -2,15 +2,16 @@ import json
 
 import pytest
 
-from bnkit_claims.published.experiment import Experiment, Found, Quantity, Repetition
-from bnkit_claims.published.reproduction import Reproduced, Reproduction, reproduce, reproduction
-from bnkit_claims.published.table import EXPERIMENTS
+from bnkit_claims.core.cases import Repetition
+from bnkit_claims.published.all_experiments import EXPERIMENTS
+from bnkit_claims.published.experiment import Experiment, Measured, Quantity
+from bnkit_claims.published.reproduction import Reproduced, Reproduction, reproduction
 
 ACCURACY = Quantity("batch norm, test accuracy", "%", 95.0, bar=90.0)
 
 
 def experiment(name, **how):
-    return Experiment(name, "a title", "somebody", (ACCURACY,), "One run.", **how)
+    return Experiment(name, "a title", "a page", (ACCURACY,), "One run.", **how)
 
 
 def test_ours_stand_beside_the_published_with_difference_and_success_rate():
@@ -29,21 +30,20 @@ def test_a_plot_has_no_figure_to_differ_from():
 
 def test_what_cannot_run_is_listed_with_its_figures_and_what_it_takes(tmp_path):
     needing = experiment("big", needs="a thousand GPUs")
-    how = Repetition(tmp_path, None, None, 1)
-    result = reproduction(reproduce([needing], how))
+    result = reproduction([(needing, needing.measure(Repetition(tmp_path)))])
     assert result.figures[0].row[2:4] == ("95", "not run")
     assert "big: One run. Not run here; it takes a thousand GPUs." in str(result)
 
 
 def test_an_experiment_runs_or_says_what_it_needs():
-    for how in ({}, {"run": lambda _: Found({}), "needs": "time"}):
+    for how in ({}, {"run": lambda _: Measured({}), "needs": "time"}):
         with pytest.raises(ValueError, match="needs either `run` or `needs`"):
             experiment("neither", **how)
 
 
 def test_a_reproduction_goes_through_json(tmp_path):
-    ran = experiment("small", run=lambda _: Found({ACCURACY.name: (91.0, None)}))
-    result = reproduction(reproduce([ran], Repetition(tmp_path, None, None, 1)))
+    ran = experiment("small", run=lambda _: Measured({ACCURACY.name: (91.0, None)}))
+    result = reproduction([(ran, ran.measure(Repetition(tmp_path)))])
     assert Reproduction.from_json(json.loads(json.dumps(result.to_json()))) == result
     assert "(91.00–91.00)" in str(result)
     assert "1/2" in str(result)

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from bnkit.report.charts import export
-from bnkit_claims.core.figures import (
+from bnkit_claims.core.charts import (
     Axis,
     Dot,
     Dots,

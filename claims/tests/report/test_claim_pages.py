@@ -1,9 +1,9 @@
 import json
 
-from bnkit_claims.core.checked import Checked, CheckedClaim
+from bnkit_claims.core.charts import Axis, Dot, Dots
+from bnkit_claims.core.checked_claims import Checked, CheckedClaim
 from bnkit_claims.core.claim import Source
 from bnkit_claims.core.evidence import Beside, Evidence, Part
-from bnkit_claims.core.figures import Axis, Dot, Dots
 from bnkit_claims.report import write_claims
 
 CHART = Dots("Twice as fast", Axis("times"), (Dot("relu", "steps", 2.0),))

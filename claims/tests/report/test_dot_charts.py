@@ -1,4 +1,4 @@
-from bnkit_claims.core.figures import Dot
+from bnkit_claims.core.charts import Dot
 from bnkit_claims.report.dot_charts import LINE, Rows, places
 
 

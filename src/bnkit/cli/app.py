@@ -2,8 +2,10 @@
 
 import signal
 from importlib.metadata import entry_points
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from bnkit.cli.comparison import compare
 from bnkit.cli.doctor import doctor
@@ -14,21 +16,43 @@ from bnkit.cli.surgery import add, convert, fold, insert, remove, standardize
 
 # Commands of a distribution of ours that may not be installed, and its name.
 DISTRIBUTIONS = {"claims": "bnkit-claims", "reproduce": "bnkit-claims"}
+LOOK: Any = {
+    "rich_markup_mode": "markdown",
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+}
 
 
-def add_extensions(app: typer.Typer) -> None:
-    """Add the commands of installed distributions to `app`.
+class Extended(TyperGroup):
+    """The commands of bnkit, and those of installed distributions, which are loaded when used.
 
-    Where one of ours is not installed, its commands say how to install it.
+    Where a distribution of ours is not installed, its commands say how to install it.
     """
-    found = {entry.name: entry for entry in entry_points(group="bnkit.commands")}
-    for name, entry in sorted(found.items()):
-        app.command(name)(entry.load())
-    for name in sorted(DISTRIBUTIONS.keys() - found.keys()):
-        _add_missing(app, name)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of the commands, those of other distributions last."""
+        return [*super().list_commands(ctx), *sorted(_extensions())]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the command of this name, or None."""
+        if cmd_name in _extensions():
+            return _command(cmd_name, _extensions()[cmd_name].load())
+        if cmd_name in DISTRIBUTIONS:
+            return _missing(cmd_name)
+        return super().get_command(ctx, cmd_name)
 
 
-def _add_missing(app: typer.Typer, name: str) -> None:
+def _extensions() -> dict[str, Any]:
+    return {entry.name: entry for entry in entry_points(group="bnkit.commands")}
+
+
+def _command(name: str, function: Any, **more: Any) -> Any:
+    alone = typer.Typer(**LOOK)
+    alone.command(name, **more)(function)
+    return typer.main.get_command(alone)
+
+
+def _missing(name: str) -> Any:
     anything = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
     def missing() -> None:
@@ -38,15 +62,14 @@ def _add_missing(app: typer.Typer, name: str) -> None:
             f"pip install -c constraints.txt -e . -e ./claims"
         )
 
-    app.command(name, hidden=True, context_settings=anything)(missing)
+    return _command(name, missing, context_settings=anything)
 
 
 app = typer.Typer(
+    cls=Extended,
     help="Batch normalization for PyTorch: add it, prove that it helps, take it out again.",
     no_args_is_help=True,
-    rich_markup_mode="markdown",
-    add_completion=False,
-    pretty_exceptions_enable=False,
+    **LOOK,
 )
 for command in (
     compare,
@@ -62,7 +85,6 @@ for command in (
     warmup,
 ):
     app.command()(command)
-add_extensions(app)
 
 
 def main() -> None:

@@ -15,14 +15,13 @@ from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import SuccessRate, paired_difference
 from bnkit.experiments.training import Training, inputs_and_targets, train
 from bnkit.observation import normalising_by_batch_statistics, seeing_inputs
-from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
+from bnkit_claims.core.best_rates import Run, edge_notes, final_accuracy, own_best, run_of
+from bnkit_claims.core.cases import in_turn
+from bnkit_claims.core.charts import Axis, Dot, Dots, Rule
+from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
 from bnkit_claims.core.evidence import Beside, Evidence, Part
-from bnkit_claims.core.figures import Axis, Dot, Dots, Rule
-from bnkit_claims.core.in_turn import in_turn
-from bnkit_claims.core.material import subject
-from bnkit_claims.core.own_rates import Run, edge_notes, final_accuracy, own_best
-
-Results = Sequence[Mapping[str, Any]]
+from bnkit_claims.core.pairs import Records
+from bnkit_claims.core.trainings import subject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +39,10 @@ class Activations(ClaimSettings):
     flat: float = 0.05
 
 
-def run(settings: Activations, each: Each = in_turn) -> Evidence:
+def run(settings: Activations, run_cases: RunCases = in_turn) -> Evidence:
     """Return how often deep networks train with each activation, with and without batch norm."""
     cases = list(product(settings.activations, SIDES, range(settings.seeds)))
-    return judge(settings, each(training, settings, cases))
+    return judge(settings, run_cases(training, settings, cases))
 
 
 def training(settings: Activations, case: tuple[str, Side, int]) -> dict[str, Any]:
@@ -52,8 +51,6 @@ def training(settings: Activations, case: tuple[str, Side, int]) -> dict[str, An
     drawn = subject(
         settings,
         hidden=(settings.width,) * settings.depth,
-        init=settings.init,
-        batch_size=settings.batch_size,
         activations=[activation],
     )
     runs, saturated = {}, {}
@@ -61,13 +58,7 @@ def training(settings: Activations, case: tuple[str, Side, int]) -> dict[str, An
         model, loaders = drawn.network(side, activation, seed), drawn.loaders(seed)
         plan = Training(rate, steps=settings.steps, evaluate_every=settings.steps)
         found = train(model, loaders.train, loaders.held_out, plan)
-        runs[str(rate)] = Run(
-            length=settings.steps,
-            steps=list(found.curve.steps),
-            accuracies=list(found.curve.accuracy),
-            test=found.curve.accuracy[-1],
-            diverged=found.outcome == "diverged",
-        )
+        runs[str(rate)] = run_of(found, length=settings.steps, test=found.curve.accuracy[-1])
         inputs, _ = inputs_and_targets(first_of(loaders.held_out))
         saturated[str(rate)] = saturated_share(model, inputs, activation, flat=settings.flat)
     return {
@@ -112,7 +103,7 @@ Rates = Mapping[tuple[str, Side], SuccessRate]
 Flat = Mapping[tuple[str, Side], Mapping[int, float]]
 
 
-def judge(settings: Activations, trained: Results) -> Evidence:
+def judge(settings: Activations, trained: Records) -> Evidence:
     """Return the verdict: each activation that fails without batch norm trains with it."""
     best = {
         (name, side): own_best(_of(trained, name, side), lambda run: -final_accuracy(run))
@@ -151,7 +142,7 @@ def judge(settings: Activations, trained: Results) -> Evidence:
     )
 
 
-def _of(trained: Results, activation: str, side: Side) -> list[Mapping[str, Any]]:
+def _of(trained: Records, activation: str, side: Side) -> list[Mapping[str, Any]]:
     return [r for r in trained if (r["activation"], r["side"]) == (activation, side)]
 
 
@@ -159,7 +150,7 @@ def _success(settings: Activations, runs: Sequence[Run]) -> SuccessRate:
     return SuccessRate(sum(final_accuracy(run) >= settings.target for run in runs), len(runs))
 
 
-def _flat(results: Results, best: Mapping[int, tuple[float, Run]]) -> dict[int, float]:
+def _flat(results: Records, best: Mapping[int, tuple[float, Run]]) -> dict[int, float]:
     return {r["seed"]: r["saturated"][str(best[r["seed"]][0])] for r in results}
 
 

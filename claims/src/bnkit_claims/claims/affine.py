@@ -12,16 +12,13 @@ from bnkit.experiments.networks import HIDDEN
 from bnkit.experiments.statistics import PairedDifference, paired_difference
 from bnkit.experiments.training import Training, train
 from bnkit.surgery import convert
-from bnkit_claims.core.bands import band
-from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
-from bnkit_claims.core.evidence import Beside, Evidence, Part
-from bnkit_claims.core.figures import Axis, Dots, Lines, Rule
-from bnkit_claims.core.in_turn import in_turn
-from bnkit_claims.core.judging import beyond
-from bnkit_claims.core.material import subject
-from bnkit_claims.core.own_rates import Run, edge_notes, final_accuracy, own_best
-from bnkit_claims.core.pairing import Found, of, ranged
-from bnkit_claims.core.points import evaluated, in_points, points
+from bnkit_claims.core.best_rates import Run, edge_notes, final_accuracy, own_best, run_of
+from bnkit_claims.core.cases import in_turn
+from bnkit_claims.core.charts import Axis, Dots, Lines, Rule, band, in_points, ranged
+from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
+from bnkit_claims.core.evidence import Beside, Evidence, Part, beyond
+from bnkit_claims.core.pairs import Records, points, select
+from bnkit_claims.core.trainings import accuracy_in_eval_mode, subject
 
 BatchNorms = list[nn.BatchNorm1d]
 
@@ -83,10 +80,10 @@ def batch_norms(model: nn.Module) -> BatchNorms:
     return [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm1d)]
 
 
-def run(settings: Affine, each: Each = in_turn) -> Evidence:
+def run(settings: Affine, run_cases: RunCases = in_turn) -> Evidence:
     """Return the accuracy without gamma, beta or both, and what learned ones have become."""
     cases = list(product(VARIANTS, settings.activations, range(settings.seeds)))
-    return judge(settings, each(training, settings, cases))
+    return judge(settings, run_cases(training, settings, cases))
 
 
 def training(settings: Affine, case: tuple[str, str, int]) -> dict[str, Any]:
@@ -96,12 +93,7 @@ def training(settings: Affine, case: tuple[str, str, int]) -> dict[str, Any]:
     learning rate (None for one that diverged).
     """
     variant, activation, seed = case
-    drawn = subject(
-        settings,
-        hidden=settings.hidden,
-        batch_size=settings.batch_size,
-        activations=[activation],
-    )
+    drawn = subject(settings, activations=[activation])
     runs, undone = {}, {}
     for rate in settings.learning_rates:
         model = VARIANTS[variant](drawn.network("batch norm", activation, seed))
@@ -123,13 +115,8 @@ def _run(settings: Affine, model: nn.Module, loaders: Any, rate: float) -> Run:
         learning_rate=rate, steps=settings.steps, evaluate_every=settings.evaluate_every
     )
     trained = train(model, loaders.train, loaders.held_out, training)
-    return Run(
-        length=settings.steps,
-        steps=list(trained.curve.steps),
-        accuracies=list(trained.curve.accuracy),
-        test=evaluated(model, loaders.test),
-        diverged=trained.outcome == "diverged",
-    )
+    test = accuracy_in_eval_mode(model, loaders.test)
+    return run_of(trained, length=settings.steps, test=test)
 
 
 @torch.no_grad()
@@ -165,7 +152,7 @@ def _running_mean(layer: nn.BatchNorm1d) -> Tensor:
     return layer.running_mean
 
 
-def judge(settings: Affine, trained: Found) -> Evidence:
+def judge(settings: Affine, trained: Records) -> Evidence:
     """Return the verdict: what each variant loses, and whether SGD undoes the normalisation."""
     best = _best(settings, trained)
     losses = {
@@ -236,12 +223,12 @@ def _most(undone: Mapping[str, PairedDifference]) -> str:
 
 
 def _needed(settings: Affine, activation: str, gain: PairedDifference) -> Part:
-    shown = beyond(gain.low, gain.high, bar=0, negligible=settings.negligible)
+    shown = beyond(gain, bar=0, negligible=settings.negligible)
     return Part(f"accuracy gained by gamma and beta with {activation}", points(gain), shown)
 
 
 def _undoing(settings: Affine, name: str, share: PairedDifference) -> Part:
-    shown = beyond(share.low, share.high, bar=settings.undone, negligible=settings.undone)
+    shown = beyond(share, bar=settings.undone, negligible=settings.undone)
     return Part(f"normalisation undone by {name}", f"{share:.1%}", shown)
 
 
@@ -258,11 +245,12 @@ def _against(settings: Affine, undoing: Sequence[Part]) -> tuple[str, ...]:
 Best = Mapping[tuple[str, str], Mapping[int, tuple[float, Run]]]
 
 
-def _best(settings: Affine, trained: Found) -> Best:
+def _best(settings: Affine, trained: Records) -> Best:
     """Return by activation, variant and seed the run at the variant's own best learning rate."""
     return {
         (activation, variant): own_best(
-            of(trained, activation=activation, variant=variant), lambda run: -final_accuracy(run)
+            select(trained, activation=activation, variant=variant),
+            lambda run: -final_accuracy(run),
         )
         for activation, variant in product(settings.activations, VARIANTS)
     }
@@ -273,13 +261,13 @@ def _loss(best: Best, activation: str, variant: str) -> PairedDifference:
     return paired_difference((without[seed][1]["test"], whole[seed][1]["test"]) for seed in whole)
 
 
-def _undone(best: Best, trained: Found, activation: str, name: str) -> PairedDifference:
+def _undone(best: Best, trained: Records, activation: str, name: str) -> PairedDifference:
     shares = _shares_of(best, trained, activation, name)
     return paired_difference((0.0, share) for share in shares)
 
 
-def _shares_of(best: Best, trained: Found, activation: str, name: str) -> list[float]:
-    rows = {row["seed"]: row for row in of(trained, activation=activation, variant="learned")}
+def _shares_of(best: Best, trained: Records, activation: str, name: str) -> list[float]:
+    rows = {row["seed"]: row for row in select(trained, activation=activation, variant="learned")}
     found = [rows[n]["undone"][str(rate)] for n, (rate, _) in best[activation, "learned"].items()]
     return [shares[name] for shares in found if shares is not None]
 
@@ -314,7 +302,7 @@ def _ends(losses: Mapping[str, PairedDifference]) -> Dots:
     )
 
 
-def _shares(best: Best, trained: Found) -> Dots:
+def _shares(best: Best, trained: Records) -> Dots:
     activations = dict.fromkeys(activation for activation, _ in best)
     dots = [
         ranged(

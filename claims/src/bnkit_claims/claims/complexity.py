@@ -9,12 +9,7 @@ from typing import Any
 
 from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import PairedRatio, paired_ratio
-from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
-from bnkit_claims.core.evidence import Beside, Evidence, Part
-from bnkit_claims.core.figures import Axis, Line, Lines, Rule
-from bnkit_claims.core.in_turn import in_turn
-from bnkit_claims.core.judging import beyond
-from bnkit_claims.core.own_rates import (
+from bnkit_claims.core.best_rates import (
     Run,
     StepRatio,
     edge_notes,
@@ -23,8 +18,12 @@ from bnkit_claims.core.own_rates import (
     slowness,
     step_ratio,
 )
+from bnkit_claims.core.cases import in_turn
+from bnkit_claims.core.charts import Axis, Line, Lines, Rule
+from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
+from bnkit_claims.core.evidence import Beside, Evidence, Part, beyond
+from bnkit_claims.core.pairs import Records
 
-Results = Sequence[Mapping[str, Any]]
 Shape = tuple[int, int]  # hidden layers, units in each
 
 
@@ -55,11 +54,11 @@ class Complexity(ClaimSettings):
         return tuple((self.depth, width) for width in self.widths)
 
 
-def run(settings: Complexity, each: Each = in_turn) -> Evidence:
+def run(settings: Complexity, run_cases: RunCases = in_turn) -> Evidence:
     """Return how the gain in steps to the target grows with depth and with width."""
     shapes = dict.fromkeys([*settings.deeper, *settings.wider])
     cases = [(*shape, *case) for shape, *case in product(shapes, SIDES, range(settings.seeds))]
-    return judge(settings, each(training, settings, cases))
+    return judge(settings, run_cases(training, settings, cases))
 
 
 def training(settings: Complexity, case: tuple[int, int, Side, int]) -> dict[str, Any]:
@@ -70,12 +69,9 @@ def training(settings: Complexity, case: tuple[int, int, Side, int]) -> dict[str
         side,
         seed=seed,
         rates=settings.learning_rates,
-        activation=settings.activation,
-        init=settings.init,
-        hidden=(width,) * depth,
-        batch_size=settings.batch_size,
         steps=settings.steps,
-        evaluate_every=settings.evaluate_every,
+        activations=[settings.activation],
+        hidden=(width,) * depth,
     )
     return {"depth": depth, "width": width, "side": side, "seed": seed, "runs": runs}
 
@@ -83,7 +79,7 @@ def training(settings: Complexity, case: tuple[int, int, Side, int]) -> dict[str
 Gains = Mapping[Shape, Mapping[int, StepRatio]]  # by network and seed: plain ÷ batch norm
 
 
-def judge(settings: Complexity, trained: Results) -> Evidence:
+def judge(settings: Complexity, trained: Records) -> Evidence:
     """Return the verdict: the gain grows with depth, and with width, from nothing."""
     shapes = list(dict.fromkeys((r["depth"], r["width"]) for r in trained))
     gains = {shape: _gains(settings, trained, shape) for shape in shapes}
@@ -125,7 +121,7 @@ def judge(settings: Complexity, trained: Results) -> Evidence:
     )
 
 
-def _gains(settings: Complexity, trained: Results, shape: Shape) -> dict[int, StepRatio]:
+def _gains(settings: Complexity, trained: Records, shape: Shape) -> dict[int, StepRatio]:
     sides = [_best(settings, trained, shape, side) for side in SIDES]
     return {
         seed: step_ratio([(plain, sides[1][seed][1])], settings.target)
@@ -134,7 +130,7 @@ def _gains(settings: Complexity, trained: Results, shape: Shape) -> dict[int, St
 
 
 def _best(
-    settings: Complexity, trained: Results, shape: Shape, side: Side
+    settings: Complexity, trained: Records, shape: Shape, side: Side
 ) -> dict[int, tuple[float, Run]]:
     results = [r for r in trained if (r["depth"], r["width"], r["side"]) == (*shape, side)]
     return own_best(results, slowness(settings.target))
@@ -168,7 +164,7 @@ def _factor(gains: Gains, shapes: Sequence[Shape], seed: int) -> float | None:
 
 
 def _grows(growth: PairedRatio) -> bool | None:
-    return beyond(growth.low, growth.high, bar=1, negligible=1.05)
+    return beyond(growth, bar=1, negligible=1.05)
 
 
 def _doubling(growth: PairedRatio) -> str:

@@ -18,15 +18,13 @@ from bnkit.experiments.training import Training, train
 from bnkit.observation import evaluating
 from bnkit.surgery import fold
 from bnkit.surgery.normalized import Normalized
-from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
-from bnkit_claims.core.evidence import Beside, Evidence, Part
-from bnkit_claims.core.figures import Axis, Dot, Dots, Rule
-from bnkit_claims.core.in_turn import in_turn
-from bnkit_claims.core.judging import beyond
-from bnkit_claims.core.material import subject
-from bnkit_claims.core.pairing import of, ranged, ratio_of, rounded
+from bnkit_claims.core.cases import in_turn
+from bnkit_claims.core.charts import Axis, Dot, Dots, Rule, ranged
+from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
+from bnkit_claims.core.evidence import Beside, Evidence, Part, above_one
+from bnkit_claims.core.pairs import Records, ratio_of, rounded, select
+from bnkit_claims.core.trainings import subject
 
-Results = Sequence[Mapping[str, Any]]
 ROUNDING = 1e-9  # relative, in float64: what is less is rounding
 FOLDED = "folded"
 
@@ -41,19 +39,19 @@ class Cost(ClaimSettings):
     burst: int = 8
 
 
-def run(settings: Cost, each: Each = in_turn) -> Evidence:
+def run(settings: Cost, run_cases: RunCases = in_turn) -> Evidence:
     """Return what biases do beside batch norm, and what it costs in parameters and seconds."""
     seeds = range(settings.seeds)
-    moved = each(biases, settings, list(product(settings.networks, SIDES, seeds)))
-    counted = each(numbers, settings, list(settings.networks))
-    timed = each(seconds, settings, list(product(settings.networks, seeds)))
+    moved = run_cases(biases, settings, list(product(settings.networks, SIDES, seeds)))
+    counted = run_cases(numbers, settings, list(settings.networks))
+    timed = run_cases(seconds, settings, list(product(settings.networks, seeds)))
     return judge(settings, moved, counted, [row for rows in timed for row in rows])
 
 
 def biases(settings: Cost, case: tuple[str, Side, int]) -> dict[str, Any]:
     """Return how much the biases of the layers that batch norm normalises do, on either side."""
     network, side, seed = case
-    drawn = subject(settings, network, activations=["relu"], batch_size=settings.batch_size)
+    drawn = subject(settings, network, activations=["relu"])
     twin = drawn.network("batch norm", "relu", seed)
     layers = [path for path, layer in twin.named_modules() if isinstance(layer, Normalized)]
     inputs, targets = first_of(drawn.loaders(seed).train)
@@ -93,7 +91,7 @@ def bias_effect(
 
 def numbers(settings: Cost, network: str) -> dict[str, Any]:
     """Return how many parameters and running statistics the network has, and when folded."""
-    drawn = subject(settings, network, activations=["relu"], batch_size=settings.batch_size)
+    drawn = subject(settings, network, activations=["relu"])
     sides = {side: drawn.network(side, "relu", seed=0) for side in SIDES}
     folded = fold(sides["batch norm"], drawn.example())
     return {
@@ -120,7 +118,7 @@ def seconds(settings: Cost, case: tuple[str, int]) -> list[dict[str, Any]]:
     processor time is what a clock shows on an idle machine, whatever else this one does.
     """
     network, seed = case
-    drawn = subject(settings, network, activations=["relu"], batch_size=settings.batch_size)
+    drawn = subject(settings, network, activations=["relu"])
     models: dict[str, nn.Module] = {side: drawn.network(side, "relu", seed) for side in SIDES}
     inputs, targets = first_of(drawn.loaders(seed).train)
     plan = Training(0.01, steps=settings.burst, evaluate_every=settings.burst)
@@ -157,9 +155,9 @@ def _answer(model: nn.Module, inputs: Tensor, times: int) -> None:
             model(inputs)
 
 
-def judge(settings: Cost, moved: Results, counted: Results, timed: Results) -> Evidence:
+def judge(settings: Cost, moved: Records, counted: Records, timed: Records) -> Evidence:
     """Return the verdict: biases that do nothing, fewer parameters, and slower steps."""
-    steps = {name: _slowdown(of(timed, network=name), "step") for name in settings.networks}
+    steps = {name: _slowdown(select(timed, network=name), "step") for name in settings.networks}
     biases = [_biases_part(name, moved) for name in settings.networks]
     counts = [_count_part(row) for row in counted]
     more = ", ".join(row["network"] for row in counted if row["batch norm"] > row["plain"])
@@ -188,8 +186,8 @@ def _headline(
     )
 
 
-def _biases_part(network: str, moved: Results) -> Part:
-    rows = of(moved, network=network, side="batch norm")
+def _biases_part(network: str, moved: Records) -> Part:
+    rows = select(moved, network=network, side="batch norm")
     output, gradient = (max(row[what] for row in rows) for what in ("output", "gradient"))
     figures = (
         f"outputs move by at most {output:.1g} of their size, gradient {gradient:.1g} of the "
@@ -198,7 +196,7 @@ def _biases_part(network: str, moved: Results) -> Part:
     return Part(f"redundant biases in {network}", figures, _redundant(rows))
 
 
-def _redundant(rows: Results) -> bool | None:
+def _redundant(rows: Records) -> bool | None:
     if len(rows) < 3:
         return None
     return all(max(row["output"], row["gradient"]) < ROUNDING for row in rows)
@@ -211,41 +209,41 @@ def _count_part(row: Mapping[str, Any]) -> Part:
 
 
 def _seconds_part(network: str, ratio: PairedRatio) -> Part:
-    shown = beyond(ratio.low, ratio.high, bar=1, negligible=1.1)
+    shown = above_one(ratio)
     return Part(f"slower steps in {network}", f"{ratio} times as long", shown)
 
 
-def _beside(moved: Results, counted: Results, timed: Results) -> Iterator[Beside]:
-    most = max(row["output"] for row in of(moved, side="plain"))
+def _beside(moved: Records, counted: Records, timed: Records) -> Iterator[Beside]:
+    most = max(row["output"] for row in select(moved, side="plain"))
     yield Beside(
         "the same biases in plain networks", f"outputs move by up to {most:.2g} of their size"
     )
     for row in counted:
-        network, rows = row["network"], of(timed, network=row["network"])
+        network, rows = row["network"], select(timed, network=row["network"])
         yield Beside(f"running statistics in {network}", f"{row['running']:,}")
         yield Beside(f"answers by {network}", f"{_slowdown(rows, 'answer')} times as long")
         folded = f"{_slowdown(rows, 'answer', FOLDED)} times as long, {row[FOLDED]:,} parameters"
         yield Beside(f"answers by {network}, folded", folded)
 
 
-def _slowdown(timed: Results, what: str, side: str = "batch norm") -> PairedRatio:
+def _slowdown(timed: Records, what: str, side: str = "batch norm") -> PairedRatio:
     rows = [row for row in timed if row["side"] in ("plain", side)]
     return ratio_of(rows, what, over=side, under="plain")
 
 
-def _bias_sentence(moved: Results) -> str:
-    most = {side: max(row["output"] for row in of(moved, side=side)) for side in SIDES}
+def _bias_sentence(moved: Records) -> str:
+    most = {side: max(row["output"] for row in select(moved, side=side)) for side in SIDES}
     return (
         f"Random biases before batch norm move outputs by at most {most['batch norm']:.0e} of "
         f"their size, in the plain networks by up to {most['plain']:.2g}"
     )
 
 
-def _seconds_chart(steps: Mapping[str, PairedRatio], timed: Results) -> Dots:
+def _seconds_chart(steps: Mapping[str, PairedRatio], timed: Records) -> Dots:
     dots = [
         Dot(name, label, ratio.ratio, ratio.low, ratio.high)
         for name, step in steps.items()
-        for rows in [of(timed, network=name)]
+        for rows in [select(timed, network=name)]
         for label, ratio in {
             "training step": step,
             "answer": _slowdown(rows, "answer"),
@@ -263,7 +261,7 @@ def _seconds_chart(steps: Mapping[str, PairedRatio], timed: Results) -> Dots:
     )
 
 
-def _numbers_chart(counted: Results) -> Dots:
+def _numbers_chart(counted: Records) -> Dots:
     dots = [
         Dot(row["network"], label, 100 * (count / row["plain"] - 1))
         for row in counted
@@ -282,10 +280,12 @@ def _numbers_chart(counted: Results) -> Dots:
     )
 
 
-def _bias_chart(moved: Results) -> Dots:
+def _bias_chart(moved: Records) -> Dots:
     networks = list(dict.fromkeys(row["network"] for row in moved))
     dots = [
-        ranged(f"{name}, {what}", side, _visible(of(moved, network=name, side=side), what), side)
+        ranged(
+            f"{name}, {what}", side, _visible(select(moved, network=name, side=side), what), side
+        )
         for name in networks
         for what in ("output", "gradient")
         for side in SIDES
@@ -301,7 +301,7 @@ def _bias_chart(moved: Results) -> Dots:
     )
 
 
-def _visible(rows: Results, what: str) -> list[float]:
+def _visible(rows: Records, what: str) -> list[float]:
     return [max(row[what], 1e-18) for row in rows]  # 0 has no place on a logarithmic axis
 
 

@@ -13,16 +13,13 @@ from bnkit.experiments.data import load
 from bnkit.experiments.networks import ACTIVATIONS
 from bnkit.experiments.results import Side
 from bnkit.experiments.statistics import PairedRatio
-from bnkit_claims.core.bands import band
-from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
-from bnkit_claims.core.evidence import Evidence, Part
-from bnkit_claims.core.figures import Axis, Dot, Dots, Lines, Rule
-from bnkit_claims.core.in_turn import in_turn
-from bnkit_claims.core.judging import beyond
-from bnkit_claims.core.material import subject
-from bnkit_claims.core.pairing import Found, of, ranged, ratio_of, rounded
-from bnkit_claims.core.shifts import gradient_shift, inputs_and_outputs
-from bnkit_claims.core.stretches import in_stretches
+from bnkit_claims.core.cases import in_turn
+from bnkit_claims.core.charts import Axis, Dot, Dots, Lines, Rule, band, ranged
+from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
+from bnkit_claims.core.evidence import Evidence, Part, above_one
+from bnkit_claims.core.gradients import gradient_shift, inputs_and_outputs
+from bnkit_claims.core.pairs import Records, ratio_of, rounded, select
+from bnkit_claims.core.trainings import in_segments, subject
 
 Kind = Literal["plain", "batch norm", "noisy batch norm"]
 KINDS: tuple[Kind, ...] = ("plain", "batch norm", "noisy batch norm")
@@ -77,10 +74,10 @@ def _symmetric(like: Tensor) -> Tensor:
     return 2 * torch.rand_like(like) - 1
 
 
-def run(settings: CovariateShift, each: Each = in_turn) -> Evidence:
+def run(settings: CovariateShift, run_cases: RunCases = in_turn) -> Evidence:
     """Return how far the inputs of the layers move while the layers before them learn."""
     cases = product(KINDS, settings.activations, range(settings.seeds))
-    return judge(settings, each(watch, settings, list(cases)))
+    return judge(settings, run_cases(watch, settings, list(cases)))
 
 
 def watch(settings: CovariateShift, case: tuple[Kind, str, int]) -> dict[str, Any]:
@@ -91,20 +88,14 @@ def watch(settings: CovariateShift, case: tuple[Kind, str, int]) -> dict[str, An
     `drift_in_spreads` the same in units of each unit's distance of the outer two.
     """
     kind, activation, seed = case
-    drawn = subject(
-        settings,
-        hidden=settings.hidden,
-        batch_size=settings.batch_size,
-        activations=[activation],
-        init=settings.init,
-    )
+    drawn = subject(settings, activations=[activation])
     side: Side = "plain" if kind == "plain" else "batch norm"
     model = drawn.network(side, activation, seed)
     if kind == "noisy batch norm":
         model = disturbed(model, activation, settings)
     rate = settings.learning_rates[settings.activations.index(activation)]
     seen, shifts, accuracies = [], [], []
-    stretches = in_stretches(
+    stretches = in_segments(
         model, drawn.loaders(seed), learning_rate=rate, steps=settings.steps, every=settings.every
     )
     batches = iter(drawn.loaders(seed).train)
@@ -171,11 +162,11 @@ def _mean_of(values: Any) -> float | None:
     return math.fsum(finite) / len(finite) if finite else None
 
 
-def judge(settings: CovariateShift, found: Found) -> Evidence:
+def judge(settings: CovariateShift, found: Records) -> Evidence:
     """Return the verdict: inputs and gradients move less, and noise takes the gain away."""
     moves = {name: _drifts(found, name) for name in settings.activations}
     turns = {
-        name: ratio_of(of(found, activation=name), "gradient_shift", by="kind")
+        name: ratio_of(select(found, activation=name), "gradient_shift", by="kind")
         for name in settings.activations
     }
     noise = {name: _noise(settings, found, name) for name in settings.activations}
@@ -221,7 +212,7 @@ def _with_noise(noise: Noise) -> str:
 
 
 def _stiller(what: str, ratio: PairedRatio) -> Part:
-    return Part(what, f"move {_known(ratio)} times as far without batch norm", _less(ratio))
+    return Part(what, f"move {_known(ratio)} times as far without batch norm", above_one(ratio))
 
 
 def _caused(settings: CovariateShift, name: str, moved: PairedRatio, faster: PairedRatio) -> Part:
@@ -248,27 +239,23 @@ def _against(noise: Noise) -> tuple[str, ...]:
     return (note,)
 
 
-def _less(ratio: PairedRatio) -> bool | None:
-    return beyond(ratio.low, ratio.high, bar=1, negligible=1.1)
-
-
 def _cause(moved: PairedRatio, faster: PairedRatio) -> bool | None:
     """Return whether the gain is lost with the stability; None unless the noise takes that away."""
-    if beyond(moved.low, moved.high, bar=1, negligible=1.1) is not True:
+    if above_one(moved) is not True:
         return None
-    gained = beyond(faster.low, faster.high, bar=1, negligible=1.1)
+    gained = above_one(faster)
     return None if gained is None else not gained
 
 
-def _drifts(found: Found, activation: str) -> PairedRatio:
-    return ratio_of(of(found, activation=activation), "drift", by="kind")
+def _drifts(found: Records, activation: str) -> PairedRatio:
+    return ratio_of(select(found, activation=activation), "drift", by="kind")
 
 
 def _noise(
-    settings: CovariateShift, found: Found, activation: str
+    settings: CovariateShift, found: Records, activation: str
 ) -> tuple[PairedRatio, PairedRatio]:
     """Return noisy ÷ plain of how far the inputs move, and plain ÷ noisy of the steps taken."""
-    noisy, own = "noisy batch norm", of(found, activation=activation)
+    noisy, own = "noisy batch norm", select(found, activation=activation)
     steps = [{**each, "steps": _steps_to(settings, each["accuracy"])} for each in own]
     return (
         ratio_of(own, "drift", by="kind", over=noisy, under="plain"),
@@ -299,8 +286,8 @@ def _steps(settings: CovariateShift) -> list[int]:
     return list(range(0, settings.steps + 1, settings.every))
 
 
-def _percentile_chart(settings: CovariateShift, found: Found) -> Lines:
-    shown = of(found, activation=settings.activations[0], seed=0)
+def _percentile_chart(settings: CovariateShift, found: Records) -> Lines:
+    shown = select(found, activation=settings.activations[0], seed=0)
     names = [f"{share:.0%}" for share in PERCENTILES]
     lines = tuple(
         band(name, _steps(settings), [values], side=_side(r["kind"]), panel=r["kind"])
@@ -320,15 +307,17 @@ def _percentile_chart(settings: CovariateShift, found: Found) -> Lines:
     )
 
 
-def _dots(settings: CovariateShift, found: Found, what: str) -> tuple[Dot, ...]:
+def _dots(settings: CovariateShift, found: Records, what: str) -> tuple[Dot, ...]:
     dots = (
-        ranged(name, kind, [r[what] for r in of(found, activation=name, kind=kind)], _side(kind))
+        ranged(
+            name, kind, [r[what] for r in select(found, activation=name, kind=kind)], _side(kind)
+        )
         for name, kind in product(settings.activations, KINDS)
     )
     return tuple(dot for dot in dots if dot.value is not None)
 
 
-def _drift_chart(settings: CovariateShift, found: Found) -> Dots:
+def _drift_chart(settings: CovariateShift, found: Records) -> Dots:
     return Dots(
         title="How far the inputs of the last hidden layer move, all units: median and range",
         x=Axis(f"mean move of the three percentiles in {settings.every} steps", logarithmic=True),
@@ -336,7 +325,7 @@ def _drift_chart(settings: CovariateShift, found: Found) -> Dots:
     )
 
 
-def _gradient_chart(settings: CovariateShift, found: Found) -> Dots:
+def _gradient_chart(settings: CovariateShift, found: Records) -> Dots:
     return Dots(
         title="How far a layer's gradient moves when the layers before it take their step",
         x=Axis("distance of the gradients before and after ÷ norm before; median and range"),
@@ -344,12 +333,12 @@ def _gradient_chart(settings: CovariateShift, found: Found) -> Dots:
     )
 
 
-def _accuracy_chart(settings: CovariateShift, found: Found) -> Lines:
+def _accuracy_chart(settings: CovariateShift, found: Records) -> Lines:
     lines = []
     for activation, kind in product(settings.activations, KINDS):
         runs = [
             [None if a is None else 100 * a for a in r["accuracy"]]
-            for r in of(found, activation=activation, kind=kind)
+            for r in select(found, activation=activation, kind=kind)
         ]
         lines.append(band(kind, _steps(settings), runs, side=_side(kind), panel=activation))
     return Lines(
@@ -363,7 +352,7 @@ def _accuracy_chart(settings: CovariateShift, found: Found) -> Lines:
     )
 
 
-def _noise_is_harmless(settings: CovariateShift, found: Found) -> bool:
+def _noise_is_harmless(settings: CovariateShift, found: Records) -> bool:
     return all(_cause(*_noise(settings, found, name)) is False for name in settings.activations)
 
 

@@ -1,6 +1,6 @@
 """Claim 18: batch norm makes a network better in the end, not only faster."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from statistics import median
@@ -8,16 +8,12 @@ from typing import Any
 
 from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import PairedDifference, paired_difference
-from bnkit_claims.core.bands import band
-from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
-from bnkit_claims.core.evidence import Beside, Evidence, Part
-from bnkit_claims.core.figures import Axis, Dot, Dots, Lines, Rule
-from bnkit_claims.core.in_turn import in_turn
-from bnkit_claims.core.judging import beyond
-from bnkit_claims.core.own_rates import Run, edge_notes, final_accuracy, own_best, runs_over
-from bnkit_claims.core.points import points
-
-Results = Sequence[Mapping[str, Any]]
+from bnkit_claims.core.best_rates import Run, edge_notes, final_accuracy, own_best, runs_over
+from bnkit_claims.core.cases import in_turn
+from bnkit_claims.core.charts import Axis, Dot, Dots, Lines, Rule, band
+from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
+from bnkit_claims.core.evidence import Beside, Evidence, Part, beyond
+from bnkit_claims.core.pairs import Records, points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +29,10 @@ class FinalAccuracy(ClaimSettings):
     negligible: float = 0.002
 
 
-def run(settings: FinalAccuracy, each: Each = in_turn) -> Evidence:
+def run(settings: FinalAccuracy, run_cases: RunCases = in_turn) -> Evidence:
     """Return by how much batch norm leads along training and at its end."""
     cases = list(product(settings.activations, SIDES, range(settings.seeds)))
-    return judge(settings, each(training, settings, cases))
+    return judge(settings, run_cases(training, settings, cases))
 
 
 def training(settings: FinalAccuracy, case: tuple[str, Side, int]) -> dict[str, Any]:
@@ -47,11 +43,8 @@ def training(settings: FinalAccuracy, case: tuple[str, Side, int]) -> dict[str, 
         side,
         seed=seed,
         rates=settings.learning_rates,
-        activation=activation,
-        hidden=settings.hidden,
-        batch_size=settings.batch_size,
         steps=settings.steps,
-        evaluate_every=settings.evaluate_every,
+        activations=[activation],
     )
     return {"activation": activation, "side": side, "seed": seed, "runs": runs}
 
@@ -79,7 +72,7 @@ class Lead:
         return max(median(lead[i] for lead in self.along) for i in range(length))
 
 
-def judge(settings: FinalAccuracy, trained: Results) -> Evidence:
+def judge(settings: FinalAccuracy, trained: Records) -> Evidence:
     """Return the verdict: the lead in test accuracy at the end, by activation."""
     leads = {name: _lead(trained, name) for name in settings.activations}
     return Evidence(
@@ -107,7 +100,7 @@ def judge(settings: FinalAccuracy, trained: Results) -> Evidence:
     )
 
 
-def _lead(trained: Results, activation: str) -> Lead:
+def _lead(trained: Records, activation: str) -> Lead:
     sides = [_best(trained, activation, side) for side in SIDES]
     both = list(zip(*(side.values() for side in sides), strict=True))
     pairs = tuple((plain[1], batch_norm[1]) for plain, batch_norm in both)
@@ -118,7 +111,7 @@ def _lead(trained: Results, activation: str) -> Lead:
     )
 
 
-def _best(trained: Results, activation: str, side: Side) -> dict[int, tuple[float, Run]]:
+def _best(trained: Records, activation: str, side: Side) -> dict[int, tuple[float, Run]]:
     results = [r for r in trained if (r["activation"], r["side"]) == (activation, side)]
     return own_best(results, _error)
 
@@ -140,7 +133,7 @@ def _end(activation: str, lead: float | None) -> str:
 
 
 def _part(settings: FinalAccuracy, activation: str, lead: Lead) -> Part:
-    shown = beyond(lead.end.low, lead.end.high, bar=0, negligible=settings.negligible)
+    shown = beyond(lead.end, bar=0, negligible=settings.negligible)
     return Part(f"a better end with {activation}", points(lead.end), shown)
 
 

@@ -16,16 +16,13 @@ from bnkit.experiments.loaders import seed_everything
 from bnkit.experiments.results import Side
 from bnkit.experiments.statistics import PairedRatio
 from bnkit.experiments.training import Training, train
-from bnkit_claims.core.bands import band
-from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
-from bnkit_claims.core.dcgan import AdversarialStep, discriminator, generator, sample
-from bnkit_claims.core.evidence import Beside, Evidence, Part
-from bnkit_claims.core.figures import Axis, Lines, Picture, Pictures
-from bnkit_claims.core.in_turn import in_turn
-from bnkit_claims.core.judging import beyond
-from bnkit_claims.core.material import subject
-from bnkit_claims.core.pairing import Found, of, ratio_of, rounded
-from bnkit_claims.core.samples import SampleMeasure
+from bnkit_claims.core.cases import in_turn
+from bnkit_claims.core.charts import Axis, Lines, Picture, Pictures, band
+from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
+from bnkit_claims.core.dcgan import AdversarialStep, SampleMeasure, discriminator, generator, sample
+from bnkit_claims.core.evidence import Beside, Evidence, Part, above_one
+from bnkit_claims.core.pairs import Records, ratio_of, rounded, select
+from bnkit_claims.core.trainings import subject
 
 Kind = Literal["neither", "generator", "discriminator", "both"]
 KINDS: tuple[Kind, ...] = ("neither", "generator", "discriminator", "both")
@@ -55,9 +52,9 @@ class Generative(ClaimSettings):
     classifier_steps: int = 300
 
 
-def run(settings: Generative, each: Each = in_turn) -> Evidence:
+def run(settings: Generative, run_cases: RunCases = in_turn) -> Evidence:
     """Return how near samples come to the data, with batch norm in either network or in both."""
-    return judge(settings, each(play, settings, list(product(KINDS, range(settings.seeds)))))
+    return judge(settings, run_cases(play, settings, list(product(KINDS, range(settings.seeds)))))
 
 
 def play(settings: Generative, case: tuple[Kind, int]) -> dict[str, Any]:
@@ -101,7 +98,7 @@ def play(settings: Generative, case: tuple[Kind, int]) -> dict[str, Any]:
 
 def _measure(settings: Generative) -> SampleMeasure:
     """Return the measure in a classifier trained here, the same one for every case."""
-    drawn = subject(settings, hidden=[100, settings.features], batch_size=settings.batch_size)
+    drawn = subject(settings, hidden=[100, settings.features])
     classifier, loaders = drawn.network("plain", "relu", seed=0), drawn.loaders(seed=0)
     steps = settings.classifier_steps
     if not isinstance(classifier, nn.Sequential):
@@ -127,7 +124,7 @@ def _tiled(images: Tensor) -> list[list[float]]:
     return [[round(value, 2) for value in row] for row in whole.tolist()]
 
 
-def judge(settings: Generative, found: Found) -> Evidence:
+def judge(settings: Generative, found: Records) -> Evidence:
     """Return the verdict: each distance ratio, neither ÷ with, above 1 with its interval."""
     ratios = {kind: _ratio(found, kind) for kind in KINDS[1:]}
     return Evidence(
@@ -144,7 +141,7 @@ def judge(settings: Generative, found: Found) -> Evidence:
     )
 
 
-def _ratio(found: Found, kind: Kind) -> PairedRatio:
+def _ratio(found: Records, kind: Kind) -> PairedRatio:
     return ratio_of(
         [row for row in found if row["kind"] in ("neither", kind)],
         "score",
@@ -154,8 +151,8 @@ def _ratio(found: Found, kind: Kind) -> PairedRatio:
     )
 
 
-def _headline(found: Found, ratios: Mapping[Kind, PairedRatio]) -> str:
-    if all(row["score"] is None for row in of(found, kind="neither")):
+def _headline(found: Records, ratios: Mapping[Kind, PairedRatio]) -> str:
+    if all(row["score"] is None for row in select(found, kind="neither")):
         return (
             f"Without batch norm no run ends in finite numbers; with it in both networks "
             f"{ratios['both'].only_batch_norm} of {_pairs(ratios['both'])} do."
@@ -183,13 +180,13 @@ def _pairs(ratio: PairedRatio) -> int:
 def _shown(ratio: PairedRatio) -> bool | None:
     if ratio.only_batch_norm >= 3 and not ratio.both and not ratio.only_plain:
         return True  # without batch norm every run ends in numbers that are not finite
-    return beyond(ratio.low, ratio.high, bar=1, negligible=1.1)
+    return above_one(ratio)
 
 
-def _distances(found: Found) -> Iterator[Beside]:
+def _distances(found: Records) -> Iterator[Beside]:
     for kind in KINDS:
         where = PLACES[kind] if kind == "neither" else f"with batch norm {PLACES[kind]}"
-        scores = [r["score"] for r in of(found, kind=kind) if r["score"] is not None]
+        scores = [r["score"] for r in select(found, kind=kind) if r["score"] is not None]
         distance = f"{median(scores):.3g}" if scores else "finite in no run"
         yield Beside(f"median distance {where}", distance)
     real = median(row["real"] for row in found)
@@ -205,14 +202,14 @@ def _side(kind: Kind) -> Side | None:
     return sides.get(kind)
 
 
-def _curves(settings: Generative, found: Found, ratios: dict[Kind, PairedRatio]) -> Lines:
+def _curves(settings: Generative, found: Records, ratios: dict[Kind, PairedRatio]) -> Lines:
     both = ratios["both"]
     steps = range(settings.every, settings.steps + 1, settings.every)
     lines = [
         band(
             _label(kind),
             tuple(steps),
-            [row["distances"] for row in of(found, kind=kind)],
+            [row["distances"] for row in select(found, kind=kind)],
             side=_side(kind),
         )
         for kind in KINDS
@@ -227,7 +224,7 @@ def _curves(settings: Generative, found: Found, ratios: dict[Kind, PairedRatio])
     )
 
 
-def _pictures(found: Found) -> Pictures:
+def _pictures(found: Records) -> Pictures:
     shown = [row for row in found if row["samples"] is not None]
     classes = {row["kind"]: row["classes"] for row in shown}
     pictures = [Picture(_label(row["kind"]), _rows(row["samples"])) for row in shown]

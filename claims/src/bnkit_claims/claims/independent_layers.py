@@ -16,16 +16,13 @@ from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import PairedDifference
 from bnkit.experiments.training import Training, train
 from bnkit.moments import Moments
-from bnkit_claims.core.bands import band
-from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
-from bnkit_claims.core.evidence import Evidence, Part
-from bnkit_claims.core.figures import Axis, Lines, Rule
-from bnkit_claims.core.in_turn import in_turn
-from bnkit_claims.core.judging import beyond
-from bnkit_claims.core.material import subject
-from bnkit_claims.core.pairing import Found, difference_of, of
-from bnkit_claims.core.shifts import inputs_and_outputs
-from bnkit_claims.core.stretches import in_stretches
+from bnkit_claims.core.cases import in_turn
+from bnkit_claims.core.charts import Axis, Lines, Rule, band
+from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
+from bnkit_claims.core.evidence import Evidence, Part, beyond
+from bnkit_claims.core.gradients import inputs_and_outputs
+from bnkit_claims.core.pairs import Records, difference_of, select
+from bnkit_claims.core.trainings import in_segments, subject
 
 Disturbance = Literal["noise", "scale", "training"]
 DISTURBANCES: tuple[Disturbance, ...] = ("noise", "scale", "training")
@@ -54,10 +51,10 @@ class IndependentLayers(ClaimSettings):
     negligible_rise: float = 0.05  # of the loss, in nats
 
 
-def run(settings: IndependentLayers, each: Each = in_turn) -> Evidence:
+def run(settings: IndependentLayers, run_cases: RunCases = in_turn) -> Evidence:
     """Return how far a disturbance of the first layer reaches."""
     cases = product(SIDES, settings.activations, range(settings.seeds))
-    return judge(settings, each(disturb, settings, list(cases)))
+    return judge(settings, run_cases(disturb, settings, list(cases)))
 
 
 def disturb(settings: IndependentLayers, case: tuple[Side, str, int]) -> dict[str, Any]:
@@ -68,18 +65,12 @@ def disturb(settings: IndependentLayers, case: tuple[Side, str, int]) -> dict[st
     the same held-out examples, by whose statistics batch norms normalise, as in training.
     """
     side, activation, seed = case
-    drawn = subject(
-        settings,
-        hidden=settings.hidden,
-        batch_size=settings.batch_size,
-        activations=[activation],
-        init=settings.init,
-    )
+    drawn = subject(settings, activations=[activation])
     model = drawn.network(side, activation, seed)
     rate = settings.learning_rates[settings.activations.index(activation)]
     loaders = drawn.loaders(seed)
     list(
-        in_stretches(model, loaders, learning_rate=rate, steps=settings.steps, every=settings.steps)
+        in_segments(model, loaders, learning_rate=rate, steps=settings.steps, every=settings.steps)
     )
     held_out = load(settings.data, folder=settings.folder).held_out
     examples = held_out.inputs[:1000], held_out.targets[:1000]
@@ -162,7 +153,7 @@ def change_of(before: Tensor, after: Tensor) -> float:
     return (change / Moments.of(before).variance.mean()).sqrt().item()
 
 
-def judge(settings: IndependentLayers, found: Found) -> Evidence:
+def judge(settings: IndependentLayers, found: Records) -> Evidence:
     """Return the verdict: each effect of each disturbance is smaller with batch norm."""
     parts = {effect: tuple(_parts(settings, found, effect)) for effect in EFFECTS}
     return Evidence(
@@ -191,15 +182,15 @@ _EFFECT = {
 }
 
 
-def _parts(settings: IndependentLayers, found: Found, effect: str) -> Iterator[Part]:
+def _parts(settings: IndependentLayers, found: Records, effect: str) -> Iterator[Part]:
     for activation, kind in product(settings.activations, DISTURBANCES):
         if (kind, effect) != ("training", "rise"):  # which is a fall
-            gain = _gain(of(found, activation=activation), kind, effect)
+            gain = _gain(select(found, activation=activation), kind, effect)
             what = f"smaller {_EFFECT[effect]} by {_KIND[kind]} ({activation})"
             yield Part(what, _reduced(effect, gain), _smaller(settings, effect, gain))
 
 
-def _gain(found: Found, kind: Disturbance, effect: str) -> PairedDifference:
+def _gain(found: Records, kind: Disturbance, effect: str) -> PairedDifference:
     """Return batch norm − plain at the middle strength."""
     rows = [{**each, effect: each[kind][effect][len(each[kind][effect]) // 2]} for each in found]
     return difference_of(rows, effect)
@@ -211,7 +202,7 @@ def _smaller(settings: IndependentLayers, effect: str, gain: PairedDifference) -
         return None
     rise = effect == "rise"
     negligible = settings.negligible_rise if rise else settings.negligible_change
-    return beyond(-gain.high, -gain.low, bar=0, negligible=negligible)
+    return beyond(gain.times(-1), bar=0, negligible=negligible)
 
 
 def _reduced(effect: str, gain: PairedDifference) -> str:
@@ -233,7 +224,7 @@ def _headline(parts: Mapping[str, Sequence[Part]]) -> str:
     )
 
 
-def _rows(settings: IndependentLayers, found: Found) -> Iterator[dict[str, Any]]:
+def _rows(settings: IndependentLayers, found: Records) -> Iterator[dict[str, Any]]:
     for each, kind in product(found, DISTURBANCES):
         fixed = {name: each[name] for name in ("side", "activation", "seed", "loss")}
         for place, strength in enumerate(_strengths(settings, kind)):
@@ -241,12 +232,12 @@ def _rows(settings: IndependentLayers, found: Found) -> Iterator[dict[str, Any]]
             yield {**fixed, "disturbance": kind, "strength": strength, **effects}
 
 
-def _chart(settings: IndependentLayers, found: Found, kind: Disturbance, effect: str) -> Lines:
+def _chart(settings: IndependentLayers, found: Records, kind: Disturbance, effect: str) -> Lines:
     lines = tuple(
         band(
             side,
             _strengths(settings, kind),
-            [each[kind][effect] for each in of(found, activation=activation, side=side)],
+            [each[kind][effect] for each in select(found, activation=activation, side=side)],
             side=side,
             panel=activation,
         )

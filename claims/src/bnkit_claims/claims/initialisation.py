@@ -1,20 +1,19 @@
 """Claim 4: batch norm makes training less dependent on the initial weights, within bounds."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import PairedDifference, SuccessRate, paired_difference
-from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
-from bnkit_claims.core.evidence import Evidence, Part
-from bnkit_claims.core.figures import Axis, Line, Lines
-from bnkit_claims.core.in_turn import in_turn
-from bnkit_claims.core.judging import beyond
-from bnkit_claims.core.material import trial
+from bnkit_claims.core.cases import in_turn
+from bnkit_claims.core.charts import Axis, Line, Lines
+from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
+from bnkit_claims.core.evidence import Evidence, Part, beyond
+from bnkit_claims.core.pairs import Records
+from bnkit_claims.core.trainings import trial
 
-Results = Sequence[Mapping[str, Any]]
 Setting = tuple[str, float]  # activation, learning rate
 Rates = Mapping[tuple[Setting, float], SuccessRate]  # by setting and standard deviation
 
@@ -38,11 +37,11 @@ class Initialisation(ClaimSettings):
         return tuple(product(self.activations, self.learning_rates))
 
 
-def run(settings: Initialisation, each: Each = in_turn) -> Evidence:
+def run(settings: Initialisation, run_cases: RunCases = in_turn) -> Evidence:
     """Return how often runs train from initial weights of each standard deviation."""
     seeds = range(settings.seeds)
     cases = [(*setting, *c) for setting, *c in product(settings.settings, SIDES, seeds)]
-    return judge(settings, each(training, settings, cases))
+    return judge(settings, run_cases(training, settings, cases))
 
 
 def training(settings: Initialisation, case: tuple[str, float, Side, int]) -> dict[str, Any]:
@@ -55,11 +54,8 @@ def training(settings: Initialisation, case: tuple[str, float, Side, int]) -> di
             side,
             seed=seed,
             learning_rate=rate,
-            activation=activation,
+            activations=[activation],
             init=f"normal:{deviation}",
-            hidden=settings.hidden,
-            batch_size=settings.batch_size,
-            steps=settings.steps,
             evaluate_every=settings.steps,
         )
         accuracies[str(deviation)] = found.accuracy if found.outcome == "finished" else None
@@ -72,7 +68,7 @@ def training(settings: Initialisation, case: tuple[str, float, Side, int]) -> di
     }
 
 
-def judge(settings: Initialisation, trained: Results) -> Evidence:
+def judge(settings: Initialisation, trained: Records) -> Evidence:
     """Return the verdict: from more deviations in each setting, and still not from all of them."""
     gains = {setting: _gain(settings, trained, setting) for setting in settings.settings}
     with_it = {
@@ -88,7 +84,7 @@ def judge(settings: Initialisation, trained: Results) -> Evidence:
     )
 
 
-def _of(trained: Results, setting: Setting, side: Side) -> list[Mapping[str, Any]]:
+def _of(trained: Records, setting: Setting, side: Side) -> list[Mapping[str, Any]]:
     return [
         r for r in trained if (r["activation"], r["learning_rate"], r["side"]) == (*setting, side)
     ]
@@ -99,14 +95,14 @@ def _trains(settings: Initialisation, accuracy: float | None) -> bool:
 
 
 def _rate(
-    settings: Initialisation, trained: Results, setting: Setting, side: Side, deviation: float
+    settings: Initialisation, trained: Records, setting: Setting, side: Side, deviation: float
 ) -> SuccessRate:
     """Return how many seeds train from weights of this standard deviation."""
     runs = [r["accuracies"][str(deviation)] for r in _of(trained, setting, side)]
     return SuccessRate(sum(_trains(settings, accuracy) for accuracy in runs), len(runs))
 
 
-def _gain(settings: Initialisation, trained: Results, setting: Setting) -> PairedDifference:
+def _gain(settings: Initialisation, trained: Records, setting: Setting) -> PairedDifference:
     """Return from how many more deviations batch norm trains, over the seeds."""
     counts = [
         {
@@ -123,7 +119,7 @@ def _more(settings: Initialisation, setting: Setting, gain: PairedDifference) ->
     return Part(
         f"more initial weights with {_name(setting)}",
         f"{gain.difference or 0:+.1f}{interval} of {len(settings.deviations)} standard deviations",
-        beyond(gain.low, gain.high, bar=0, negligible=0.5),
+        beyond(gain, bar=0, negligible=0.5),
     )
 
 
@@ -151,7 +147,7 @@ def _worst(with_it: Rates, link: str) -> str:
     return f"{link}{rate} from a deviation of {deviation:g} ({_name(setting)})"
 
 
-def _headline(settings: Initialisation, trained: Results, with_it: Rates) -> str:
+def _headline(settings: Initialisation, trained: Records, with_it: Rates) -> str:
     plain, batch_norm = (
         _together(
             _rate(settings, trained, setting, side, deviation) for setting, deviation in with_it
@@ -170,7 +166,7 @@ def _name(setting: Setting) -> str:
     return f"{activation} at rate {rate:g}"
 
 
-def _chart(settings: Initialisation, trained: Results) -> Lines:
+def _chart(settings: Initialisation, trained: Records) -> Lines:
     rates = {
         (setting, side): [
             _rate(settings, trained, setting, side, deviation) for deviation in settings.deviations
@@ -203,7 +199,7 @@ def _chart(settings: Initialisation, trained: Results) -> Lines:
     )
 
 
-def _details(settings: Initialisation, trained: Results) -> Iterator[dict[str, Any]]:
+def _details(settings: Initialisation, trained: Records) -> Iterator[dict[str, Any]]:
     for setting, side, deviation in product(settings.settings, SIDES, settings.deviations):
         rate = _rate(settings, trained, setting, side, deviation)
         low, high = rate.interval

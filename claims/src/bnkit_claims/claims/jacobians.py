@@ -14,16 +14,12 @@ from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import PairedDifference
 from bnkit.observation import on_the_side
 from bnkit.recalibration import recalibrate
-from bnkit_claims.core.bands import band
-from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
-from bnkit_claims.core.evidence import Evidence, Part
-from bnkit_claims.core.figures import Axis, Dots, Lines, Rule
-from bnkit_claims.core.in_turn import in_turn
-from bnkit_claims.core.judging import beyond
-from bnkit_claims.core.material import subject
-from bnkit_claims.core.pairing import Found, difference_of, of, ranged
-from bnkit_claims.core.points import points
-from bnkit_claims.core.stretches import in_stretches
+from bnkit_claims.core.cases import in_turn
+from bnkit_claims.core.charts import Axis, Dots, Lines, Rule, band, ranged
+from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
+from bnkit_claims.core.evidence import Evidence, Part, beyond
+from bnkit_claims.core.pairs import Records, difference_of, points, select
+from bnkit_claims.core.trainings import in_segments, subject
 
 WHENS = ("at the start", "after training")
 SHARES = tuple((i + 0.5) / 50 for i in range(50))  # of the sorted singular values, for the chart
@@ -44,25 +40,19 @@ class Jacobians(ClaimSettings):
     negligible: float = 0.05  # a gain in the share of these that nobody would care for
 
 
-def run(settings: Jacobians, each: Each = in_turn) -> Evidence:
+def run(settings: Jacobians, run_cases: RunCases = in_turn) -> Evidence:
     """Return the singular values of the layers' Jacobians, at the start and after training."""
     cases = product(SIDES, settings.activations, settings.inits, range(settings.seeds))
-    return judge(settings, each(spectra, settings, list(cases)))
+    return judge(settings, run_cases(spectra, settings, list(cases)))
 
 
 def spectra(settings: Jacobians, case: tuple[Side, str, str, int]) -> dict[str, Any]:
     """Return, for both moments, the share of singular values close to 1, and their quantiles."""
     side, activation, init, seed = case
-    drawn = subject(
-        settings,
-        hidden=settings.hidden,
-        batch_size=settings.batch_size,
-        activations=[activation],
-        init=init,
-    )
+    drawn = subject(settings, activations=[activation], init=init)
     model = drawn.network(side, activation, seed)
     rate = settings.learning_rates[settings.activations.index(activation)]
-    stretches = in_stretches(
+    stretches = in_segments(
         model, drawn.loaders(seed), learning_rate=rate, steps=settings.steps, every=settings.steps
     )
     network: dict[str, Any] = {"side": side, "activation": activation, "init": init, "seed": seed}
@@ -108,12 +98,12 @@ def _jacobians(before: nn.Module, layer: Sequence[nn.Module], inputs: Tensor) ->
     return jacobians
 
 
-def judge(settings: Jacobians, found: Found) -> Evidence:
+def judge(settings: Jacobians, found: Records) -> Evidence:
     """Return the verdict: closer to 1 than without batch norm, and close to 1 for the most part."""
     setups = list(product(settings.activations, settings.inits))
     gains = {
         f"{_named(activation, init)}, {when}": difference_of(
-            _shares(of(found, activation=activation, init=init), when), "close"
+            _shares(select(found, activation=activation, init=init), when), "close"
         )
         for activation, init in setups
         for when in WHENS
@@ -147,17 +137,17 @@ def _named(activation: str, init: str) -> str:
     return f"{activation} from {init}"
 
 
-def _shares(found: Found, when: str) -> list[Mapping[str, Any]]:
+def _shares(found: Records, when: str) -> list[Mapping[str, Any]]:
     return [{**each, "close": each[when]["close"]} for each in found]
 
 
-def _with_batch_norm(found: Found, activation: str) -> list[float]:
-    chosen = of(found, side="batch norm", activation=activation)
+def _with_batch_norm(found: Records, activation: str) -> list[float]:
+    chosen = select(found, side="batch norm", activation=activation)
     return [each[when]["close"] for each in chosen for when in WHENS]
 
 
 def _closer(settings: Jacobians, gain: PairedDifference) -> bool | None:
-    return beyond(gain.low, gain.high, bar=0, negligible=settings.negligible)
+    return beyond(gain, bar=0, negligible=settings.negligible)
 
 
 def _mostly(shares: Sequence[float]) -> bool | None:
@@ -184,11 +174,11 @@ def _range(shares: Sequence[float]) -> str:
     return f"{median(shares):.0%}, from {min(shares):.0%} to {max(shares):.0%} over the runs"
 
 
-def _spectrum_chart(settings: Jacobians, found: Found) -> Lines:
+def _spectrum_chart(settings: Jacobians, found: Records) -> Lines:
     init = settings.inits[0]
     lines = []
     for activation, when, side in product(settings.activations, WHENS, SIDES):
-        chosen = of(found, side=side, activation=activation, init=init)
+        chosen = select(found, side=side, activation=activation, init=init)
         runs = [[_drawn(value) for value in each[when]["quantiles"]] for each in chosen]
         lines.append(band(side, SHARES, runs, side=side, panel=f"{activation}, {when}"))
     return Lines(
@@ -204,14 +194,14 @@ def _drawn(value: float) -> float | None:
     return value if value >= 0.01 else None  # those of dead units are 0, which has no logarithm
 
 
-def _share_chart(settings: Jacobians, found: Found) -> Dots:
+def _share_chart(settings: Jacobians, found: Records) -> Dots:
     dots = [
         ranged(
             f"{_named(activation, init)}, {when}",
             side,
             [
                 100 * each[when]["close"]
-                for each in of(found, side=side, activation=activation, init=init)
+                for each in select(found, side=side, activation=activation, init=init)
             ],
             side,
         )

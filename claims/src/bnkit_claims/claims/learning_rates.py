@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from bnkit.experiments.loaders import first_of
 from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import PairedRatio, paired_ratio
-from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
-from bnkit_claims.core.evidence import Beside, Evidence, Part
-from bnkit_claims.core.figures import Axis, Dot, Dots, Line, Lines, Rule
-from bnkit_claims.core.in_turn import in_turn
-from bnkit_claims.core.judging import beyond
-from bnkit_claims.core.material import subject, trial
-from bnkit_claims.core.pairing import rounded
+from bnkit_claims.core.cases import in_turn
+from bnkit_claims.core.charts import Axis, Dot, Dots, Line, Lines, Rule
+from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
+from bnkit_claims.core.evidence import Beside, Evidence, Part, above_one
+from bnkit_claims.core.pairs import rounded
+from bnkit_claims.core.trainings import subject, trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +33,11 @@ class LearningRates(ClaimSettings):
     explosion: float = 1e3  # Bjorck et al. 2018: relative loss at which a step has diverged
 
 
-def run(settings: LearningRates, each: Each = in_turn) -> Evidence:
+def run(settings: LearningRates, run_cases: RunCases = in_turn) -> Evidence:
     """Return the largest learning rates that train, and how far the first step may go."""
     seeds = range(settings.seeds)
-    trained = each(largest_rate, settings, list(product(SIDES, seeds)))
-    searched = each(line_search, settings, list(product(SIDES, seeds)))
+    trained = run_cases(largest_rate, settings, list(product(SIDES, seeds)))
+    searched = run_cases(line_search, settings, list(product(SIDES, seeds)))
     return judge(settings, trained, searched)
 
 
@@ -52,9 +51,6 @@ def largest_rate(settings: LearningRates, case: tuple[Side, int]) -> dict[str, A
             side,
             seed=seed,
             learning_rate=rate,
-            hidden=settings.hidden,
-            batch_size=settings.batch_size,
-            steps=settings.steps,
             evaluate_every=settings.steps,
         )
         accuracies[str(rate)] = found.accuracy if found.outcome == "finished" else None
@@ -67,7 +63,7 @@ def line_search(settings: LearningRates, case: tuple[Side, int]) -> dict[str, An
     After Bjorck et al. 2018, section 3.1: the first mini-batch, in training mode, both times.
     """
     side, seed = case
-    drawn = subject(settings, hidden=settings.hidden, batch_size=settings.batch_size)
+    drawn = subject(settings)
     model = drawn.network(side, "relu", seed)
     inputs, targets = first_of(drawn.loaders(seed).train)
     before = F.cross_entropy(model(inputs), targets)
@@ -121,7 +117,7 @@ def judge(
 def _shown(ratio: PairedRatio) -> bool | None:
     if ratio.only_batch_norm >= 3 and not ratio.both and not ratio.only_plain:
         return True  # the plain network trains at no rate of the sweep, and batch norm does
-    return beyond(ratio.low, ratio.high, bar=1, negligible=1.1)
+    return above_one(ratio)
 
 
 def _roughly(ratio: PairedRatio, times: str) -> str:

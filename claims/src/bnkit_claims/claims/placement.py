@@ -7,12 +7,7 @@ from typing import Any, Literal
 
 from bnkit.experiments.statistics import PairedDifference, paired_difference
 from bnkit.surgery.addition import Placement
-from bnkit_claims.core.bands import band
-from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
-from bnkit_claims.core.evidence import Evidence, Part
-from bnkit_claims.core.figures import Axis, Dot, Dots, Lines, Rule
-from bnkit_claims.core.in_turn import in_turn
-from bnkit_claims.core.own_rates import (
+from bnkit_claims.core.best_rates import (
     Run,
     StepRatio,
     edge_notes,
@@ -22,9 +17,12 @@ from bnkit_claims.core.own_rates import (
     slowness,
     step_ratio,
 )
-from bnkit_claims.core.points import points
+from bnkit_claims.core.cases import in_turn
+from bnkit_claims.core.charts import Axis, Dot, Dots, Lines, Rule, band
+from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
+from bnkit_claims.core.evidence import Evidence, Part
+from bnkit_claims.core.pairs import Records, points
 
-Results = Sequence[Mapping[str, Any]]
 BEFORE: Placement = "before_activation"
 AFTER: Placement = "after_activation"
 PLACE: Mapping[Placement, str] = {BEFORE: "before", AFTER: "after"}
@@ -49,11 +47,11 @@ class Placements(ClaimSettings):
     seeds: int = 4
 
 
-def run(settings: Placements, each: Each = in_turn) -> Evidence:
+def run(settings: Placements, run_cases: RunCases = in_turn) -> Evidence:
     """Return what either placement gives, by network."""
     seeds = range(settings.seeds)
     cases = [(*trainee, *c) for trainee, *c in product(settings.networks, (BEFORE, AFTER), seeds)]
-    return judge(settings, each(training, settings, cases))
+    return judge(settings, run_cases(training, settings, cases))
 
 
 def training(settings: Placements, case: tuple[str, str, int, Placement, int]) -> dict[str, Any]:
@@ -65,9 +63,8 @@ def training(settings: Placements, case: tuple[str, str, int, Placement, int]) -
         seed=seed,
         rates=settings.learning_rates,
         network=network,
-        activation=activation,
+        activations=[activation],
         placement=placement,
-        batch_size=settings.batch_size,
         steps=steps,
         evaluate_every=steps // settings.evaluations,
     )
@@ -126,7 +123,7 @@ def _same(found: set[Winner | None]) -> Winner | None:
     return "neither" if found == {"neither"} else None
 
 
-def judge(settings: Placements, trained: Results) -> Evidence:
+def judge(settings: Placements, trained: Records) -> Evidence:
     """Return the verdict: before the activation is better, network by network."""
     contests = {name: _contest(settings, trained, name) for name in map(_name, settings.networks)}
     return Evidence(
@@ -146,7 +143,7 @@ def judge(settings: Placements, trained: Results) -> Evidence:
     )
 
 
-def _edges(settings: Placements, trained: Results) -> tuple[str, ...]:
+def _edges(settings: Placements, trained: Records) -> tuple[str, ...]:
     best = {
         f"{name} ({PLACE[placement]})": own_best(_of(trained, name, placement), _error)
         for name, placement in product(map(_name, settings.networks), PLACE)
@@ -154,7 +151,7 @@ def _edges(settings: Placements, trained: Results) -> tuple[str, ...]:
     return edge_notes(best, settings.learning_rates)
 
 
-def _of(trained: Results, name: str, placement: Placement) -> list[Mapping[str, Any]]:
+def _of(trained: Records, name: str, placement: Placement) -> list[Mapping[str, Any]]:
     return [r for r in trained if (r["network"], r["placement"]) == (name, placement)]
 
 
@@ -162,7 +159,7 @@ def _error(run: Run) -> float:
     return 1 - final_accuracy(run)
 
 
-def _contest(settings: Placements, trained: Results, name: str) -> Contest:
+def _contest(settings: Placements, trained: Records, name: str) -> Contest:
     before, after = (_of(trained, name, placement) for placement in (BEFORE, AFTER))
     quickest = [_best(results, slowness(settings.target)) for results in (before, after)]
     highest = [_best(results, _error) for results in (before, after)]
@@ -174,7 +171,7 @@ def _contest(settings: Placements, trained: Results, name: str) -> Contest:
     )
 
 
-def _best(results: Results, cost: Callable[[Run], float]) -> tuple[Run, ...]:
+def _best(results: Records, cost: Callable[[Run], float]) -> tuple[Run, ...]:
     return tuple(run for _, run in own_best(results, cost).values())
 
 

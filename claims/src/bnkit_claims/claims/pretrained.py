@@ -1,6 +1,6 @@
 """Claim 14: batch norm can be put into a trained network, which then learns further."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from statistics import median
@@ -17,17 +17,13 @@ from bnkit.experiments.training import Batches, Training, accuracy, train
 from bnkit.internals import AnyBatchNorm
 from bnkit.observation import evaluating
 from bnkit.surgery import insert
-from bnkit_claims.core.bands import band
-from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
-from bnkit_claims.core.evidence import Beside, Evidence, Part
-from bnkit_claims.core.figures import Axis, Dots, Lines, Rule
-from bnkit_claims.core.in_turn import in_turn
-from bnkit_claims.core.judging import beyond
-from bnkit_claims.core.material import subject
-from bnkit_claims.core.pairing import ranged
-from bnkit_claims.core.points import points
+from bnkit_claims.core.cases import in_turn
+from bnkit_claims.core.charts import Axis, Dots, Lines, Rule, band, ranged
+from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
+from bnkit_claims.core.evidence import Beside, Evidence, Part, beyond
+from bnkit_claims.core.pairs import Records, points
+from bnkit_claims.core.trainings import subject
 
-Results = Sequence[Mapping[str, Any]]
 ROOT, VARIANCE, PLAIN = "root", "variance", "plain"
 ROUNDING = 1e-4  # relative, in float32: an output that moves by less is the same
 
@@ -52,9 +48,9 @@ class Pretrained(ClaimSettings):
     seeds: int = 4
 
 
-def run(settings: Pretrained, each: Each = in_turn) -> Evidence:
+def run(settings: Pretrained, run_cases: RunCases = in_turn) -> Evidence:
     """Return what insertion by either rule changes, and where fine-tuning leads afterwards."""
-    return judge(each(insertion, settings, list(range(settings.seeds))))
+    return judge(run_cases(insertion, settings, list(range(settings.seeds))))
 
 
 def insertion(settings: Pretrained, seed: int) -> dict[str, Any]:
@@ -64,8 +60,7 @@ def insertion(settings: Pretrained, seed: int) -> dict[str, Any]:
     weights are the root of the variance, or, as in the published recipe, the variance. The plain
     network is trained further too. `moved` is the largest change of a test output ÷ the largest.
     """
-    options = {"init": settings.init, "batch_size": settings.batch_size}
-    drawn = subject(settings, settings.network, activations=["relu"], **options)
+    drawn = subject(settings, settings.network, activations=["relu"])
     model, loaders = drawn.network("plain", "relu", seed), drawn.loaders(seed)
     plan = Training(
         settings.learning_rate,
@@ -149,7 +144,7 @@ def _measured(model: nn.Module, loaders: Loaders) -> dict[str, float]:
         return {"loss": float(loss), "accuracy": accuracy(model, loaders.test)}
 
 
-def judge(found: Results) -> Evidence:
+def judge(found: Records) -> Evidence:
     """Return the verdict: which insertion changes nothing, and what fine-tuning gains."""
     gain = _gain(found, lambda row: row[PLAIN]["before"], lambda row: row[ROOT]["after"])
     lead = _gain(found, lambda row: row[PLAIN]["after"], lambda row: row[ROOT]["after"])
@@ -181,32 +176,32 @@ def judge(found: Results) -> Evidence:
     )
 
 
-def _same(found: Results, name: str) -> bool | None:
+def _same(found: Records, name: str) -> bool | None:
     """Return whether no output moves with any seed; that all move with every seed is a no."""
     same = [row[name]["moved"] < ROUNDING for row in found]
     return None if len(same) < 3 or (any(same) and not all(same)) else all(same)
 
 
-def _gain(found: Results, earlier: Any, later: Any) -> PairedDifference:
+def _gain(found: Records, earlier: Any, later: Any) -> PairedDifference:
     return paired_difference((earlier(row)["accuracy"], later(row)["accuracy"]) for row in found)
 
 
 def _higher(what: str, gain: PairedDifference) -> Part:
-    return Part(what, points(gain), beyond(gain.low, gain.high, bar=0, negligible=0.001))
+    return Part(what, points(gain), beyond(gain, bar=0, negligible=0.001))
 
 
-def _unmoved(what: str, found: Results, name: str) -> Part:
+def _unmoved(what: str, found: Records, name: str) -> Part:
     moved = [float(row[name]["moved"]) for row in found]
     figures = f"outputs move by {min(moved):.2g} to {max(moved):.2g} times the largest, over seeds"
     return Part(what, figures, _same(found, name))
 
 
-def _by_variance(found: Results, what: str, form: str) -> Beside:
+def _by_variance(found: Records, what: str, form: str) -> Beside:
     plain, variance = (format(_of(found, name, what), form) for name in (PLAIN, VARIANCE))
     return Beside(f"test {what} on insertion by the variance", f"from {plain} to {variance}")
 
 
-def _against(found: Results) -> tuple[str, ...]:
+def _against(found: Records) -> tuple[str, ...]:
     note = (
         "Against its source, the published recipe, the variance as weight, changes what the "
         "network computes."
@@ -214,7 +209,7 @@ def _against(found: Results) -> tuple[str, ...]:
     return (note,) if _same(found, VARIANCE) is False else ()
 
 
-def _headline(found: Results, gain: PairedDifference, lead: PairedDifference) -> str:
+def _headline(found: Records, gain: PairedDifference, lead: PairedDifference) -> str:
     outputs = {True: "changes no output", False: "changes outputs", None: "may change outputs"}
     tuned, more = (100 * (each.difference or 0) for each in (gain, lead))
     plain, variance = (100 * _of(found, name, "accuracy") for name in (PLAIN, VARIANCE))
@@ -225,14 +220,14 @@ def _headline(found: Results, gain: PairedDifference, lead: PairedDifference) ->
     )
 
 
-def _of(found: Results, name: str, what: str, when: str = "before") -> float:
+def _of(found: Records, name: str, what: str, when: str = "before") -> float:
     return median(float(row[name][when][what]) for row in found)
 
 
 LABELS = {PLAIN: "plain", ROOT: "root of the variance", VARIANCE: "variance, as published"}
 
 
-def _losses(found: Results) -> Dots:
+def _losses(found: Records) -> Dots:
     dots = [
         ranged(
             label,
@@ -251,7 +246,7 @@ def _losses(found: Results) -> Dots:
     )
 
 
-def _curves(found: Results) -> Lines:
+def _curves(found: Records) -> Lines:
     steps = found[0][PLAIN]["steps"]
     lines = [
         band(label, steps, [row[name]["accuracies"] for row in found], scale=100)

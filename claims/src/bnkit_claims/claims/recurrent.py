@@ -14,15 +14,12 @@ from bnkit.experiments.results import Side
 from bnkit.experiments.statistics import PairedDifference, paired_difference
 from bnkit.experiments.training import accuracy
 from bnkit.observation import evaluating
-from bnkit_claims.core.bands import band
-from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
-from bnkit_claims.core.evidence import Beside, Evidence, Part
-from bnkit_claims.core.figures import Axis, Dots, Lines
-from bnkit_claims.core.in_turn import in_turn
-from bnkit_claims.core.judging import beyond
-from bnkit_claims.core.pairing import Found, of, ranged
-from bnkit_claims.core.points import points
-from bnkit_claims.core.reading import ORDERS, Order, Reader, average_statistics, order_of
+from bnkit_claims.core.cases import in_turn
+from bnkit_claims.core.charts import Axis, Dots, Lines, band, ranged
+from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
+from bnkit_claims.core.evidence import Beside, Evidence, Part, beyond
+from bnkit_claims.core.pairs import Records, points, select
+from bnkit_claims.core.pixel_lstm import ORDERS, Order, Reader, average_statistics, order_of
 
 Kind = Literal["plain", "gamma 0.1", "gamma 1"]
 GAMMAS: dict[Kind, float] = {"gamma 0.1": 0.1, "gamma 1": 1.0}
@@ -57,10 +54,10 @@ class Recurrent(ClaimSettings):
     population: int = 3  # training mini-batches whose statistics are averaged for evaluation
 
 
-def run(settings: Recurrent, each: Each = in_turn) -> Evidence:
+def run(settings: Recurrent, run_cases: RunCases = in_turn) -> Evidence:
     """Return how fast and how well LSTMs with and without batch norm learn to read pixels."""
     cases = [(order, kind, seed) for order, kind in READ for seed in range(settings.seeds)]
-    return judge(settings, each(read, settings, cases))
+    return judge(settings, run_cases(read, settings, cases))
 
 
 def read(settings: Recurrent, case: tuple[Order, Kind, int]) -> dict[str, Any]:
@@ -121,7 +118,7 @@ def _first(examples: Examples, count: int) -> Examples:
     return Examples(examples.inputs[:count], examples.targets[:count])
 
 
-def judge(settings: Recurrent, found: Found) -> Evidence:
+def judge(settings: Recurrent, found: Records) -> Evidence:
     """Return the verdict: each difference in accuracy has to lie above 0 with its interval."""
     speed = {order: _more(found, order, "plain", _mean_accuracy) for order in ORDERS}
     final = {order: _more(found, order, "plain", _test_accuracy) for order in ORDERS}
@@ -151,17 +148,17 @@ def _test_accuracy(row: Any) -> float:
     return float(row["test"])
 
 
-def _more(found: Found, order: Order, than: Kind, value: Any) -> PairedDifference:
+def _more(found: Records, order: Order, than: Kind, value: Any) -> PairedDifference:
     """Return by how much gamma 0.1 exceeds `than`, over seeds."""
     lower, upper = (
-        {row["seed"]: value(row) for row in of(found, order=order, kind=kind)}
+        {row["seed"]: value(row) for row in select(found, order=order, kind=kind)}
         for kind in (than, "gamma 0.1")
     )
     return paired_difference((lower[seed], upper[seed]) for seed in sorted(upper))
 
 
 def _shown(difference: PairedDifference) -> bool | None:
-    return beyond(difference.low, difference.high, bar=0, negligible=0.005)
+    return beyond(difference, bar=0, negligible=0.005)
 
 
 _ALONG, _END = "averaged over training", "at the end"
@@ -192,7 +189,7 @@ def _side(kind: Kind) -> Side | None:
     return sides.get(kind)
 
 
-def _curves(settings: Recurrent, found: Found, speed: dict[Order, PairedDifference]) -> Lines:
+def _curves(settings: Recurrent, found: Records, speed: dict[Order, PairedDifference]) -> Lines:
     steps = range(settings.every, settings.steps + 1, settings.every)
     ahead = [order for order in ORDERS if _shown(speed[order])]
     titles = {
@@ -208,7 +205,7 @@ def _curves(settings: Recurrent, found: Found, speed: dict[Order, PairedDifferen
             band(
                 _name(kind),
                 tuple(steps),
-                [row["accuracies"] for row in of(found, order=order, kind=kind)],
+                [row["accuracies"] for row in select(found, order=order, kind=kind)],
                 side=_side(kind),
                 panel=f"pixels {order}",
                 scale=100,
@@ -218,7 +215,7 @@ def _curves(settings: Recurrent, found: Found, speed: dict[Order, PairedDifferen
     )
 
 
-def _final_chart(found: Found, final: dict[Order, PairedDifference]) -> Dots:
+def _final_chart(found: Records, final: dict[Order, PairedDifference]) -> Dots:
     gains = ", ".join(
         f"{100 * (final[order].difference or 0):+.1f} points {order}" for order in ORDERS
     )
@@ -229,7 +226,7 @@ def _final_chart(found: Found, final: dict[Order, PairedDifference]) -> Dots:
             ranged(
                 f"pixels {order}",
                 _name(kind),
-                [100 * row["test"] for row in of(found, order=order, kind=kind)],
+                [100 * row["test"] for row in select(found, order=order, kind=kind)],
                 _side(kind),
             )
             for order, kind in READ

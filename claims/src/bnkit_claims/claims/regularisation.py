@@ -14,22 +14,18 @@ from bnkit.experiments.loaders import Loaders
 from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import (
     PairedDifference,
-    PairedRatio,
     paired_difference,
     paired_ratio,
 )
 from bnkit.moments import Moments
 from bnkit.observation import evaluating, normalising_by_batch_statistics
 from bnkit.recalibration import recalibrate
-from bnkit_claims.core.bands import band
-from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
-from bnkit_claims.core.evidence import Beside, Evidence, Part
-from bnkit_claims.core.figures import Axis, Dot, Dots, Lines
-from bnkit_claims.core.in_turn import in_turn
-from bnkit_claims.core.judging import beyond
-from bnkit_claims.core.material import subject
-from bnkit_claims.core.pairing import Found, of, ranged
-from bnkit_claims.core.points import evaluated, finished, points
+from bnkit_claims.core.cases import in_turn
+from bnkit_claims.core.charts import Axis, Dot, Dots, Lines, band, ranged
+from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
+from bnkit_claims.core.evidence import Beside, Evidence, Part, above_one, beyond
+from bnkit_claims.core.pairs import Records, points, select
+from bnkit_claims.core.trainings import accuracy_in_eval_mode, subject, train_to_end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,22 +55,22 @@ class Regularisation(ClaimSettings):
         return self.batch_sizes[-1]
 
 
-def run(settings: Regularisation, each: Each = in_turn) -> Evidence:
+def run(settings: Regularisation, run_cases: RunCases = in_turn) -> Evidence:
     """Return the noise of batch norm, what it does to the gap, and the trap with dropout."""
     seeds = range(settings.seeds)
     cases = list(product(SIDES, settings.batch_sizes, (False, True), seeds))
     return judge(
         settings,
-        noises=each(noise, settings, list(seeds)),
-        gaps=each(gap, settings, cases),
-        traps=each(trap, settings, list(seeds)),
+        noises=run_cases(noise, settings, list(seeds)),
+        gaps=run_cases(gap, settings, cases),
+        traps=run_cases(trap, settings, list(seeds)),
     )
 
 
 def noise(settings: Regularisation, seed: int) -> dict[str, Any]:
     """Return the noise of a trained network's outputs at each mini-batch size."""
     model, loaders, few = _drawn(settings, "batch norm", settings.largest, seed)
-    finished(model, loaders, learning_rate=settings.learning_rate, steps=settings.steps)
+    train_to_end(model, loaders, learning_rate=settings.learning_rate, steps=settings.steps)
     held_out = load(settings.data, folder=settings.folder).held_out.inputs
     generator = torch.Generator().manual_seed(seed)
     noises = [
@@ -118,8 +114,11 @@ def gap(settings: Regularisation, case: tuple[Side, int, bool, int]) -> dict[str
     model, loaders, few = _drawn(settings, side, batch_size, seed)
     if dropout:
         model = followed(model, lambda _: [nn.Dropout(settings.dropout)])
-    finished(model, loaders, learning_rate=settings.learning_rate, steps=settings.steps)
-    train, test = evaluated(model, [(few.inputs, few.targets)]), evaluated(model, loaders.test)
+    train_to_end(model, loaders, learning_rate=settings.learning_rate, steps=settings.steps)
+    train, test = (
+        accuracy_in_eval_mode(model, [(few.inputs, few.targets)]),
+        accuracy_in_eval_mode(model, loaders.test),
+    )
     return {
         "side": side,
         "batch size": batch_size,
@@ -138,13 +137,13 @@ def trap(settings: Regularisation, seed: int) -> dict[str, Any]:
     """
     plain, loaders, few = _drawn(settings, "plain", settings.largest, seed)
     model = followed(plain, lambda n: [nn.Dropout(settings.dropout), nn.BatchNorm1d(n)])
-    finished(model, loaders, learning_rate=settings.learning_rate, steps=settings.steps)
+    train_to_end(model, loaders, learning_rate=settings.learning_rate, steps=settings.steps)
     mended = recalibrate(model, [few.inputs], estimator="layer_by_layer", progress=False)
     return {
         "seed": seed,
         "shift": shift_of(model, mended),
-        "trapped": evaluated(model, loaders.test),
-        "mended": evaluated(mended, loaders.test),
+        "trapped": accuracy_in_eval_mode(model, loaders.test),
+        "mended": accuracy_in_eval_mode(mended, loaders.test),
     }
 
 
@@ -177,7 +176,7 @@ def _drawn(
     settings: Regularisation, side: Side, batch_size: int, seed: int
 ) -> tuple[nn.Module, Loaders, Examples]:
     """Return the network, its loaders with few examples to train on, and these."""
-    drawn = subject(settings, hidden=settings.hidden, batch_size=batch_size)
+    drawn = subject(settings, batch_size=batch_size)
     every = load(settings.data, folder=settings.folder).train
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(every), generator=generator)[: settings.examples]
@@ -187,7 +186,7 @@ def _drawn(
     return drawn.network(side, "relu", seed), Loaders(train, held_out, test), few
 
 
-def judge(settings: Regularisation, noises: Found, gaps: Found, traps: Found) -> Evidence:
+def judge(settings: Regularisation, noises: Records, gaps: Records, traps: Records) -> Evidence:
     """Return the verdict over the noise, the gap at each batch size, dropout, and the trap."""
     first_last = paired_ratio((each["noises"][0], each["noises"][-1]) for each in noises)
     narrowed = {size: _narrowed(settings, gaps, size) for size in settings.batch_sizes}
@@ -201,7 +200,7 @@ def judge(settings: Regularisation, noises: Found, gaps: Found, traps: Found) ->
                 "noise that falls with the mini-batch size",
                 f"{first_last} times as much at {settings.noise_sizes[0]} examples as at "
                 f"{settings.noise_sizes[-1]}",
-                _above_one(first_last),
+                above_one(first_last),
             ),
             *(
                 Part(f"a narrower gap at mini-batches of {n}", points(d), _less(d))
@@ -210,12 +209,12 @@ def judge(settings: Regularisation, noises: Found, gaps: Found, traps: Found) ->
             Part(
                 "no loss when batch norm replaces dropout",
                 f"{points(instead)} of test accuracy",
-                beyond(instead.low, instead.high, bar=-settings.close, negligible=-settings.close),
+                beyond(instead, bar=-settings.close, negligible=-settings.close),
             ),
             Part(
                 "variance enlarged by dropout right before batch norm",
                 f"{shift} times that in use",
-                _above_one(shift),
+                above_one(shift),
             ),
         ),
         beside=(Beside("accuracy regained by statistics without dropout", points(mended)),),
@@ -243,15 +242,11 @@ def _by(difference: PairedDifference, more: str, less: str) -> str:
     return f"{size} points {more if difference.difference > 0 else less}"
 
 
-def _above_one(ratio: PairedRatio) -> bool | None:
-    return beyond(ratio.low, ratio.high, bar=1, negligible=1.1)
-
-
 def _less(difference: PairedDifference) -> bool | None:
-    return beyond(difference.low, difference.high, bar=0, negligible=0.002)
+    return beyond(difference, bar=0, negligible=0.002)
 
 
-def _narrowed(settings: Regularisation, gaps: Found, size: int) -> PairedDifference:
+def _narrowed(settings: Regularisation, gaps: Records, size: int) -> PairedDifference:
     """Return plain − batch norm of the gap, without dropout."""
     batch_norm, plain = (
         _by_seed(_trained(settings, gaps), "gap", size, side, dropout=False)
@@ -260,14 +255,14 @@ def _narrowed(settings: Regularisation, gaps: Found, size: int) -> PairedDiffere
     return _paired(batch_norm, plain)
 
 
-def _instead(settings: Regularisation, gaps: Found) -> PairedDifference:
+def _instead(settings: Regularisation, gaps: Records) -> PairedDifference:
     """Return batch norm without dropout − plain with dropout, of the test accuracy."""
     rows = _trained(settings, gaps)
     plain = _by_seed(rows, "test", settings.largest, "plain", dropout=True)
     return _paired(plain, _by_seed(rows, "test", settings.largest, "batch norm", dropout=False))
 
 
-def _trained(settings: Regularisation, gaps: Found) -> Found:
+def _trained(settings: Regularisation, gaps: Records) -> Records:
     return [row for row in gaps if row["train"] >= settings.trained]
 
 
@@ -275,12 +270,12 @@ def _paired(first: Mapping[int, float], second: Mapping[int, float]) -> PairedDi
     return paired_difference((first[n], second[n]) for n in sorted(first.keys() & second.keys()))
 
 
-def _by_seed(gaps: Found, what: str, size: int, side: str, *, dropout: bool) -> dict[int, float]:
-    rows = of(gaps, **{"side": side, "dropout": dropout, "batch size": size})
+def _by_seed(gaps: Records, what: str, size: int, side: str, *, dropout: bool) -> dict[int, float]:
+    rows = select(gaps, **{"side": side, "dropout": dropout, "batch size": size})
     return {row["seed"]: row[what] for row in rows}
 
 
-def _noise_chart(settings: Regularisation, noises: Found) -> Lines:
+def _noise_chart(settings: Regularisation, noises: Records) -> Lines:
     sizes, runs = settings.noise_sizes, [each["noises"] for each in noises]
     line = band("batch norm", sizes, runs, side="batch norm", scale=100)
     root = band("1 ÷ √size", sizes, [[(sizes[0] / n) ** 0.5 * (line.y[0] or 0) for n in sizes]])
@@ -292,7 +287,7 @@ def _noise_chart(settings: Regularisation, noises: Found) -> Lines:
     )
 
 
-def _gap_chart(settings: Regularisation, gaps: Found) -> Dots:
+def _gap_chart(settings: Regularisation, gaps: Records) -> Dots:
     kinds: Mapping[str, tuple[Side, bool]] = {
         f"{side}{' and dropout' if dropout else ''}": (side, dropout)
         for side, dropout in product(SIDES, (False, True))
@@ -314,7 +309,7 @@ def _gap_chart(settings: Regularisation, gaps: Found) -> Dots:
     )
 
 
-def _trap_chart(traps: Found) -> Dots:
+def _trap_chart(traps: Records) -> Dots:
     names: Sequence[tuple[str, str]] = (
         ("trapped", "statistics of training"),
         ("mended", "statistics without dropout"),

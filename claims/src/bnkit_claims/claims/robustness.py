@@ -17,14 +17,12 @@ from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import PairedDifference, paired_difference
 from bnkit.recalibration import adapt
 from bnkit.surgery import add
-from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
-from bnkit_claims.core.evidence import Evidence, Part
-from bnkit_claims.core.figures import Axis, Dot, Dots, Picture, Pictures, Rule
-from bnkit_claims.core.in_turn import in_turn
-from bnkit_claims.core.judging import beyond
-from bnkit_claims.core.material import subject
-from bnkit_claims.core.pairing import Found, of, ranged
-from bnkit_claims.core.points import evaluated, finished, in_points, points
+from bnkit_claims.core.cases import in_turn
+from bnkit_claims.core.charts import Axis, Dot, Dots, Picture, Pictures, Rule, in_points, ranged
+from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
+from bnkit_claims.core.evidence import Evidence, Part, beyond
+from bnkit_claims.core.pairs import Records, points, select
+from bnkit_claims.core.trainings import accuracy_in_eval_mode, subject, train_to_end
 
 Ink = tuple[str, float, float, float]  # its name, and its red, green and blue from 0 to 1
 Trainee = tuple[str, int, float]  # network, training steps, learning rate
@@ -61,13 +59,13 @@ class Robustness(ClaimSettings):
     negligible: float = 0.005
 
 
-def run(settings: Robustness, each: Each = in_turn) -> Evidence:
+def run(settings: Robustness, run_cases: RunCases = in_turn) -> Evidence:
     """Return the accuracy in each ink, with and without batch norm, and adapted to it."""
     cases = [
         (*trainee, *case)
         for trainee, *case in product(settings.networks, SIDES, range(settings.seeds))
     ]
-    return judge(settings, each(training, settings, cases))
+    return judge(settings, run_cases(training, settings, cases))
 
 
 def training(settings: Robustness, case: tuple[str, int, float, Side, int]) -> list[dict[str, Any]]:
@@ -75,16 +73,18 @@ def training(settings: Robustness, case: tuple[str, int, float, Side, int]) -> l
     network, steps, rate, side, seed = case
     data = load(settings.data, folder=settings.folder)
     model, loaders = _drawn(settings, network, side, seed)
-    finished(model, loaders, learning_rate=rate, steps=steps)
+    train_to_end(model, loaders, learning_rate=rate, steps=steps)
     found = []
     for ink in (settings.ink, *settings.others):
         fields = {"network": network, "ink": ink[0], "seed": seed}
         test = list(_split(written(data.test, ink)))
-        found.append({**fields, "kind": side, "accuracy": evaluated(model, test)})
+        found.append({**fields, "kind": side, "accuracy": accuracy_in_eval_mode(model, test)})
         if side == "batch norm":
             images = written(data.train, ink).inputs[: settings.adapting]
             better = adapt(model, [images], progress=False)
-            found.append({**fields, "kind": ADAPTED, "accuracy": evaluated(better, test)})
+            found.append(
+                {**fields, "kind": ADAPTED, "accuracy": accuracy_in_eval_mode(better, test)}
+            )
     return found
 
 
@@ -102,7 +102,7 @@ def written(examples: Examples, ink: Ink) -> Examples:
 def _drawn(settings: Robustness, network: str, side: Side, seed: int) -> tuple[nn.Module, Loaders]:
     """Return the network for coloured images, and loaders of them in the ink to train on."""
     seed_everything(seed)
-    drawn = subject(settings, batch_size=settings.batch_size)
+    drawn = subject(settings)
     grey = drawn.loaders(seed)
     train = _in_ink(grey.train, settings.ink)
     channels = (3, *drawn.example(seed).shape[2:])
@@ -139,7 +139,7 @@ def judge(settings: Robustness, trained: list[list[Mapping[str, Any]]]) -> Evide
             Part(
                 f"{network} keeps more accuracy {COMPARED[kinds][0]}",
                 points(gain),
-                beyond(gain.low, gain.high, bar=0, negligible=settings.negligible),
+                beyond(gain, bar=0, negligible=settings.negligible),
             )
             for (network, kinds), gain in gains.items()
         ),
@@ -183,7 +183,7 @@ def _notes(settings: Robustness, gains: Gains) -> Iterator[str]:
 
 
 def _gain(
-    settings: Robustness, rows: Found, network: str, before: str, after: str
+    settings: Robustness, rows: Records, network: str, before: str, after: str
 ) -> PairedDifference:
     """Return by how much less `after` loses than `before`, over the seeds at which both train."""
     first, second = (_losses(settings, rows, network, kind) for kind in (before, after))
@@ -191,13 +191,13 @@ def _gain(
     return paired_difference((second[seed], first[seed]) for seed in both)
 
 
-def _losses(settings: Robustness, rows: Found, network: str, kind: str) -> dict[int, float]:
+def _losses(settings: Robustness, rows: Records, network: str, kind: str) -> dict[int, float]:
     """Return by seed the accuracy in the own ink less the mean in the others, where it trained.
 
     An adapted network lost what it has less than the one it was made of had in its own ink.
     """
     side = "batch norm" if kind == ADAPTED else kind
-    base = of(rows, network=network, kind=side, ink=settings.ink[0])
+    base = select(rows, network=network, kind=side, ink=settings.ink[0])
     own = {row["seed"]: row["accuracy"] for row in base if row["accuracy"] >= settings.trained}
     return {
         seed: fmean(
@@ -207,18 +207,18 @@ def _losses(settings: Robustness, rows: Found, network: str, kind: str) -> dict[
     }
 
 
-def _in_others(settings: Robustness, rows: Found, network: str, kind: str, seed: int) -> Found:
+def _in_others(settings: Robustness, rows: Records, network: str, kind: str, seed: int) -> Records:
     others = {name for name, *_ in settings.others}
-    return [r for r in of(rows, network=network, kind=kind, seed=seed) if r["ink"] in others]
+    return [r for r in select(rows, network=network, kind=kind, seed=seed) if r["ink"] in others]
 
 
-def _by_ink(settings: Robustness, rows: Found) -> Dots:
+def _by_ink(settings: Robustness, rows: Records) -> Dots:
     sides: dict[str, Side | None] = {"plain": "plain", "batch norm": "batch norm", ADAPTED: None}
     dots: list[Dot] = [
         ranged(
             f"{network}, {ink[0]}",
             kind,
-            [100 * r["accuracy"] for r in of(rows, network=network, kind=kind, ink=ink[0])],
+            [100 * r["accuracy"] for r in select(rows, network=network, kind=kind, ink=ink[0])],
             sides[kind],
         )
         for network, *_ in settings.networks

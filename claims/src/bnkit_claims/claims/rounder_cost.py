@@ -15,16 +15,13 @@ from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import PairedRatio, paired_ratio
 from bnkit.moments import Moments
 from bnkit.observation import normalising_by_batch_statistics
-from bnkit_claims.core.bands import band
-from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
-from bnkit_claims.core.evidence import Evidence, Part
-from bnkit_claims.core.figures import Axis, Dots, Lines, Rule, Surface, Surfaces
+from bnkit_claims.core.cases import in_turn
+from bnkit_claims.core.charts import Axis, Dots, Lines, Rule, Surface, Surfaces, band, ranged
+from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
+from bnkit_claims.core.evidence import Evidence, Part, above_one
 from bnkit_claims.core.gradients import distance, gradient_at, norm, parameters_of
-from bnkit_claims.core.in_turn import in_turn
-from bnkit_claims.core.judging import beyond
-from bnkit_claims.core.material import subject
-from bnkit_claims.core.pairing import Found, of, ranged, ratio_of, rounded
-from bnkit_claims.core.stretches import in_stretches
+from bnkit_claims.core.pairs import Records, ratio_of, rounded, select
+from bnkit_claims.core.trainings import in_segments, subject
 
 MEASURES = ("loss range", "gradient predictiveness", "effective smoothness")
 INPUTS = ("raw", "normalised")
@@ -51,12 +48,12 @@ class RounderCost(ClaimSettings):
     grid: int = 21
 
 
-def run(settings: RounderCost, each: Each = in_turn) -> Evidence:
+def run(settings: RounderCost, run_cases: RunCases = in_turn) -> Evidence:
     """Return the shape of the cost: of logistic regression, and of a network along its steps."""
     seeds = range(settings.seeds)
-    regressions = each(regress, settings, list(seeds))
-    curved = each(hidden_curvature, settings, list(product(SIDES, seeds)))
-    walked = each(walk, settings, list(product(SIDES, settings.learning_rates, seeds)))
+    regressions = run_cases(regress, settings, list(seeds))
+    curved = run_cases(hidden_curvature, settings, list(product(SIDES, seeds)))
+    walked = run_cases(walk, settings, list(product(SIDES, settings.learning_rates, seeds)))
     return judge(settings, regressions, curved, walked)
 
 
@@ -146,8 +143,6 @@ def hidden_curvature(settings: RounderCost, case: tuple[Side, int]) -> dict[str,
     drawn = subject(
         settings,
         hidden=[settings.hessian_hidden],
-        batch_size=settings.batch_size,
-        init=settings.init,
         activations=["tanh"],
     )
     model = drawn.network(side, "tanh", seed).double()
@@ -180,16 +175,10 @@ def hidden_curvature(settings: RounderCost, case: tuple[Side, int]) -> dict[str,
 def walk(settings: RounderCost, case: tuple[Side, float, int]) -> dict[str, Any]:
     """Return the three measures of Santurkar et al. 2018 (section 3.1) along one training."""
     side, rate, seed = case
-    drawn = subject(
-        settings,
-        hidden=settings.hidden,
-        batch_size=settings.batch_size,
-        init=settings.init,
-        activations=[settings.activation],
-    )
+    drawn = subject(settings, activations=[settings.activation])
     model = drawn.network(side, settings.activation, seed)
     batches = iter(drawn.loaders(seed).train)
-    stretches = in_stretches(
+    stretches = in_segments(
         model, drawn.loaders(seed), learning_rate=rate, steps=settings.steps, every=settings.every
     )
     sizes = [rate * reach for reach in settings.reaches]
@@ -218,12 +207,14 @@ def look_ahead(model: nn.Module, batch: Any, sizes: Sequence[float]) -> dict[str
     return {n: v if math.isfinite(v) else None for n, v in zip(MEASURES, values, strict=True)}
 
 
-def judge(settings: RounderCost, regressions: Found, curved: Found, walked: Found) -> Evidence:
+def judge(
+    settings: RounderCost, regressions: Records, curved: Records, walked: Records
+) -> Evidence:
     """Return the verdict: each condition number and each measure along the step is smaller."""
     regression = paired_ratio((each["raw"], each["normalised"]) for each in regressions)
     hidden = ratio_of(curved, "spread")
     along = {
-        (name, rate): ratio_of(_means(of(walked, rate=rate), name), name)
+        (name, rate): ratio_of(_means(select(walked, rate=rate), name), name)
         for name, rate in product(MEASURES, settings.learning_rates)
     }
     return Evidence(
@@ -266,7 +257,7 @@ def _times(ratios: Iterable[PairedRatio]) -> str:
 
 
 def _part(what: str, ratio: PairedRatio) -> Part:
-    shown = beyond(ratio.low, ratio.high, bar=1, negligible=1.1)
+    shown = above_one(ratio)
     unknown = "no pair in which both sides stay finite"
     return Part(what, unknown if ratio.ratio is None else f"{_large(ratio)} times", shown)
 
@@ -278,7 +269,7 @@ def _large(ratio: PairedRatio) -> str:
     return f"{mean} ({low} to {high})"
 
 
-def _means(walked: Found, name: str) -> list[Mapping[str, Any]]:
+def _means(walked: Records, name: str) -> list[Mapping[str, Any]]:
     """Return the cases with the mean over training in place of each step; None if not finite."""
     return [{**each, name: _mean(each[name])} for each in walked]
 
@@ -298,7 +289,7 @@ def _surface(panel: str, found: Mapping[str, Any]) -> Surface:
     return Surface(panel, axis, axis, tuple(map(tuple, found["values"])))
 
 
-def _input_chart(regressions: Found, ratio: PairedRatio) -> Surfaces:
+def _input_chart(regressions: Records, ratio: PairedRatio) -> Surfaces:
     surfaces = tuple(
         _surface(f"{name} inputs", regressions[0][f"{name} surface"]) for name in INPUTS
     )
@@ -314,7 +305,7 @@ def _input_chart(regressions: Found, ratio: PairedRatio) -> Surfaces:
     )
 
 
-def _plane_chart(curved: Found, ratio: PairedRatio) -> Surfaces:
+def _plane_chart(curved: Records, ratio: PairedRatio) -> Surfaces:
     first = [each for each in curved if each["seed"] == curved[0]["seed"]]
     times = "" if ratio.ratio is None else f", {ratio.ratio:.1f} times as far apart without"
     return Surfaces(
@@ -326,13 +317,13 @@ def _plane_chart(curved: Found, ratio: PairedRatio) -> Surfaces:
     )
 
 
-def _step_chart(settings: RounderCost, walked: Found, name: str) -> Lines:
+def _step_chart(settings: RounderCost, walked: Records, name: str) -> Lines:
     steps = list(range(0, settings.steps + 1, settings.every))
     lines = [
         band(
             side,
             steps,
-            [each[name] for each in of(walked, side=side, rate=rate)],
+            [each[name] for each in select(walked, side=side, rate=rate)],
             side=side,
             panel=f"learning rate {rate:g}",
         )
@@ -363,14 +354,16 @@ _TITLES = {
 }
 
 
-def _condition_chart(regressions: Found, curved: Found) -> Dots:
+def _condition_chart(regressions: Records, curved: Records) -> Dots:
     dots = [
         *(
             ranged("logistic regression", f"{name} inputs", [each[name] for each in regressions])
             for name in INPUTS
         ),
         *(
-            ranged("hidden layer", side, [each["spread"] for each in of(curved, side=side)], side)
+            ranged(
+                "hidden layer", side, [each["spread"] for each in select(curved, side=side)], side
+            )
             for side in SIDES
         ),
     ]

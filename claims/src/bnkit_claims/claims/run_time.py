@@ -19,17 +19,13 @@ from bnkit.internals import AnyBatchNorm
 from bnkit.moments import Moments
 from bnkit.observation import evaluating, seeing_inputs
 from bnkit.recalibration import recalibrate
-from bnkit_claims.core.bands import band
-from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
-from bnkit_claims.core.evidence import Beside, Evidence, Part
-from bnkit_claims.core.figures import Axis, Lines
-from bnkit_claims.core.in_turn import in_turn
-from bnkit_claims.core.judging import beyond
-from bnkit_claims.core.material import subject
-from bnkit_claims.core.pairing import of
-from bnkit_claims.core.points import points
+from bnkit_claims.core.cases import in_turn
+from bnkit_claims.core.charts import Axis, Lines, band
+from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
+from bnkit_claims.core.evidence import Beside, Evidence, Part, beyond
+from bnkit_claims.core.pairs import Records, points, select
+from bnkit_claims.core.trainings import subject
 
-Results = Sequence[Mapping[str, Any]]
 Trainee = tuple[str, int, float]  # network, training steps, learning rate
 ByName = Mapping[str, PairedDifference]
 ByMomentum = Mapping[float, PairedDifference]
@@ -63,11 +59,11 @@ class RunTime(ClaimSettings):
         return (1, *self.mini_batches)
 
 
-def run(settings: RunTime, each: Each = in_turn) -> Evidence:
+def run(settings: RunTime, run_cases: RunCases = in_turn) -> Evidence:
     """Return what batch norm answers at run time, by the statistics that it normalises by."""
     seeds, names = range(settings.seeds), [name for name, _, _ in settings.networks]
-    asked = each(answered, settings, list(product(names, seeds)))
-    followed = each(along_training, settings, list(product(settings.momenta, seeds)))
+    asked = run_cases(answered, settings, list(product(names, seeds)))
+    followed = run_cases(along_training, settings, list(product(settings.momenta, seeds)))
     return judge(settings, asked, followed)
 
 
@@ -113,17 +109,8 @@ def along_training(settings: RunTime, case: tuple[float, int]) -> dict[str, Any]
 
 def drawn_for(settings: RunTime, network: str, momentum: float) -> Experiment:
     """Return what the networks and mini-batches of these settings come from."""
-    hidden = {"hidden": settings.hidden} if network == "mlp" else {}
-    return subject(
-        settings,
-        network,
-        activations=["relu"],
-        batch_size=settings.batch_size,
-        init=settings.init,
-        eps=settings.eps,
-        momentum=momentum,
-        **hidden,
-    )
+    options = {"activations": ["relu"], "eps": settings.eps, "momentum": momentum}
+    return subject(settings, network, **options)
 
 
 def trained(settings: RunTime, network: str, seed: int) -> tuple[nn.Module, Experiment]:
@@ -184,11 +171,11 @@ def share(hits: Tensor) -> float:
     return int(hits.sum()) / len(hits)
 
 
-def judge(settings: RunTime, asked: Results, followed: Results) -> Evidence:
+def judge(settings: RunTime, asked: Records, followed: Records) -> Evidence:
     """Return the verdict: single examples fail, moving averages lag early and serve at the end."""
-    lost = {name: _lost(of(asked, network=name)) for name, _, _ in settings.networks}
-    last = {m: _behind(of(followed, momentum=m), itemgetter(-1)) for m in settings.momenta}
-    most = {m: _behind(of(followed, momentum=m), max) for m in settings.momenta}
+    lost = {name: _lost(select(asked, network=name)) for name, _, _ in settings.networks}
+    last = {m: _behind(select(followed, momentum=m), itemgetter(-1)) for m in settings.momenta}
+    most = {m: _behind(select(followed, momentum=m), max) for m in settings.momenta}
     return Evidence(
         headline=_headline(lost, most, last),
         parts=tuple(_parts(lost, most, last)),
@@ -229,26 +216,26 @@ def _parts(lost: ByName, most: ByMomentum, last: ByMomentum) -> Iterator[Part]:
         yield Part(what, f"{points(d)} behind", _within(d))
 
 
-def _beside(settings: RunTime, asked: Results, followed: Results) -> Iterator[Beside]:
+def _beside(settings: RunTime, asked: Records, followed: Records) -> Iterator[Beside]:
     for name, _, _ in settings.networks:
         own, population, same = (
-            _percent(of(asked, network=name), what)
+            _percent(select(asked, network=name), what)
             for what in ("single", "population", "one_answer")
         )
         right = f"{own} by their own statistics, {population} by the population's"
         yield Beside(f"single examples that are right with {name}", right)
         yield Beside(f"single examples given the same answer, {name}", same)
     for momentum in settings.momenta:
-        arrival = f"within a point {_arrival(settings, of(followed, momentum=momentum))}"
+        arrival = f"within a point {_arrival(settings, select(followed, momentum=momentum))}"
         yield Beside(f"moving averages arrive, momentum {momentum:g}", arrival)
 
 
-def _lost(asked: Results) -> PairedDifference:
+def _lost(asked: Records) -> PairedDifference:
     """Return by how much the accuracy falls where examples come one at a time."""
     return paired_difference((r["single"], r["population"]) for r in asked)
 
 
-def _behind(followed: Results, chosen: Callable[[list[float]], float]) -> PairedDifference:
+def _behind(followed: Records, chosen: Callable[[list[float]], float]) -> PairedDifference:
     """Return by how much moving averages lie behind: at the end, or where it is most."""
     return paired_difference((0.0, chosen(_gaps(row))) for row in followed)
 
@@ -258,7 +245,7 @@ def _gaps(row: Mapping[str, Any]) -> list[float]:
 
 
 def _over(found: PairedDifference, bar: float) -> bool | None:
-    return beyond(found.low, found.high, bar=bar, negligible=bar)
+    return beyond(found, bar=bar, negligible=bar)
 
 
 def _within(found: PairedDifference) -> bool | None:
@@ -266,11 +253,11 @@ def _within(found: PairedDifference) -> bool | None:
     return None if behind is None else not behind
 
 
-def _percent(rows: Results, what: str) -> str:
+def _percent(rows: Records, what: str) -> str:
     return f"{median(100 * row[what] for row in rows):.0f}%"
 
 
-def _arrival(settings: RunTime, followed: Results) -> str:
+def _arrival(settings: RunTime, followed: Records) -> str:
     """Return in words the median step from which the moving averages stay within a point."""
     arrived = sorted(_arrived(_gaps(row)) for row in followed)
     late = arrived[len(arrived) // 2]
@@ -282,14 +269,14 @@ def _arrived(gaps: Sequence[float]) -> int:
     return max((place + 1 for place, gap in enumerate(gaps) if gap > 0.01), default=0)
 
 
-def _sizes_chart(settings: RunTime, asked: Results) -> Lines:
+def _sizes_chart(settings: RunTime, asked: Records) -> Lines:
     names = [name for name, _, _ in settings.networks]
-    singles = ", ".join(f"{n} {_percent(of(asked, network=n), 'single')}" for n in names)
+    singles = ", ".join(f"{n} {_percent(select(asked, network=n), 'single')}" for n in names)
     sizes = settings.sizes
     lines = [
         band(label, sizes, runs, panel=name, scale=100)
         for name in names
-        for rows in [of(asked, network=name)]
+        for rows in [select(asked, network=name)]
         for label, runs in {
             "its own": [row["own"] for row in rows],
             "population": [[row["population"]] * len(sizes) for row in rows],
@@ -303,8 +290,8 @@ def _sizes_chart(settings: RunTime, asked: Results) -> Lines:
     )
 
 
-def _training_chart(settings: RunTime, followed: Results) -> Lines:
-    rows = {m: of(followed, momentum=m) for m in settings.momenta}
+def _training_chart(settings: RunTime, followed: Records) -> Lines:
+    rows = {m: select(followed, momentum=m) for m in settings.momenta}
     arrivals = ", ".join(f"{_arrival(settings, found)} at {m:g}" for m, found in rows.items())
     lines = [
         band(label, settings.looks, [r[what] for r in found], panel=f"momentum {m:g}", scale=100)

@@ -13,15 +13,12 @@ from bnkit.experiments.loaders import first_of
 from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import PairedRatio
 from bnkit.functional import batch_norm
-from bnkit_claims.core.bands import band
-from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
-from bnkit_claims.core.evidence import Beside, Evidence, Part
-from bnkit_claims.core.figures import Axis, Line, Lines, Rule
-from bnkit_claims.core.in_turn import in_turn
-from bnkit_claims.core.judging import beyond
-from bnkit_claims.core.material import subject
-from bnkit_claims.core.pairing import Found, of, ratio_of
-from bnkit_claims.core.stretches import in_stretches
+from bnkit_claims.core.cases import in_turn
+from bnkit_claims.core.charts import Axis, Line, Lines, Rule, band
+from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
+from bnkit_claims.core.evidence import Beside, Evidence, Part, beyond
+from bnkit_claims.core.pairs import Records, ratio_of, select
+from bnkit_claims.core.trainings import in_segments, subject
 
 ROUNDING = 1e-9  # far above float64's rounding of such sums, far below any effect
 HUGE = 1000  # growth of the norm beyond which a run diverges, and its chart would show nothing else
@@ -43,11 +40,11 @@ class ScaleInvariance(ClaimSettings):
     every: int = 40
 
 
-def run(settings: ScaleInvariance, each: Each = in_turn) -> Evidence:
+def run(settings: ScaleInvariance, run_cases: RunCases = in_turn) -> Evidence:
     """Return how much a layer with batch norm feels the scale of its weights."""
     seeds = range(settings.seeds)
-    scaled = each(scale, settings, list(seeds))
-    trained = each(grow, settings, list(product(SIDES, settings.learning_rates, seeds)))
+    scaled = run_cases(scale, settings, list(seeds))
+    trained = run_cases(grow, settings, list(product(SIDES, settings.learning_rates, seeds)))
     return judge(settings, scaled, trained)
 
 
@@ -58,7 +55,7 @@ def scale(settings: ScaleInvariance, seed: int) -> dict[str, Any]:
     ∂BN((aW)u)/∂(aW) = (1/a) ∂BN(Wu)/∂W. Once in float64 with an eps that rounding swallows, once
     in float32 with that of practice. W is the first layer at its initial weights, u a mini-batch.
     """
-    drawn = subject(settings, **_options(settings))
+    drawn = subject(settings, activations=[settings.activation])
     inputs, _ = first_of(drawn.loaders(seed).train)
     weight = _weights(drawn.network("plain", settings.activation, seed))[0].detach()
     u = inputs.flatten(1)
@@ -105,13 +102,13 @@ def grow(settings: ScaleInvariance, case: tuple[Side, float, int]) -> dict[str, 
     rate ÷ |w|², in the mean over units (van Laarhoven 2017).
     """
     side, rate, seed = case
-    drawn = subject(settings, **_options(settings))
+    drawn = subject(settings, activations=[settings.activation])
     model = drawn.network(side, settings.activation, seed)
     weights = _weights(model)
     start = _norm(weights)
     norms, along, effective = [], [], []
     finished = True
-    for stretch in in_stretches(
+    for stretch in in_segments(
         model, drawn.loaders(seed), learning_rate=rate, steps=settings.steps, every=settings.every
     ):
         finished = stretch is None or stretch.outcome == "finished"
@@ -128,15 +125,6 @@ def grow(settings: ScaleInvariance, case: tuple[Side, float, int]) -> dict[str, 
         "along": sum(along) / len(along) if along else None,
         "norms": norms,
         "effective": effective,
-    }
-
-
-def _options(settings: ScaleInvariance) -> dict[str, Any]:
-    return {
-        "hidden": settings.hidden,
-        "batch_size": settings.batch_size,
-        "init": settings.init,
-        "activations": [settings.activation],
     }
 
 
@@ -163,11 +151,11 @@ def _along(weights: Sequence[Tensor]) -> float:
     return torch.cat(cosines).abs().mean().item()
 
 
-def judge(settings: ScaleInvariance, scaled: Found, trained: Found) -> Evidence:
+def judge(settings: ScaleInvariance, scaled: Records, trained: Records) -> Evidence:
     """Return the verdict: the identities hold, and the weights grow less in training."""
     exact = max(worst(each["without eps"][i]) for each in scaled for i in _places(settings))
     used = [max(worst(each["with eps"][i]) for each in scaled) for i in _places(settings)]
-    growth = {r: ratio_of(of(trained, rate=r), "growth") for r in settings.learning_rates}
+    growth = {r: ratio_of(select(trained, rate=r), "growth") for r in settings.learning_rates}
     along = ", ".join(f"{_mean_along(trained, side)} {side}" for side in SIDES)
     return Evidence(
         headline=_headline(settings, used, growth),
@@ -225,7 +213,7 @@ def _places(settings: ScaleInvariance) -> range:
 def _stable(ratio: PairedRatio) -> bool | None:
     if ratio.only_batch_norm >= 3 and not ratio.only_plain:
         return True  # without batch norm the training diverges, and with it never
-    return beyond(ratio.low, ratio.high, bar=1, negligible=1.01)
+    return beyond(ratio, bar=1, negligible=1.01)
 
 
 def _off(error: float, precision: str) -> str:
@@ -263,7 +251,7 @@ def _growth(ratio: PairedRatio) -> str:
     return ", ".join(said)
 
 
-def _mean_along(trained: Found, side: Side) -> str:
+def _mean_along(trained: Records, side: Side) -> str:
     shares = [e["along"] for e in trained if e["side"] == side and e["along"] is not None]
     return f"{math.fsum(shares) / len(shares):.1%}" if shares else "unknown"
 
@@ -278,7 +266,7 @@ def _notes(settings: ScaleInvariance, exact: float, used: Sequence[float]) -> tu
     return (note,)
 
 
-def _identity_chart(settings: ScaleInvariance, scaled: Found) -> Lines:
+def _identity_chart(settings: ScaleInvariance, scaled: Records) -> Lines:
     kinds = {
         "eps 1e-30, float64": "without eps",
         f"eps {settings.eps:g}, float32": "with eps",
@@ -296,10 +284,12 @@ def _identity_chart(settings: ScaleInvariance, scaled: Found) -> Lines:
     )
 
 
-def _norm_chart(settings: ScaleInvariance, trained: Found) -> Lines:
+def _norm_chart(settings: ScaleInvariance, trained: Records) -> Lines:
     return Lines(
         title="Weights with batch norm grow less: gradients at right angles, ever smaller steps"
-        if all(_stable(ratio_of(of(trained, rate=r), "growth")) for r in settings.learning_rates)
+        if all(
+            _stable(ratio_of(select(trained, rate=r), "growth")) for r in settings.learning_rates
+        )
         else "How the hidden weights grow in training",
         x=Axis("training step"),
         y=Axis(f"norm of the hidden weights ÷ at the start, range; none over {HUGE:,}"),
@@ -307,8 +297,8 @@ def _norm_chart(settings: ScaleInvariance, trained: Found) -> Lines:
     )
 
 
-def _rate_chart(settings: ScaleInvariance, trained: Found) -> Lines:
-    lines = _curves(settings, of(trained, side="batch norm"), "effective")
+def _rate_chart(settings: ScaleInvariance, trained: Records) -> Lines:
+    lines = _curves(settings, select(trained, side="batch norm"), "effective")
     falls = all(line.y[0] and line.y[-1] and line.y[-1] < line.y[0] for line in lines)
     return Lines(
         title="The effective learning rate falls as the weights grow"
@@ -321,14 +311,14 @@ def _rate_chart(settings: ScaleInvariance, trained: Found) -> Lines:
 
 
 def _curves(
-    settings: ScaleInvariance, trained: Found, what: str, *, highest: float = math.inf
+    settings: ScaleInvariance, trained: Records, what: str, *, highest: float = math.inf
 ) -> tuple[Line, ...]:
     steps = list(range(0, settings.steps + 1, settings.every))
     lines = []
     for rate, side in product(settings.learning_rates, SIDES):
         runs = [
             [value if value is None or value <= highest else None for value in each[what]]
-            for each in of(trained, side=side, rate=rate)
+            for each in select(trained, side=side, rate=rate)
         ]
         if runs:
             lines.append(band(side, steps, runs, side=side, panel=f"learning rate {rate:g}"))

@@ -13,15 +13,12 @@ from bnkit.experiments.statistics import PairedDifference, paired_difference
 from bnkit.layers import Ramp
 from bnkit.recalibration import recalibrate
 from bnkit.surgery import convert
-from bnkit_claims.core.bands import band
-from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
-from bnkit_claims.core.evidence import Evidence, Part
-from bnkit_claims.core.figures import Axis, Dots, Line, Lines, Rule
-from bnkit_claims.core.in_turn import in_turn
-from bnkit_claims.core.judging import beyond
-from bnkit_claims.core.material import subject
-from bnkit_claims.core.pairing import Found, of
-from bnkit_claims.core.points import evaluated, finished, in_points, points
+from bnkit_claims.core.cases import in_turn
+from bnkit_claims.core.charts import Axis, Dots, Line, Lines, Rule, band, in_points
+from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
+from bnkit_claims.core.evidence import Evidence, Part, beyond
+from bnkit_claims.core.pairs import Records, points, select
+from bnkit_claims.core.trainings import accuracy_in_eval_mode, subject, train_to_end
 
 MOVING, RECALIBRATED = "moving average", "recalibrated"
 
@@ -85,37 +82,37 @@ METHODS: dict[str, Callable[[nn.Module, SmallBatches, int], nn.Module]] = {
 }
 
 
-def run(settings: SmallBatches, each: Each = in_turn) -> Evidence:
+def run(settings: SmallBatches, run_cases: RunCases = in_turn) -> Evidence:
     """Return the accuracy of each kind of normalisation against the mini-batch size."""
     cases = [
         case
         for case in product(METHODS, settings.batch_sizes, range(settings.seeds))
         if case[0] != "ghost" or case[1] > settings.ghost  # up to there it is batch norm
     ]
-    return judge(settings, each(training, settings, cases))
+    return judge(settings, run_cases(training, settings, cases))
 
 
 def training(settings: SmallBatches, case: tuple[str, int, int]) -> dict[str, Any]:
     """Return the test accuracies with the moving average and with recalibrated statistics."""
     method, batch_size, seed = case
-    drawn = subject(settings, hidden=settings.hidden, batch_size=batch_size)
+    drawn = subject(settings, batch_size=batch_size)
     steps = max(1, settings.examples // batch_size)
     model = METHODS[method](drawn.network("batch norm", "relu", seed), settings, steps)
     loaders, rate = drawn.loaders(seed), settings.learning_rate * batch_size / settings.reference
     rate = min(rate, settings.highest_rate)
-    ended = finished(model, loaders, learning_rate=rate, steps=steps)
+    ended = train_to_end(model, loaders, learning_rate=rate, steps=steps)
     found = {"method": method, "batch size": batch_size, "seed": seed}
     if not ended:
         return {**found, MOVING: 0.0, RECALIBRATED: 0.0}
-    moving = evaluated(model, loaders.test)
+    moving = accuracy_in_eval_mode(model, loaders.test)
     if method == "group norm":  # it has no statistics
         return {**found, MOVING: moving, RECALIBRATED: moving}
     examples = load(settings.data, folder=settings.folder).train.inputs[: settings.calibration]
     better = recalibrate(model, [examples], progress=False)
-    return {**found, MOVING: moving, RECALIBRATED: evaluated(better, loaders.test)}
+    return {**found, MOVING: moving, RECALIBRATED: accuracy_in_eval_mode(better, loaders.test)}
 
 
-def judge(settings: SmallBatches, trained: Found) -> Evidence:
+def judge(settings: SmallBatches, trained: Records) -> Evidence:
     """Return the verdict over what small mini-batches cost and over each of the remedies."""
     differences = _differences(settings, trained)
     return Evidence(
@@ -126,12 +123,12 @@ def judge(settings: SmallBatches, trained: Found) -> Evidence:
     )
 
 
-def _differences(settings: SmallBatches, trained: Found) -> Mapping[str, PairedDifference]:
+def _differences(settings: SmallBatches, trained: Records) -> Mapping[str, PairedDifference]:
     """Return each gain in accuracy that the sources speak of, under its name."""
     small, large = settings.batch_sizes[0], settings.batch_sizes[-1]
 
     def accuracies(method: str, size: int, what: str = MOVING) -> list[float]:
-        rows = of(trained, **{"method": method, "batch size": size})
+        rows = select(trained, **{"method": method, "batch size": size})
         return [row[what] for row in sorted(rows, key=lambda row: row["seed"])]
 
     batch_norm = accuracies("batch norm", small)
@@ -161,7 +158,7 @@ def _in_full(name: str) -> str:
 
 
 def _shown(settings: SmallBatches, gain: PairedDifference) -> bool | None:
-    return beyond(gain.low, gain.high, bar=0, negligible=settings.negligible)
+    return beyond(gain, bar=0, negligible=settings.negligible)
 
 
 def _headline(settings: SmallBatches, differences: Mapping[str, PairedDifference]) -> str:
@@ -177,7 +174,7 @@ def _headline(settings: SmallBatches, differences: Mapping[str, PairedDifference
     )
 
 
-def _curves(settings: SmallBatches, trained: Found) -> Lines:
+def _curves(settings: SmallBatches, trained: Records) -> Lines:
     shown = [("batch norm", MOVING), ("batch norm", RECALIBRATED)]
     shown += [("renorm", MOVING), ("group norm", MOVING), ("ghost", MOVING)]
     lines = [_curve(trained, method, what) for method, what in shown]
@@ -194,8 +191,8 @@ def _curves(settings: SmallBatches, trained: Found) -> Lines:
     )
 
 
-def _curve(trained: Found, method: str, what: str) -> Line:
-    rows = of(trained, method=method)
+def _curve(trained: Records, method: str, what: str) -> Line:
+    rows = select(trained, method=method)
     sizes = sorted({row["batch size"] for row in rows})
     found = {(row["batch size"], row["seed"]): row[what] for row in rows}
     runs = [[found[size, seed] for size in sizes] for seed in sorted({r["seed"] for r in rows})]

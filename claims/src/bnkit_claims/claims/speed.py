@@ -1,7 +1,7 @@
 """Claim 1: with batch norm a network trains faster, by a source in a tenth of the time."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -9,13 +9,7 @@ from typing import Any
 from bnkit.experiments.loaders import first_of
 from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.training import Training, train
-from bnkit_claims.core.bands import band
-from bnkit_claims.core.claim import Claim, ClaimSettings, Each, Source
-from bnkit_claims.core.evidence import Beside, Evidence, Part
-from bnkit_claims.core.figures import Axis, Dot, Dots, Lines, Rule
-from bnkit_claims.core.in_turn import in_turn
-from bnkit_claims.core.material import subject
-from bnkit_claims.core.own_rates import (
+from bnkit_claims.core.best_rates import (
     Run,
     StepRatio,
     edge_notes,
@@ -25,8 +19,12 @@ from bnkit_claims.core.own_rates import (
     step_ratio,
     steps_to,
 )
-
-Results = Sequence[Mapping[str, Any]]
+from bnkit_claims.core.cases import in_turn
+from bnkit_claims.core.charts import Axis, Dot, Dots, Lines, Rule, band
+from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
+from bnkit_claims.core.evidence import Beside, Evidence, Part
+from bnkit_claims.core.pairs import Records
+from bnkit_claims.core.trainings import subject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +42,11 @@ class Speed(ClaimSettings):
     burst: int = 20
 
 
-def run(settings: Speed, each: Each = in_turn) -> Evidence:
+def run(settings: Speed, run_cases: RunCases = in_turn) -> Evidence:
     """Return how many times as many steps and seconds the plain network takes to the target."""
     seeds = range(settings.seeds)
-    trained = each(training, settings, list(product(settings.activations, SIDES, seeds)))
-    timed = each(seconds_per_step, settings, list(product(settings.activations, seeds)))
+    trained = run_cases(training, settings, list(product(settings.activations, SIDES, seeds)))
+    timed = run_cases(seconds_per_step, settings, list(product(settings.activations, seeds)))
     return judge(settings, trained, timed)
 
 
@@ -60,11 +58,8 @@ def training(settings: Speed, case: tuple[str, Side, int]) -> dict[str, Any]:
         side,
         seed=seed,
         rates=settings.learning_rates,
-        activation=activation,
-        hidden=settings.hidden,
-        batch_size=settings.batch_size,
         steps=settings.steps,
-        evaluate_every=settings.evaluate_every,
+        activations=[activation],
     )
     return {"activation": activation, "side": side, "seed": seed, "runs": runs}
 
@@ -76,7 +71,7 @@ def seconds_per_step(settings: Speed, case: tuple[str, int]) -> dict[str, Any]:
     whatever else this one does. At its end a burst is evaluated on one mini-batch.
     """
     activation, seed = case
-    drawn = subject(settings, hidden=settings.hidden, batch_size=settings.batch_size)
+    drawn = subject(settings)
     sides = {side: (drawn.network(side, activation, seed), drawn.loaders(seed)) for side in SIDES}
     plan = Training(0.01, steps=settings.burst, evaluate_every=settings.burst)
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
@@ -99,7 +94,7 @@ class Gain:
     slowdown: float
 
 
-def judge(settings: Speed, trained: Results, timed: Results) -> Evidence:
+def judge(settings: Speed, trained: Records, timed: Records) -> Evidence:
     """Return the verdict: for each activation fewer steps, a tenth of them, and fewer seconds."""
     gains = {name: _gain(settings, name, trained, timed) for name in settings.activations}
     return Evidence(
@@ -118,7 +113,7 @@ def judge(settings: Speed, trained: Results, timed: Results) -> Evidence:
     )
 
 
-def _gain(settings: Speed, activation: str, trained: Results, timed: Results) -> Gain:
+def _gain(settings: Speed, activation: str, trained: Records, timed: Records) -> Gain:
     best = {side: _best(settings, trained, activation, side) for side in SIDES}
     seeds = list(best["plain"])
     plain = [best["plain"][seed][1] for seed in seeds]
@@ -140,12 +135,12 @@ def _gain(settings: Speed, activation: str, trained: Results, timed: Results) ->
     )
 
 
-def _of(trained: Results, activation: str, side: Side) -> list[Mapping[str, Any]]:
+def _of(trained: Records, activation: str, side: Side) -> list[Mapping[str, Any]]:
     return [r for r in trained if (r["activation"], r["side"]) == (activation, side)]
 
 
 def _best(
-    settings: Speed, trained: Results, activation: str, side: Side
+    settings: Speed, trained: Records, activation: str, side: Side
 ) -> dict[int, tuple[float, Run]]:
     return own_best(_of(trained, activation, side), slowness(settings.target))
 
@@ -173,7 +168,7 @@ def _beside(activation: str, gain: Gain) -> Iterator[Beside]:
     yield Beside(f"time for one step with {activation}", slowdown)
 
 
-def _curves(settings: Speed, trained: Results) -> Lines:
+def _curves(settings: Speed, trained: Records) -> Lines:
     x = range(settings.evaluate_every, settings.steps + 1, settings.evaluate_every)
     lines = [
         band(
@@ -225,7 +220,7 @@ def _times(found: StepRatio) -> str:
     return f"{bound}{found.ratio.ratio:.1f} times"
 
 
-def _details(settings: Speed, trained: Results) -> Iterator[dict[str, Any]]:
+def _details(settings: Speed, trained: Records) -> Iterator[dict[str, Any]]:
     for name, side in product(settings.activations, SIDES):
         for seed, (rate, best) in _best(settings, trained, name, side).items():
             yield {

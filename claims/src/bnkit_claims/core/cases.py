@@ -1,12 +1,18 @@
-"""`Case`: one measurement of a claim, kept under a name that follows from all that decides it."""
+"""`Case`: one measurement of a claim, and how many are run: in turn, or in processes and kept."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from bnkit.experiments import provenance
+from bnkit.experiments.provenance import usable_cores
+from bnkit.experiments.results import Store
+from bnkit.experiments.settings import check_count
+from bnkit.experiments.trials import one_thread, run_trials
+from bnkit.observation import preserved_random_state
+from bnkit.progress import counting
 from bnkit.source_code import fingerprint_within_module
-from bnkit_claims.core.in_turn import in_turn
 
 
 @dataclass(frozen=True)
@@ -61,3 +67,74 @@ def case_of(measure: Callable[[Any, Any], Any], settings: Any, case: Any) -> Cas
         "case": case,
     }
     return Case(provenance.fingerprint(decides), code, measure, settings, case)
+
+
+def in_turn(measure: Callable[[Any, Any], Any], settings: Any, cases: Sequence[Any]) -> list[Any]:
+    """Return what `measure(settings, case)` finds for each case; the generators stay as they are.
+
+    >>> in_turn(lambda settings, case: settings * case, 2, [1, 2, 3])
+    [2, 4, 6]
+    """
+    with preserved_random_state(), one_thread():
+        return [measure(settings, case) for case in cases]
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """How to measure: over how many seeds, in how many processes, and where results are kept.
+
+    `out` is the folder of the results; what is there is not measured again. `folder` is where the
+    files of MNIST and Fashion-MNIST lie, `seeds` is None for the own number of each claim or
+    experiment, and `jobs` counts processes of one thread, by default one a core. `title` names the
+    progress bar. Raises ValueError for `seeds` or `jobs` below 1.
+    """
+
+    out: Path
+    folder: Path | None = None
+    seeds: int | None = None
+    jobs: int = field(default_factory=usable_cores)
+    progress: bool = True
+    title: str = "cases"
+
+    def __post_init__(self) -> None:
+        check_count("jobs", self.jobs)
+        if self.seeds is not None:
+            check_count("seeds", self.seeds)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the settings of a claim are told: `folder`, and `seeds` where it is given."""
+        folder = None if self.folder is None else str(self.folder.absolute())
+        return {"folder": folder} if self.seeds is None else {"folder": folder, "seeds": self.seeds}
+
+
+class InProcesses:
+    """Measures the cases of one claim or experiment as `how` says; a `RunCases`.
+
+    Results are kept in the folder `how.out`/cases.
+    """
+
+    def __init__(self, how: Repetition) -> None:
+        self.store: Store[CaseResult] = Store(how.out / "cases", CaseResult.from_json)
+        self.how = how
+
+    def __call__(
+        self, measure: Callable[[Any, Any], Any], settings: Any, cases: Sequence[Any]
+    ) -> list[Any]:
+        """Return what `measure(settings, case)` finds for each case, in their order.
+
+        Raises RuntimeError, with the first reason, where a case fails.
+        """
+        planned = [case_of(measure, settings, case) for case in cases]
+        results = self.store.prepare(case.key for case in planned)
+        waiting = [case for case in planned if case.key not in results]
+        how, done = self.how, len(results)
+        with counting(how.title, len(planned), done=done, shown=how.progress) as count:
+            results |= run_trials(waiting, self.store, jobs=how.jobs, on_result=count)
+        return [_found(case, results[case.key]) for case in planned]
+
+
+def _found(case: Case, result: CaseResult) -> Any:
+    if result.outcome == "failed":
+        raise RuntimeError(f"the case {case.case} could not be measured: {result.reason}")
+    return result.found

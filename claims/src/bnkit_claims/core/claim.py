@@ -31,7 +31,7 @@ class ClaimSettings:
         return {k: v for k, v in asdict(self).items() if k not in ("folder", "seeds")}
 
 
-class Each(Protocol):
+class RunCases(Protocol):
     """What measures every case of a claim, in this process or in many.
 
     `measure(settings, case)` is a function of a module (so that it reaches other processes) and
@@ -58,7 +58,7 @@ class Claim(Generic[S]):
     `measurement` explains to people what is measured; `criteria`, written before any run, which
     evidence gives which verdict. `sizes` are its settings for the embedded digits ("digits"), for
     MNIST and Fashion-MNIST ("mnist"), and for a test of a few seconds ("toy").
-    `run(settings, each)` measures and judges.
+    `run(settings, run_cases)` measures and judges.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Claim(Generic[S]):
     measurement: str
     criteria: str
     sizes: Mapping[str, S]
-    run: Callable[[S, Each], Evidence]
+    run: Callable[[S, RunCases], Evidence]
 
     def settings(
         self, data: str = "digits", *, folder: str | None = None, seeds: int | None = None

@@ -10,8 +10,7 @@ from bnkit_claims.claims.pretrained import (
     Pretrained,
     insertion,
 )
-from bnkit_claims.published.experiment import Quantity
-from bnkit_claims.published.measured import measured
+from bnkit_claims.published.experiment import BySeed, Experiment, Quantity
 
 STATES = {  # network, and before or after fine-tuning
     "trained": (PLAIN, "before"),
@@ -49,13 +48,11 @@ def miniature(settings: Pretrained, seed: int) -> dict[str, float | None]:
     return values
 
 
-EXPERIMENT = measured(
+EXPERIMENT = Experiment(
     "fastai-insertion",
     "batch norm inserted after the dense layers of a small VGG trained on MNIST",
     source="fast.ai, imagenet_batchnorm.ipynb",
     quantities=QUANTITIES,
-    measure=miniature,
-    settings=SETTINGS,
     note=(
         "In miniature: a narrow VGG-11 without dropout, trained here for an epoch, since the "
         "weights of VGG-16 are not at hand; fine-tuned as there, by Adam at 0.00001 for an "
@@ -64,4 +61,5 @@ EXPERIMENT = measured(
         "64.36% before, 4.7634 and 63.42% inserted by the recipe, 65.64% fine-tuned. The "
         "recipe sets gamma to the variance; our rule, its root, changes nothing."
     ),
+    run=BySeed(miniature, SETTINGS),
 )

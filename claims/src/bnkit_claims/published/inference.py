@@ -9,9 +9,8 @@ from bnkit_claims.claims.run_time import (
     whole_test,
     with_population,
 )
-from bnkit_claims.published.experiment import Quantity
-from bnkit_claims.published.measured import measured
-from bnkit_claims.published.udacity import SINGLE, SOURCE
+from bnkit_claims.published.experiment import BySeed, Experiment, Quantity
+from bnkit_claims.published.paired_trainings import LESSON, SINGLE
 
 AFTER_TRAINING = "validation accuracy after training"
 OWN = "batch statistics"
@@ -68,13 +67,11 @@ def demonstration(settings: RunTime, seed: int) -> dict[str, float | None]:
     return {**found, f"{OWN}: {AFTER_TRAINING}": after, f"{MOVING}: {AFTER_TRAINING}": after}
 
 
-EXPERIMENT = measured(
+EXPERIMENT = Experiment(
     "udacity-inference",
     "a network with batch norm asked with batch statistics, and one image at a time",
-    source=SOURCE,
+    source=LESSON,
     quantities=QUANTITIES,
-    measure=demonstration,
-    settings=SETTINGS,
     note=(
         f"{SINGLE} Two networks were trained there, one for each kind of statistics; ours is "
         "one for each seed, so that both validation accuracies are the same. By moving "
@@ -83,4 +80,5 @@ EXPERIMENT = measured(
         "norm gives its beta, whatever the image, so that the answer is that of the biases; it was "
         "8 here with each of five seeds."
     ),
+    run=BySeed(demonstration, SETTINGS),
 )

@@ -1,6 +1,6 @@
-"""`reproduce`: run published experiments, and put their figures beside ours."""
+"""`Reproduction`: published figures beside ours."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -9,7 +9,7 @@ from bnkit.experiments.provenance import environment
 from bnkit.experiments.statistics import SuccessRate
 from bnkit.tables import text_table
 from bnkit_claims.core.restoring import restored
-from bnkit_claims.published.experiment import Experiment, Found, Quantity, Repetition
+from bnkit_claims.published.experiment import Experiment, Measured, Quantity
 
 NOTHING = "–"
 
@@ -112,15 +112,7 @@ class Reproduction:
         return restored(cls, fields)
 
 
-def reproduce(
-    experiments: Sequence[Experiment], how: Repetition
-) -> Iterable[tuple[Experiment, Found]]:
-    """Yield each experiment with what our runs of it gave; those that cannot run give nothing."""
-    for experiment in experiments:
-        yield experiment, Found({}) if experiment.run is None else experiment.run(how)
-
-
-def reproduction(found: Iterable[tuple[Experiment, Found]]) -> Reproduction:
+def reproduction(found: Iterable[tuple[Experiment, Measured]]) -> Reproduction:
     """Return the published figures of experiments beside what was found."""
     figures = [
         Reproduced(

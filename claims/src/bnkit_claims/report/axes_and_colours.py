@@ -10,7 +10,7 @@ import altair as alt
 from bnkit.experiments.results import SIDES, Side
 from bnkit.report.palette import STROKE
 from bnkit.report.scales import SHORT, Scale, powers
-from bnkit_claims.core.figures import Axis, Dot, Line
+from bnkit_claims.core.charts import Axis, Dot, Line
 
 Keys = dict[tuple[str, Side | None], str]
 OTHER = "other"  # names of colours that belong to no side: "other 1", "other 2", …

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from bnkit.report.charts import Chart, Group, Panel
-from bnkit_claims.core import figures as records
+from bnkit_claims.core import charts as records
 from bnkit_claims.report.dot_charts import panels_of_dots
 from bnkit_claims.report.heat_maps import panels_of_pictures, panels_of_surfaces
 from bnkit_claims.report.line_charts import panels_of_lines
@@ -12,7 +12,7 @@ LINES = "Dashed: plain. Solid: batch norm (BN)."
 DOTS = "Ring: plain. Filled: the others."
 
 
-def drawn(figure: records.Figure, name: str) -> Chart:
+def drawn(figure: records.ChartRecord, name: str) -> Chart:
     """Return the drawings of a claim's chart; their names begin with `name`."""
     panels, caption, width = _panels(figure, name)
     return Chart(
@@ -25,7 +25,9 @@ def drawn(figure: records.Figure, name: str) -> Chart:
     )
 
 
-def _panels(figure: records.Figure, name: str) -> tuple[tuple[Panel, ...], tuple[str, ...], int]:
+def _panels(
+    figure: records.ChartRecord, name: str
+) -> tuple[tuple[Panel, ...], tuple[str, ...], int]:
     match figure:
         case records.Lines():
             return panels_of_lines(figure, name), (LINES,) if _has_plain(figure.lines) else (), 280

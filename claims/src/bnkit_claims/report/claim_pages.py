@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bnkit.files import strict_json, write_atomically
-from bnkit_claims.core.checked import Checked, CheckedClaim
+from bnkit_claims.core.checked_claims import Checked, CheckedClaim
 
 ORDER = ("holds", "holds in part", "does not hold", "not shown", "failed", "not run")
 FOLDER = Path(__file__).parent

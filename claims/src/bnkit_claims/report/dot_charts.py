@@ -9,7 +9,7 @@ import altair as alt
 
 from bnkit.report.charts import Panel, Row, layer
 from bnkit.report.scales import Scale
-from bnkit_claims.core.figures import Dot, Dots, Rule
+from bnkit_claims.core.charts import Dot, Dots, Rule
 from bnkit_claims.report.axes_and_colours import Keys, across, colours, keys, scale_of
 
 SHAPES = ("circle", "diamond", "square", "triangle-up", "triangle-down", "cross")

@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 
 from bnkit.report.charts import Panel, Row, layer
-from bnkit_claims.core.figures import Axis, Picture, Pictures, Surface, Surfaces, Values
+from bnkit_claims.core.charts import Axis, Picture, Pictures, Surface, Surfaces, Values
 from bnkit_claims.report.axes_and_colours import across, labels, scale_of, titled
 
 SIDE = 190  # pixels

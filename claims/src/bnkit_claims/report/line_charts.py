@@ -6,7 +6,7 @@ import altair as alt
 
 from bnkit.report.charts import HEIGHT, Panel, Row, end_names, layer
 from bnkit.report.scales import Scale
-from bnkit_claims.core.figures import Line, Lines, Rule
+from bnkit_claims.core.charts import Line, Lines, Rule
 from bnkit_claims.report.axes_and_colours import (
     Keys,
     across,

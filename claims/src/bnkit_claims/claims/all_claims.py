@@ -27,26 +27,29 @@ from bnkit_claims.claims import (
 )
 from bnkit_claims.core.claim import Claim
 
-CLAIMS: tuple[Claim[Any], ...] = (
-    speed.CLAIM,
-    learning_rates.CLAIM,
-    activations.CLAIM,
-    initialisation.CLAIM,
-    regularisation.CLAIM,
-    covariate_shift.CLAIM,
-    scale_invariance.CLAIM,
-    jacobians.CLAIM,
-    rounder_cost.CLAIM,
-    robustness.CLAIM,
-    run_time.CLAIM,
-    cost.CLAIM,
-    placement.CLAIM,
-    pretrained.CLAIM,
-    recurrent.CLAIM,
-    small_batches.CLAIM,
-    generative.CLAIM,
-    final_accuracy.CLAIM,
-    complexity.CLAIM,
-    independent_layers.CLAIM,
-    affine.CLAIM,
+CLAIMS: tuple[Claim[Any], ...] = tuple(
+    module.CLAIM
+    for module in (
+        speed,
+        learning_rates,
+        activations,
+        initialisation,
+        regularisation,
+        covariate_shift,
+        scale_invariance,
+        jacobians,
+        rounder_cost,
+        robustness,
+        run_time,
+        cost,
+        placement,
+        pretrained,
+        recurrent,
+        small_batches,
+        generative,
+        final_accuracy,
+        complexity,
+        independent_layers,
+        affine,
+    )
 )

@@ -1,11 +1,14 @@
-"""`Checked`: claims and what was found for each, as a table and as plain data."""
+"""`check_claims`: measure claims one after another, each over all cores, and collect them."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from bnkit.experiments.provenance import environment
 from bnkit.tables import text_table
-from bnkit_claims.core.claim import Source
+from bnkit_claims.core.cases import InProcesses, Repetition
+from bnkit_claims.core.claim import Claim, ClaimSettings, Source
 from bnkit_claims.core.evidence import Evidence
 from bnkit_claims.core.restoring import restored
 
@@ -89,3 +92,51 @@ def _claim(fields: Mapping[str, Any]) -> CheckedClaim:
 def _row(claim: CheckedClaim) -> tuple[str, str, str, str]:
     says = "; ".join(source.who for source in claim.sources)
     return claim.name, says, claim.measured, claim.verdict
+
+
+class ClaimsInterrupted(KeyboardInterrupt):
+    """Ctrl-C while claims are measured; `checked` holds what had finished, the rest as not run."""
+
+    def __init__(self, checked: Checked) -> None:
+        super().__init__()
+        self.checked = checked
+
+
+def check_claims(claims: Sequence[Claim[Any]], data: str, how: Repetition) -> Checked:
+    """Return the verdict on each claim, measured on a data set ("toy" is a few seconds of digits).
+
+    The cases of each claim are measured as `how` says. A claim that cannot be measured is recorded
+    as failed with its reason, and the others go on. Raises ClaimsInterrupted, with what had
+    finished, on Ctrl-C.
+    """
+    planned = [
+        (claim, settings, _unmeasured(claim, settings, data))
+        for claim in claims
+        for settings in [claim.settings(data, **how.options)]
+    ]
+    found = [unmeasured for _, _, unmeasured in planned]
+    try:
+        for place, (claim, settings, unmeasured) in enumerate(planned):
+            began = time.perf_counter()
+            try:
+                evidence = claim.run(settings, InProcesses(replace(how, title=claim.name)))
+            except (RuntimeError, ValueError, ChildProcessError) as error:
+                found[place] = replace(unmeasured, reason=str(error))
+            else:
+                seconds = time.perf_counter() - began
+                found[place] = replace(unmeasured, evidence=evidence, seconds=seconds)
+    except KeyboardInterrupt:
+        raise ClaimsInterrupted(Checked(environment(), tuple(found))) from None
+    return Checked(environment(), tuple(found))
+
+
+def _unmeasured(claim: Claim[Any], settings: ClaimSettings, data: str) -> CheckedClaim:
+    return CheckedClaim(
+        name=claim.name,
+        statement=claim.statement,
+        sources=claim.sources,
+        measurement=claim.measurement,
+        criteria=claim.criteria,
+        settings={**settings.decisive, "seeds": settings.seeds},
+        command=f"bnkit claims {claim.name} --data {data} --seeds {settings.seeds}",
+    )

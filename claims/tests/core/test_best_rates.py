@@ -4,9 +4,7 @@ import math
 
 import pytest
 
-from bnkit_claims.core.claim import ClaimSettings
-from bnkit_claims.core.material import trial
-from bnkit_claims.core.own_rates import (
+from bnkit_claims.core.best_rates import (
     edge_notes,
     final_accuracy,
     own_best,
@@ -15,6 +13,8 @@ from bnkit_claims.core.own_rates import (
     step_ratio,
     steps_to,
 )
+from bnkit_claims.core.claim import ClaimSettings
+from bnkit_claims.core.trainings import trial
 from invented import invented_run
 
 

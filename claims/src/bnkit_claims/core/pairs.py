@@ -1,31 +1,29 @@
-"""What cases found, paired by their seed: plain beside batch norm."""
+"""What cases found, paired by seed: plain beside batch norm."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bnkit.experiments.results import Side
 from bnkit.experiments.statistics import (
     PairedDifference,
     PairedRatio,
     paired_difference,
     paired_ratio,
 )
-from bnkit_claims.core.figures import Dot
 
-Found = Sequence[Mapping[str, Any]]
+Records = Sequence[Mapping[str, Any]]
 
 
-def of(found: Found, **fields: Any) -> list[Mapping[str, Any]]:
+def select(found: Records, **fields: Any) -> list[Mapping[str, Any]]:
     """Return what was found in the cases with these fields.
 
-    >>> of([{"seed": 0, "loss": 1.0}, {"seed": 1, "loss": 2.0}], seed=1)
+    >>> select([{"seed": 0, "loss": 1.0}, {"seed": 1, "loss": 2.0}], seed=1)
     [{'seed': 1, 'loss': 2.0}]
     """
     return [each for each in found if all(each[name] == fields[name] for name in fields)]
 
 
 def ratio_of(
-    found: Found, what: str, *, by: str = "side", over: str = "plain", under: str = "batch norm"
+    found: Records, what: str, *, by: str = "side", over: str = "plain", under: str = "batch norm"
 ) -> PairedRatio:
     """Return the paired ratio of `what`, plain ÷ batch norm, over the seeds.
 
@@ -38,7 +36,7 @@ def ratio_of(
     return paired_ratio((values[over, seed], values[under, seed]) for seed in _seeds(found))
 
 
-def difference_of(found: Found, what: str) -> PairedDifference:
+def difference_of(found: Records, what: str) -> PairedDifference:
     """Return the paired difference of `what`, batch norm − plain, over the seeds that have both.
 
     >>> rows = [{"side": "plain", "seed": 0, "loss": 3.0}]
@@ -50,16 +48,18 @@ def difference_of(found: Found, what: str) -> PairedDifference:
     return paired_difference((p, b) for p, b in pairs if p is not None and b is not None)
 
 
-def ranged(row: str, name: str, values: Sequence[float | None], side: Side | None = None) -> Dot:
-    """Return the median of the values that are not None, with their range.
+def points(difference: PairedDifference) -> str:
+    """Return the mean difference in percentage points, with its interval where there is one.
 
-    >>> ranged("tanh", "plain", [3.0, None, 1.0, 2.0]).high
-    3.0
+    >>> from bnkit.experiments.statistics import paired_difference
+    >>> points(paired_difference([(0.5, 0.75), (0.5, 0.75), (0.25, 0.5)]))
+    '+25.00 (+25.00 to +25.00) points'
+    >>> points(paired_difference([(0.5, 0.75)]))
+    '+25.00 points'
     """
-    known = sorted(value for value in values if value is not None)
-    if not known:
-        return Dot(row, name, None, side=side)
-    return Dot(row, name, known[len(known) // 2], known[0], known[-1], side)
+    if difference.difference is None:
+        return "an unknown number of points"
+    return f"{difference.times(100):+z.2f} points"
 
 
 def rounded(ratio: float | None) -> str:
@@ -71,5 +71,5 @@ def rounded(ratio: float | None) -> str:
     return "an unknown number of" if ratio is None else f"{float(f'{ratio:.2g}'):g}"
 
 
-def _seeds(found: Found) -> list[int]:
+def _seeds(found: Records) -> list[int]:
     return sorted({each["seed"] for each in found})

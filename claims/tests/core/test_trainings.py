@@ -2,8 +2,7 @@ import torch
 
 from bnkit.experiments.training import Training, train
 from bnkit_claims.core.claim import ClaimSettings
-from bnkit_claims.core.material import subject
-from bnkit_claims.core.stretches import in_stretches
+from bnkit_claims.core.trainings import in_segments, subject
 
 DRAWN = subject(ClaimSettings(), hidden=[8])
 
@@ -11,7 +10,7 @@ DRAWN = subject(ClaimSettings(), hidden=[8])
 def test_three_stretches_are_one_training():
     """Batches go on where they stopped, and plain SGD has no memory."""
     pieces, whole = (DRAWN.network("batch norm", "relu", 0) for _ in range(2))
-    list(in_stretches(pieces, DRAWN.loaders(0), learning_rate=0.1, steps=9, every=3))
+    list(in_segments(pieces, DRAWN.loaders(0), learning_rate=0.1, steps=9, every=3))
     loaders = DRAWN.loaders(0)
     train(whole, loaders.train, loaders.held_out, Training(0.1, steps=9, evaluate_every=9))
     for name, value in whole.state_dict().items():
@@ -20,5 +19,5 @@ def test_three_stretches_are_one_training():
 
 def test_a_run_that_diverges_ends_there():
     model = DRAWN.network("plain", "relu", 0)
-    found = list(in_stretches(model, DRAWN.loaders(0), learning_rate=1e20, steps=90, every=5))
+    found = list(in_segments(model, DRAWN.loaders(0), learning_rate=1e20, steps=90, every=5))
     assert [stretch and stretch.outcome for stretch in found] == [None, "diverged"]

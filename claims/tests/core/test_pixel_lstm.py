@@ -4,7 +4,7 @@ from torch import nn
 
 from bnkit.layers.recurrent import BatchNormLSTM
 from bnkit.observation import evaluating
-from bnkit_claims.core.reading import Reader, average_statistics, order_of
+from bnkit_claims.core.pixel_lstm import Reader, average_statistics, order_of
 
 
 def test_a_permutation_is_the_same_each_time_and_has_every_pixel():

@@ -1,22 +1,15 @@
 """The table of all published experiments, in the order in which they are listed."""
 
-from bnkit_claims.published import (
-    dlology,
-    fastai,
-    imagenet,
-    inference,
-    paper,
-    recurrent,
-    udacity,
-)
+from bnkit_claims.published import fastai, imagenet, inference, reading_pixels
 from bnkit_claims.published.experiment import Experiment
+from bnkit_claims.published.paired_trainings import DLOLOGY, PAPER, UDACITY
 
 EXPERIMENTS: tuple[Experiment, ...] = (
-    *udacity.EXPERIMENTS,
+    *UDACITY,
     inference.EXPERIMENT,
-    *dlology.EXPERIMENTS,
-    *paper.EXPERIMENTS,
+    *DLOLOGY,
+    PAPER,
     fastai.EXPERIMENT,
-    *recurrent.EXPERIMENTS,
+    reading_pixels.EXPERIMENT,
     *imagenet.EXPERIMENTS,
 )

@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from math import fsum
 from typing import Any, NamedTuple, TypedDict
 
-from bnkit.experiments.results import Side
+from bnkit.experiments.results import Side, TrialResult
 from bnkit.experiments.statistics import PairedRatio, paired_ratio
+from bnkit.experiments.training import Trained
 from bnkit_claims.core.claim import ClaimSettings
-from bnkit_claims.core.judging import beyond
-from bnkit_claims.core.material import trial
-from bnkit_claims.core.pairing import rounded
+from bnkit_claims.core.evidence import beyond
+from bnkit_claims.core.pairs import rounded
+from bnkit_claims.core.trainings import trial
 
 
 class Run(TypedDict):
@@ -22,6 +23,17 @@ class Run(TypedDict):
     accuracies: list[float]
     test: float
     diverged: bool
+
+
+def run_of(found: Trained | TrialResult, *, length: int, test: float | None) -> Run:
+    """Return a training of `length` steps, or fewer if it diverged, with its test accuracy."""
+    return Run(
+        length=length,
+        steps=list(found.curve.steps),
+        accuracies=list(found.curve.accuracy),
+        test=test or 0.0,
+        diverged=found.outcome == "diverged",
+    )
 
 
 def runs_over(
@@ -42,13 +54,7 @@ def runs_over(
     runs = {}
     for rate in rates:
         found = trial(claim, side, seed=seed, learning_rate=rate, steps=steps, **options)
-        runs[str(rate)] = Run(
-            length=steps,
-            steps=list(found.curve.steps),
-            accuracies=list(found.curve.accuracy),
-            test=found.test_accuracy or 0.0,
-            diverged=found.outcome == "diverged",
-        )
+        runs[str(rate)] = run_of(found, length=steps, test=found.test_accuracy)
     return runs
 
 
@@ -143,7 +149,7 @@ class StepRatio(NamedTuple):
         A ratio that is only known to be at least so large refutes nothing, and one that is only
         known to be at most so large shows nothing.
         """
-        found = beyond(self.ratio.low, self.ratio.high, bar=bar, negligible=negligible)
+        found = beyond(self.ratio, bar=bar, negligible=negligible)
         unsure = self.at_most if found else self.at_least
         return None if unsure else found
 

@@ -1,6 +1,6 @@
 """A band runs through the median of several runs, with their range."""
 
-from bnkit_claims.core.bands import band
+from bnkit_claims.core.charts import band
 
 
 def test_a_run_that_ended_early_is_missing_and_not_zero():
