@@ -4,6 +4,7 @@ Every statistic outside the kernels goes through this record, so that E[x²] −
 all digits when the mean is large beside the spread, appears nowhere.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +46,20 @@ class Moments:
         between = counted * (means - mean).square()
         return cls(count, mean, (deviations + between).sum(0))
 
+    @classmethod
+    def of_rows(cls, values: Tensor) -> "Moments":
+        """Return the moments of the means of the rows of `values` (N, C, ...), N of them.
+
+        Values of one row depend on each other, so chance moves the mean as `squared_error` of
+        these says, with rows as the units of sampling.
+
+        >>> Moments.of_rows(torch.tensor([[[1.0, 3.0]], [[4.0, 6.0]]])).squared_error.item()
+        2.25
+        """
+        if values.dim() > 2:
+            values = values.detach().flatten(2).mean(2, dtype=dtype_of_sums(values))
+        return cls.of(values)
+
     def __add__(self, other: "Moments") -> "Moments":
         if self.mean.shape != other.mean.shape:
             raise ValueError(
@@ -76,6 +91,13 @@ class Moments:
                 f"{self.count}: pool more batches first"
             )
         return self.deviations / (self.count - 1)
+
+    @property
+    def squared_error(self) -> Tensor:
+        """The squared standard error of the mean, (C,): infinite for one value, of no spread."""
+        if self.count < 2:
+            return torch.full_like(self.mean, math.inf)
+        return self.unbiased_variance / self.count
 
 
 def _check(values: Tensor, channel_axis: int) -> None:

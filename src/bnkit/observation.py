@@ -5,13 +5,15 @@ Each gives back what it borrows when its block ends, also by an exception.
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer
+from torch.utils.hooks import RemovableHandle
 
 from bnkit.internals import AnyBatchNorm, compiler_is_loaded, current_backward, frame_compiler
 from bnkit.layers.frozen import FrozenBatchNorm
@@ -22,6 +24,7 @@ After = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any], Any], object]
 See = Callable[[str, nn.Module, Tensor], object]
 Model = TypeVar("Model", bound=nn.Module)
 Mode = Callable[[nn.Module], AbstractContextManager[object]]
+Block = AbstractContextManager[None]
 
 
 @contextmanager
@@ -108,10 +111,9 @@ def normalising_by_batch_statistics(model: nn.Module) -> Iterator[None]:
                 layer.running_mean, layer.running_var = running_mean, running_var
 
 
-@contextmanager
 def watching(
     model: nn.Module, *, before: Before | None = None, after: After | None = None
-) -> Iterator[None]:
+) -> Block:
     """Call `before` and `after` around the forward of every module of `model`, itself included.
 
     `before(path, module, args, kwargs)` sees what the module's forward will get, and
@@ -126,8 +128,7 @@ def watching(
     '0' starts
     '1' starts
     """
-    with _hooks(model.named_modules(), before=before, after=after):
-        yield
+    return _hooked(_around(model.named_modules(), before, after))
 
 
 @contextmanager
@@ -203,23 +204,39 @@ def preserved_random_state() -> Iterator[None]:
 
 
 @contextmanager
-def _hooks(
+def _hooked(registrations: Iterable[Callable[[], RemovableHandle]]) -> Iterator[None]:
+    """Register hooks, and afterwards remove them all, even if Ctrl-C comes in between."""
+    handles = []
+    try:
+        try:
+            for register in registrations:
+                handles.append(register())  # noqa: PERF401  the list knows each at once
+            yield
+        finally:
+            _remove(handles)
+    finally:
+        _remove(handles)  # again: it goes on where Ctrl-C stopped the first
+
+
+def _remove(handles: Iterable[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+
+
+def _around(
     modules: Iterable[tuple[str, nn.Module]],
+    before: Before | None,
+    after: After | None,
     *,
-    before: Before | None = None,
-    after: After | None = None,
-) -> Iterator[None]:
-    with ExitStack() as hooks:
-        for path, module in modules:
-            if before is not None:
-                handle = module.register_forward_pre_hook(_early(path, before), with_kwargs=True)
-                hooks.callback(handle.remove)
-            if after is not None:
-                handle = module.register_forward_hook(
-                    _late(path, after), with_kwargs=True, always_call=True
-                )
-                hooks.callback(handle.remove)
-        yield
+    lasting: bool = False,
+) -> Iterator[Callable[[], RemovableHandle]]:
+    for path, module in modules:
+        if before is not None:
+            early = _Lasting(_early(path, before)) if lasting else _early(path, before)
+            yield partial(module.register_forward_pre_hook, early, with_kwargs=True)
+        if after is not None:
+            late = _Lasting(_late(path, after)) if lasting else _late(path, after)
+            yield partial(module.register_forward_hook, late, with_kwargs=True, always_call=True)
 
 
 def _early(
@@ -252,8 +269,7 @@ def _first_argument(
     return value
 
 
-@contextmanager
-def seeing_inputs(model: nn.Module, layers: Mapping[str, nn.Module], see: See) -> Iterator[None]:
+def seeing_inputs(model: nn.Module, layers: Mapping[str, nn.Module], see: See) -> Block:
     """Call `see(name, layer, input)` with the first argument of each layer before it runs.
 
     What `see` writes into the layer is what the layer runs with. Raises ValueError for a layer that
@@ -275,35 +291,23 @@ def seeing_inputs(model: nn.Module, layers: Mapping[str, nn.Module], see: See) -
     def before(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         see(name, layer, _first_argument(name, layer, args, kwargs))
 
-    with _hooks(layers.items(), before=before):
-        yield
+    return _hooked(_around(layers.items(), before, None))
 
 
-@contextmanager
 def watching_layers(
     layers: Mapping[str, nn.Module], *, before: Before | None = None, after: After | None = None
-) -> Iterator[None]:
+) -> Block:
     """Call `before` and `after` around the forward of these modules, as `watching` does it for all.
 
     It may last as long as training does: copies and pickles of a module hold nothing of it. Inside
-    of a graph of torch.compile nothing can look on, and a call there raises RuntimeError.
+    a graph of torch.compile nothing can look on, and a call there raises RuntimeError.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
     >>> with watching_layers({"1": model[1]}, before=lambda path, *_: print(path)):
     ...     _ = model(torch.zeros(1, 2))
     1
     """
-    with ExitStack() as hooks:
-        for path, layer in layers.items():
-            if before is not None:
-                early = _Lasting(_early(path, before))
-                handle = layer.register_forward_pre_hook(early, with_kwargs=True)
-                hooks.callback(handle.remove)
-            if after is not None:
-                late = _Lasting(_late(path, after))
-                handle = layer.register_forward_hook(late, with_kwargs=True, always_call=True)
-                hooks.callback(handle.remove)
-        yield
+    return _hooked(_around(layers.items(), before, after, lasting=True))
 
 
 class _Nothing:
@@ -344,10 +348,7 @@ def _refuse_to_be_compiled() -> None:
     )
 
 
-@contextmanager
-def seeing_gradients(
-    tensors: Mapping[str, Tensor], see: Callable[[str, Tensor], object]
-) -> Iterator[None]:
+def seeing_gradients(tensors: Mapping[str, Tensor], see: Callable[[str, Tensor], object]) -> Block:
     """Call `see(name, gradient)` when a backward has the gradient of one of these tensors.
 
     Tensors that need no gradient are left alone.
@@ -364,18 +365,16 @@ def seeing_gradients(
 
         return hook
 
-    awaited = [(name, tensor) for name, tensor in tensors.items() if tensor.requires_grad]
-    handles = [tensor.register_hook(seer(name)) for name, tensor in awaited]  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return _hooked(
+        partial(tensor.register_hook, seer(name))
+        for name, tensor in tensors.items()
+        if tensor.requires_grad
+    )
 
 
 @contextmanager
 def running_eagerly() -> Iterator[None]:
-    """Run what torch.compile compiled as it was written, so that hooks inside of it are called.
+    """Run what torch.compile compiled as it was written, so that hooks inside it are called.
 
     >>> with running_eagerly():
     ...     nn.ReLU()(torch.ones(1))
@@ -384,12 +383,20 @@ def running_eagerly() -> Iterator[None]:
     if not compiler_is_loaded():  # nothing is compiled
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+    stance = None
+    try:
+        try:
+            stance = torch.compiler.set_stance("force_eager")
+            yield
+        finally:
+            if stance is not None:
+                stance.__exit__(None, None, None)
+    finally:
+        if stance is not None:  # again: Ctrl-C may have come before the first
+            stance.__exit__(None, None, None)
 
 
-@contextmanager
-def counting_training_steps(model: nn.Module, begin: Callable[[], object]) -> Iterator[None]:
+def counting_training_steps(model: nn.Module, begin: Callable[[], object]) -> Block:
     """Call `begin()` before each forward of `model` in training mode, as cheaply as a hook can.
 
     A forward that runs again in a backward, as activation checkpointing does it, is no new one. It
@@ -400,11 +407,7 @@ def counting_training_steps(model: nn.Module, begin: Callable[[], object]) -> It
     ...     _ = model(torch.ones(1)), model.eval()(torch.ones(1))
     begins
     """
-    handle = model.register_forward_pre_hook(_Beginning(begin))
-    try:
-        yield
-    finally:
-        handle.remove()
+    return _hooked([partial(model.register_forward_pre_hook, _Beginning(begin))])
 
 
 class _Beginning(_Lasting):
@@ -415,6 +418,29 @@ class _Beginning(_Lasting):
             _refuse_to_be_compiled()
         if module.training and current_backward() == -1:
             self._hook()
+
+
+class LongBlock:
+    """Context managers that last longer than a block of code: entered one by one until `close`.
+
+    >>> model, block = nn.ReLU(), LongBlock()
+    >>> block.enter(watching(model, before=lambda *_: print("runs")))
+    >>> _ = model(torch.ones(1)), block.close(), model(torch.ones(1))
+    runs
+    """
+
+    def __init__(self) -> None:
+        self._entered: list[tuple[Block, None]] = []
+
+    def enter(self, manager: Block) -> None:
+        """Enter a context manager."""
+        self._entered.append((manager, manager.__enter__()))  # at once, for Ctrl-C in between
+
+    def close(self) -> None:
+        """Leave all of them; where Ctrl-C stops it halfway, a second call goes on."""
+        for manager, _ in reversed(self._entered):
+            manager.__exit__(None, None, None)  # of a generator that has ended this does nothing
+        self._entered.clear()
 
 
 def set_mode(model: Model, *, training: bool) -> Model:

@@ -1,19 +1,25 @@
 import copy
+import gc
 import io
 import json
 import math
 import pickle
+from types import FunctionType, ModuleType
 
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.eval_frame
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.tensorboard import SummaryWriter
 
 from bnkit.layers import BatchNorm1d
-from bnkit.monitoring import Monitor, NonFinite
+from bnkit.monitoring import Monitor, NonFinite, recorder
+from bnkit.monitoring.non_finite import Events
+from counting import Waits
+from interruptions import at_every_line
 
 
 def network(norm=nn.BatchNorm1d):
@@ -239,6 +245,25 @@ def test_close_takes_all_hooks_away_also_after_an_error():
     assert [record.layer for record in monitor.records] == ["1", "4"]
 
 
+def test_ctrl_c_leaves_nothing_behind():
+    def watch():
+        models.append(network())
+        monitors.append(Monitor(models[-1], every=1))
+        with monitors[-1]:
+            models[-1](batches(1)[0])  # gradients are awaited
+
+    models, monitors, places = [], [], set()
+    for function, _ in at_every_line(("monitoring/monitor.py", "bnkit/observation.py"), watch):
+        if function in ("__enter__", "__exit__", "close"):  # outside what is safe
+            monitors[-1].close()
+        left = [hook for of_module in hooks(models[-1]) for hook in of_module]
+        left += [hook for p in models[-1].parameters() for hook in p._backward_hooks or ()]
+        assert left == [], function
+        assert torch._dynamo.eval_frame._stance.stance == "default", function
+        places.add(function)
+    assert {"_let_go", "_remove", "close", "_hooked", "running_eagerly", "enter"} <= places
+
+
 def test_between_records_layers_have_no_hooks():
     model = network()
     with Monitor(model, every=10):
@@ -261,6 +286,75 @@ def test_copies_and_pickles_know_nothing_of_the_monitor():
         train(model, 1)
         copies.append(copy.deepcopy(model))  # while gradients are known and not yet written
     assert monitor.steps == 1
+
+
+# What it keeps
+
+
+def kept_by(monitor, model):
+    """Return how many tensors hang on the monitor and not on the model."""
+    seen = {id(thing) for thing in (model, *model.modules(), *tensors_of(model))}
+    queue, found = [monitor], 0
+    while queue:
+        thing = queue.pop()
+        if id(thing) in seen or isinstance(thing, type | ModuleType | FunctionType):
+            continue
+        seen.add(id(thing))
+        found += isinstance(thing, torch.Tensor)
+        queue += gc.get_referents(thing)
+    return found
+
+
+def tensors_of(model):
+    return [*model.parameters(), *model.buffers()]
+
+
+@pytest.mark.parametrize("writer", [None, Writer()], ids=["without a writer", "with a writer"])
+def test_memory_does_not_grow_with_the_steps(writer):
+    model, kept = network(), []
+    monitor = Monitor(model, every=1, writer=writer)
+    for _ in range(3):
+        train(model, 5)
+        kept.append(kept_by(monitor, model))
+    assert kept[0] == kept[1] == kept[2]
+    monitor.close()
+    assert kept_by(monitor, model) == 0
+
+
+def test_the_last_records_are_kept_in_whole_steps(monkeypatch):
+    monkeypatch.setattr(recorder, "MOST_RECORDS", 7)
+    model, writer = network(), Writer()
+    with Monitor(model, every=1, writer=writer) as monitor:
+        train(model, 9)
+    assert [(r.step, r.layer) for r in monitor.records] == [
+        (step, layer) for step in (6, 7, 8) for layer in ("1", "4")
+    ]
+    assert {step for _, _, step in writer.scalars} == set(range(9))
+
+
+def test_the_first_events_are_kept(monkeypatch):
+    monkeypatch.setattr(recorder, "MOST_EVENTS", 3)
+    model, writer = network(BatchNorm1d), Writer()
+    with Monitor(model, every=1, writer=writer) as monitor:
+        for _ in range(4):
+            model(torch.full((8, 4), math.nan))
+    assert [(event.last, event.layer) for event in monitor.non_finite] == [
+        (0, "1"),
+        (0, "4"),
+        (1, "1"),
+    ]
+    told = [step for tag, _, step in writer.scalars if tag == "non_finite_batches/4"]
+    assert told == [0, 1, 2, 3]
+
+
+def test_nothing_waits_for_the_numbers_of_single_layers():
+    layers = {str(place): nn.BatchNorm1d(2) for place in range(5)}
+    events = Events(layers)
+    layers["3"].running_var.fill_(math.nan)
+    with Waits() as seen:
+        events.look(0, {path: torch.ones(2) for path in layers})
+        assert events.settle() == [NonFinite("3", 0, 0, 0, 2)]
+    assert seen.count == 0
 
 
 # Where it goes
@@ -368,7 +462,7 @@ def test_transformations_of_torch_func_are_refused():
 
     with (
         Monitor(model, every=1),
-        pytest.raises(RuntimeError, match=r"inside of a transformation of torch\.func"),
+        pytest.raises(RuntimeError, match=r"inside a transformation of torch\.func"),
     ):
         torch.func.grad(loss)(parameters)
 
@@ -378,7 +472,7 @@ def test_transformations_of_torch_func_are_refused():
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, True, "100"])
 def test_every_is_a_whole_number(every):
-    with pytest.raises(ValueError, match=r"`every` is .*: give a whole number of at least 1"):
+    with pytest.raises(ValueError, match=r"`every` is .*: pass an integer ≥ 1"):
         Monitor(network(), every=every)
 
 

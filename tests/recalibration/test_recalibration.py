@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim.swa_utils import update_bn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 import bnkit
@@ -23,6 +22,7 @@ from bnkit.layers.sync import SyncBatchNorm2d
 from bnkit.moments import Moments
 from bnkit.recalibration import plan_recalibration, recalibrate, recalibrate_
 from cases import seeded
+from counting import Waits, counted
 from models import MODELS
 from zoo.catalogue import conv, images
 from zoo.checks import call, fingerprint, memory, random_state
@@ -244,16 +244,6 @@ def deep(depth):
     return nn.Sequential(*(nn.BatchNorm1d(4) for _ in range(depth)))
 
 
-def counted(function, calls):
-    """Return `function`, which notes its first argument in `calls`."""
-
-    def call(first, *args, **kwargs):
-        calls.append(first)
-        return function(first, *args, **kwargs)
-
-    return call
-
-
 def test_layer_by_layer_makes_a_pass_for_each_layer_and_stops_there():
     model, forwards = deep(4), []
     for place, layer in enumerate(model):
@@ -292,18 +282,6 @@ def test_layer_by_layer_stops_behind_the_last_call_of_a_layer():
     into_c = normalised(a[0], after.b, a[0].mean(0), a[0].var(0)) + a[1]
     torch.testing.assert_close(after.c.running_mean, into_c.mean(0))
     torch.testing.assert_close(after.c.running_var, into_c.var(0))
-
-
-class Waits(TorchDispatchMode):
-    """Counts how often Python needs a number, for which the host would wait for a GPU."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function is torch.ops.aten._local_scalar_dense.default
-        return function(*args, **(kwargs or {}))
 
 
 def waits(depth, batches):

@@ -1,6 +1,7 @@
 """`Monitor`: what the batch norms of a model do while it trains."""
 
 from bnkit.monitoring.monitor import Monitor
-from bnkit.monitoring.record import NonFinite, Record
+from bnkit.monitoring.non_finite import NonFinite
+from bnkit.monitoring.records import Record
 
 __all__ = ["Monitor", "NonFinite", "Record"]

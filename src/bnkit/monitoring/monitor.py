@@ -1,6 +1,5 @@
 """`Monitor`: a few lines in a training loop, by plain hooks."""
 
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
@@ -8,7 +7,7 @@ from torch import nn
 
 from bnkit.monitoring.lightning import lightning_callback
 from bnkit.monitoring.recorder import Recorder, Writer
-from bnkit.observation import counting_training_steps, watching_layers
+from bnkit.observation import LongBlock, counting_training_steps, watching_layers
 
 
 class Monitor(Recorder):
@@ -20,17 +19,19 @@ class Monitor(Recorder):
     the running statistics lag, which channels are dead, how large the gradients are. `non_finite`
     tells of NaN and infinities, also between two records. `writer` is anything with
     add_scalar(tag, value, step), as TensorBoard's SummaryWriter; it gets the numbers once the step
-    is over, the last ones from `close`. `str()` gives a table of the last step, `to_json()`
-    everything.
+    is over, the last ones from `close`. `str()` gives a table of the last step, `to_json()` all
+    that is kept: the last 50,000 records, in whole steps, and the first 10,000 events, some 35 MB;
+    a writer gets everything.
 
     Training is the same to the bit with and without it, except that what torch.compile compiled
     runs as written in the steps that are recorded. `model` may be wrapped, by
     DistributedDataParallel (each process records its own mini-batches) or torch.compile; copies and
-    pickles of it know nothing of the Monitor. With a gradient scaler gradients are the scaled ones.
+    pickles of it know nothing of the Monitor. With a gradient scaler, the recorded gradients are
+    scaled.
 
-    Raises ValueError for a model without batch norm and for an `every` that is not whole or under
-    1, TypeError for what is no module or no writer; in training RuntimeError where torch.compile
-    or torch.func hide the layers.
+    Raises ValueError for a model without batch norm and for an `every` that is not an integer ≥ 1,
+    TypeError for what is not a module or a writer; in training RuntimeError where torch.compile or
+    torch.func hide the layers.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.ReLU())
@@ -43,9 +44,9 @@ class Monitor(Recorder):
 
     def __init__(self, model: nn.Module, *, every: int = 100, writer: Writer | None = None) -> None:
         super().__init__(model, every=every, writer=writer)
-        self._hooks, self._of_step = ExitStack(), ExitStack()
+        self._hooks, self._of_step = LongBlock(), LongBlock()
         self._model = model
-        self._hooks.enter_context(counting_training_steps(model, self.begin_step))
+        self._hooks.enter(counting_training_steps(model, self.begin_step))
 
     @staticmethod
     def lightning_callback(*, every: int = 100, writer: Writer | None = None) -> Any:
@@ -59,10 +60,21 @@ class Monitor(Recorder):
         return lightning_callback(every=every, writer=writer)
 
     def close(self) -> None:
-        """Take all hooks away, and write what is not written yet; `records` stay."""
+        """Take all hooks away, and write what is not written yet; `records` stay.
+
+        All hooks go, even if Ctrl-C comes in between.
+        """
+        try:
+            self._let_go()
+        finally:
+            self._let_go()  # again: it goes on where Ctrl-C stopped the first
+        super().close()
+
+    def _let_go(self) -> None:
         self._hooks.close()
         self._of_step.close()
-        super().close()
+        if self._step is not None:
+            self._step.close()
 
     def __enter__(self) -> Self:
         return self
@@ -79,7 +91,7 @@ class Monitor(Recorder):
         """Look at the step `number`, which begins, until its forward has ended."""
         super().record(number)
         self._of_step.close()  # of a forward that called itself
-        self._of_step.enter_context(watching_layers({"": self._model}, after=self._end))
+        self._of_step.enter(watching_layers({"": self._model}, after=self._end))
 
     def _end(self, *_of_call: Any) -> None:
         self._of_step.close()

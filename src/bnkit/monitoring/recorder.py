@@ -1,17 +1,27 @@
 """`Recorder`: counts training steps, records some of them, and keeps what came out."""
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from bnkit.dataflow.tensors import tensors_in
 from bnkit.kernels.choice import is_transformed
-from bnkit.monitoring.events import Events
-from bnkit.monitoring.record import NonFinite, Record, plain, table_of
-from bnkit.monitoring.step import Step
-from bnkit.monitoring.summary import Array
+from bnkit.monitoring.channels import Calls, is_fused
+from bnkit.monitoring.non_finite import Events, NonFinite
+from bnkit.monitoring.records import Array, Record, descriptions, plain, table_of
 from bnkit.norms import batch_norms, unwrapped
+from bnkit.observation import LongBlock, running_eagerly, seeing_gradients, watching_layers
+
+# What a Monitor keeps, some 35 MB of records; of longer trainings the last records, in whole steps,
+# and the first events, which are nearer to the cause.
+MOST_RECORDS, MOST_EVENTS = 50_000, 10_000
+
+_GRADIENTS = ("weight", "bias", "output")
 
 
 class Writer(Protocol):
@@ -30,10 +40,11 @@ class Recorder:
         self._writer = _checked_writer(writer)
         self._layers = _batch_norms(model)
         self._events = Events(self._layers)
-        self._records: list[Record] = []
+        self._kept = deque[tuple[Record, ...]]()  # step by step
+        self._number = 0  # of these records
+        self._found: list[NonFinite] = []
         self._percentiles = dict[str, Array]()
         self._step: Step | None = None
-        self._written = 0  # events
 
     def begin_step(self) -> None:
         """Count a training step, and look at it if its turn has come."""
@@ -66,17 +77,25 @@ class Recorder:
         if self._step is not None:
             self._settle()
         self._events.look(self.steps - 1, {})
-        self._write([])
+        self._take_events()
 
     @property
     def records(self) -> tuple[Record, ...]:
-        """All records so far, layer by layer in the order in which they ran, step by step."""
-        return (*self._records, *(() if self._step is None else self._step.records()))
+        """The records of the last steps, layer by layer in the order in which they ran.
+
+        They are at most 50,000, or those of two steps where a step has more.
+        """
+        steps = [*self._kept, () if self._step is None else self._step.records()]
+        return tuple(record for of_step in steps for record in of_step)
 
     @property
     def non_finite(self) -> tuple[NonFinite, ...]:
-        """NaN and infinities that reached a batch norm, also in steps that were not recorded."""
-        return self._events.found()
+        """NaN and infinities that reached a batch norm, also in steps that were not recorded.
+
+        They are the first 10,000 at most.
+        """
+        self._take_events()
+        return tuple(self._found)
 
     def to_json(self) -> dict[str, Any]:
         """Return all that was recorded as plain data; None stands for what is no number."""
@@ -92,7 +111,8 @@ class Recorder:
         if not records:
             return f"Nothing recorded yet: {len(self._layers)} batch norms, {self.steps} steps."
         last = records[-1].step
-        idle = [repr(path) for path in self._layers if path not in {r.layer for r in records}]
+        called = {record.layer for record in records}
+        idle = [repr(path) for path in self._layers if path not in called]
         lines = [
             f"Step {last}, the last one recorded of {self.steps}: every {self.every} steps.",
             *([f"Never called: {', '.join(idle)}."] if idle else []),
@@ -106,24 +126,37 @@ class Recorder:
         assert self._step is not None
         self._step.close()
         new = self._step.records()
-        self._records += new
         self._percentiles |= self._step.percentiles
         self._step = None
-        self._write(new)
+        self._keep(new)
+        self._write(
+            (_tag(name, record.layer), value, record.step)
+            for record in new
+            for name, value in record.scalars()
+            if not math.isnan(value)
+        )
+        self._take_events()
 
-    def _write(self, records: Sequence[Record]) -> None:
-        if self._writer is None:
-            return
-        for record in records:
-            for name, value in record.scalars():
-                if not math.isnan(value):
-                    self._writer.add_scalar(_tag(name, record.layer), value, record.step)
-        events = self.non_finite
-        for event in events[self._written :]:
-            for name in ("batches", "channels"):
-                tag = _tag(f"non_finite_{name}", event.layer)
-                self._writer.add_scalar(tag, getattr(event, name), event.last)
-        self._written = len(events)
+    def _keep(self, new: tuple[Record, ...]) -> None:
+        self._kept.append(new)
+        self._number += len(new)
+        while len(self._kept) > 2 and self._number > MOST_RECORDS:
+            self._number -= len(self._kept.popleft())
+
+    def _take_events(self) -> None:
+        """Take over the events of all looks, so that nothing of a look is kept, and write them."""
+        new = self._events.settle()
+        self._found += new[: MOST_EVENTS - len(self._found)]
+        self._write(
+            (_tag(f"non_finite_{name}", event.layer), getattr(event, name), event.last)
+            for event in new
+            for name in ("batches", "channels")
+        )
+
+    def _write(self, scalars: Iterable[tuple[str, float, int]]) -> None:
+        if self._writer is not None:
+            for tag, value, step in scalars:
+                self._writer.add_scalar(tag, value, step)
 
 
 def _tag(name: str, layer: str) -> str:
@@ -134,7 +167,7 @@ def _tag(name: str, layer: str) -> str:
 def _checked_every(every: int) -> int:
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
         raise ValueError(
-            f"`every` is {every!r}: give a whole number of at least 1, such as 100 to record every "
+            f"`every` is {every!r}: pass an integer ≥ 1, such as 100 to record every "
             f"hundredth training step"
         )
     return every
@@ -166,6 +199,104 @@ def _batch_norms(model: nn.Module) -> dict[str, nn.Module]:
 def _refuse_transformations() -> None:
     if is_transformed():
         raise RuntimeError(
-            "the model runs inside of a transformation of torch.func, where values cannot be read: "
+            "the model runs inside a transformation of torch.func, where values cannot be read: "
             "close the Monitor, or call the model outside of it"
         )
+
+
+class Step:
+    """What the layers do in step `number`; `percentiles` are those of the record before, by path.
+
+    It looks on from its making to `end_forward`, and at gradients to `close`. Of a layer that is
+    called several times the first call counts.
+    """
+
+    def __init__(
+        self, number: int, layers: Mapping[str, nn.Module], percentiles: Mapping[str, Array]
+    ) -> None:
+        self.number = number
+        self.percentiles: dict[str, Array] = {}
+        self._layers = layers
+        self._before = percentiles
+        self._calls = Calls()
+        self._gradients: dict[str, dict[str, Tensor]] = {}
+        self._expects_gradients = False
+        self._forward, self._backward = LongBlock(), LongBlock()
+        self._forward.enter(running_eagerly())
+        self._forward.enter(watching_layers(layers, before=self._see_input, after=self._see_output))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing more will come: the gradients have, or none will."""
+        return bool(self._gradients) or not self._expects_gradients
+
+    @property
+    def variances(self) -> dict[str, Tensor]:
+        """The variances of what the layers were given, (C,) each, by path."""
+        return {p: v for channels in self._calls.seen() for p, v in channels.variances.items()}
+
+    def end_forward(self) -> None:
+        """Look at no more calls of layers."""
+        self._forward.close()
+
+    def close(self) -> None:
+        """Look at nothing more."""
+        self._forward.close()
+        self._backward.close()
+
+    def records(self) -> tuple[Record, ...]:
+        """Return what was seen so far, a record for each layer that ran, in the order of running.
+
+        On a GPU this waits for it.
+        """
+        described: dict[str, dict[str, Any]] = {}
+        for channels in self._calls.seen():
+            layers = [self._layers[path] for path in channels.paths]
+            arrays = channels.arrays()
+            now = dict(zip(channels.paths, arrays["percentiles"], strict=True))
+            before = [self._before.get(path) for path in channels.paths]
+            described |= zip(channels.paths, descriptions(layers, arrays, before), strict=True)
+            self.percentiles |= now
+        return tuple(self._record(path, described[path]) for path in self._calls.order)
+
+    def _see_input(
+        self, path: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        values = _batch_in(args[0] if args else kwargs)
+        if values is not None:
+            self._calls.begin(path, layer, values, fused=is_fused(layer, args, kwargs))
+
+    def _see_output(
+        self, path: str, layer: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], out: Any
+    ) -> None:
+        output = _batch_in(out)
+        if output is not None and self._calls.end(path, output):  # None is that of a failure
+            self._await_gradients(path, layer, output)
+
+    def _await_gradients(self, path: str, layer: Any, output: Tensor) -> None:
+        tensors = {"weight": getattr(layer, "weight", None), "bias": getattr(layer, "bias", None)}
+        if torch.is_grad_enabled():
+            tensors["output"] = output
+        awaited = {n: t for n, t in tensors.items() if isinstance(t, Tensor) and t.requires_grad}
+        if awaited:
+            self._expects_gradients = True
+            see = partial(self._see_gradient, path)
+            self._backward.enter(seeing_gradients(awaited, see))
+
+    def _see_gradient(self, path: str, name: str, gradient: Tensor) -> None:
+        dtype = torch.promote_types(gradient.dtype, torch.float32)  # norms of halves overflow
+        norm = torch.linalg.vector_norm(gradient.detach(), dtype=dtype)
+        self._gradients.setdefault(path, {}).setdefault(name, norm)
+
+    def _record(self, path: str, described: dict[str, Any]) -> Record:
+        gradients = self._gradients.get(path, {})
+        for name in _GRADIENTS:
+            described[f"{name}_gradient"] = float(gradients.get(name, math.nan))
+        return Record(step=self.number, layer=path, **described)
+
+
+def _batch_in(values: Any) -> Tensor | None:
+    """Return the first tensor of floating values with channels in what a layer takes or gives."""
+    tensors = [values] if isinstance(values, Tensor) else tensors_in(values)
+    fitting = (t for t in tensors if t.is_floating_point() and t.dim() > 1 and t.numel())
+    return next(fitting, None)

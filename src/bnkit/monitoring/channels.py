@@ -1,4 +1,7 @@
-"""What is looked at while a batch norm runs: tensors, so that nothing waits for a GPU."""
+"""What batch norms are given and return: percentiles and moments of channels, kept as tensors.
+
+So nothing waits for a GPU until a step is over.
+"""
 
 import math
 from collections.abc import Mapping
@@ -15,8 +18,8 @@ from bnkit.kernels.reference import batch_norm_inference
 from bnkit.layers.batch_norm import ActivatedBatchNorm
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.layers.masked import MaskedBatchNorm
-from bnkit.moments import Moments, dtype_of_sums
-from bnkit.monitoring.record import PERCENTS
+from bnkit.moments import Moments
+from bnkit.monitoring.records import PERCENTS
 
 # Values per channel that are sorted: the 15th percentile of so many independent normal values has
 # a standard error of √(0.15 · 0.85 / 1024) / 0.233 = 0.05 standard deviations, a channel; over the
@@ -71,6 +74,64 @@ class Channels:
         return dict(zip(self.paths, self.table[6 + _ROWS.index("variance")], strict=True))
 
 
+# What a layer had, (3, C), and its input: as it is where that is few values, else what is known.
+_Begun = tuple[nn.Module, bool, Tensor, Tensor | Given]
+# Path, (3, C), copies of input and output.
+_Small = tuple[str, Tensor, Tensor, Tensor]
+
+
+class Calls:
+    """What the first call of each layer was given and returned.
+
+    Calls with many values are measured while they run, so that nothing large is kept. Of the others
+    copies wait for `seen`, where layers of one shape lie side by side as if they were one.
+    """
+
+    def __init__(self) -> None:
+        self.order: dict[str, None] = {}  # paths, as a set that keeps its order
+        self._begun: dict[str, _Begun] = {}
+        self._small: dict[Any, list[_Small]] = {}
+        self._seen: list[Channels] = []
+
+    def begin(self, path: str, layer: nn.Module, values: Tensor, *, fused: bool) -> None:
+        """Look at the input `values` (N, C, ...) of a call, if it is the layer's first."""
+        if path in self._begun or path in self.order:
+            return
+        few = are_few(values) and not fused
+        given = values.detach().clone() if few else look_at_input(values)
+        self._begun[path] = layer, fused, look_at_state(layer, values), given
+
+    def end(self, path: str, output: Tensor) -> bool:
+        """Look at the output of a call, and return whether it is the layer's first."""
+        if path not in self._begun:
+            return False
+        layer, fused, state, given = self._begun.pop(path)
+        self.order[path] = None
+        if isinstance(given, Tensor):
+            kept = output.detach().clone()
+            like = (given.shape, given.dtype, given.device, kept.shape, kept.dtype, state.dtype)
+            self._small.setdefault(like, []).append((path, state, given, kept))
+        else:
+            table = look_at_output(given, output, fused_in=layer if fused else None)
+            self._seen.append(_channels((path,), table, state))
+        return True
+
+    def seen(self) -> list[Channels]:
+        """Return what is known of all calls that have ended."""
+        for calls in self._small.values():
+            paths, states, inputs, outputs = zip(*calls, strict=True)
+            given = look_at_input(torch.cat(inputs, 1))
+            table = look_at_output(given, torch.cat(outputs, 1))
+            self._seen.append(_channels(paths, table, torch.cat(states, 1)))
+        self._small.clear()
+        return self._seen
+
+
+def _channels(paths: tuple[str, ...], table: Tensor, states: Tensor) -> Channels:
+    whole = torch.cat([table, states.to(table.dtype)])
+    return Channels(paths, whole.reshape(len(whole), len(paths), -1))
+
+
 def are_few(values: Tensor) -> bool:
     """Return whether a call has so few values that it is looked at together with others."""
     return values.numel() <= _FEW
@@ -102,7 +163,7 @@ def look_at_input(values: Tensor) -> Given:
     """
     values = values.detach()
     moments = Moments.of(values)
-    rows = Moments.of(_means_of_rows(values)) if values.dim() > 2 else moments
+    rows = Moments.of_rows(values) if values.dim() > 2 else moments
     return Given(_sample(values), moments, rows)
 
 
@@ -114,7 +175,7 @@ def look_at_output(given: Given, output: Tensor, *, fused_in: nn.Module | None =
     """
     output, moments, rows = output.detach(), given.moments, given.of_rows
     after = _sample(output) if fused_in is None else _normalised(fused_in, given)
-    error = rows.unbiased_variance / rows.count if rows.count > 1 else moments.mean * math.nan
+    error = rows.squared_error if rows.count > 1 else moments.mean * math.nan
     parts = [
         _percentiles(torch.stack([given.sample, after])).flatten(0, 1),
         moments.mean,
@@ -142,10 +203,6 @@ def running_statistics(layer: Any) -> Running | None:
     if not isinstance(mean, Tensor) or not isinstance(variance, Tensor) or is_lazy(mean):
         return None
     return mean, variance
-
-
-def _means_of_rows(values: Tensor) -> Tensor:
-    return values.flatten(2).mean(2, dtype=dtype_of_sums(values))
 
 
 def _normalised(layer: Any, given: Given) -> Tensor:

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from bnkit.layers import BatchNorm1d, MaskedBatchNorm1d
-from bnkit.monitoring.calls import Calls
-from bnkit.monitoring.measuring import (
+from bnkit.monitoring.channels import (
+    Calls,
     is_fused,
     look_at_input,
     look_at_output,
 )
-from bnkit.monitoring.summary import drift, lag, typical
+from bnkit.monitoring.records import drift, lag, typical
 from cases import CASES
 
 
@@ -145,7 +145,7 @@ def test_small_layers_side_by_side_have_the_numbers_of_each_alone():
         alone += calls.seen()
     groups = together.seen()
     assert [channels.paths for channels in groups] == [("0", "1"), ("2",)]
-    assert together.order == ["0", "1", "2"]
+    assert list(together.order) == ["0", "1", "2"]
     tables = [table for channels in groups for table in channels.table.unbind(1)]
     for ours, single in zip(tables, alone, strict=True):
         torch.testing.assert_close(ours, single.table[:, 0], equal_nan=True)
