@@ -2,7 +2,7 @@
 
     python claims/benchmarks/claims.py --data-dir FOLDER [claim ...]
 
-Records are kept in bnkit-claims and gone on from. In claims/docs the figures go to claims.json, the
+Results are kept in bnkit-claims and gone on from. In claims/docs the figures go to claims.json, the
 charts to charts/, and the tables of claims.md are made from them.
 """
 

@@ -2,7 +2,7 @@
 
     python claims/benchmarks/published.py --data-dir FOLDER experiment [experiment ...]
 
-Records are kept in bnkit-published and gone on from (`bnkit reproduce --list` names the
+Results are kept in bnkit-published and gone on from (`bnkit reproduce --list` names the
 experiments). In claims/docs the figures go to published.json, and the table in published.md is made
 from them.
 """

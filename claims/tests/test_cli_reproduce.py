@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from bnkit.cli.app import app
 from bnkit_claims import cli as command
-from bnkit_claims.published.experiment import Experiment, Measured, Quantity
+from bnkit_claims.published.experiment import Measured, PublishedExperiment, Quantity
 
 run = CliRunner().invoke
 ACCURACY = Quantity("test accuracy", "%", 95.0, bar=90.0)
@@ -13,11 +13,13 @@ ACCURACY = Quantity("test accuracy", "%", 95.0, bar=90.0)
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
-    small = Experiment(
+    small = PublishedExperiment(
         "small", "a small one", "a page", (ACCURACY,), "One run.",
         run=lambda how: Measured({"test accuracy": (96.0,) * (how.seeds or 3)}),
     )  # fmt: skip
-    big = Experiment("big", "a big one", "a page", (ACCURACY,), "", needs="a thousand GPUs")
+    big = PublishedExperiment(
+        "big", "a big one", "a page", (ACCURACY,), "", needs="a thousand GPUs"
+    )
     monkeypatch.setattr(command, "EXPERIMENTS", (small, big))
 
 

@@ -20,7 +20,7 @@ from bnkit_claims.core.cases import Repetition
 from bnkit_claims.core.checked_claims import ClaimsInterrupted, check_claims
 from bnkit_claims.core.claim import claim_named
 from bnkit_claims.published.all_experiments import EXPERIMENTS
-from bnkit_claims.published.experiment import Experiment, Measured
+from bnkit_claims.published.experiment import Measured, PublishedExperiment
 from bnkit_claims.published.reproduction import reproduction
 from bnkit_claims.report import write_claims
 
@@ -116,7 +116,7 @@ def reproduce(
         if not chosen:
             raise ValueError("no experiment is named, and all of them take hours: see --list")
         how = Repetition(out, data_dir, seeds, jobs or usable_cores())
-        found: list[tuple[Experiment, Measured]] = []
+        found: list[tuple[PublishedExperiment, Measured]] = []
         try:
             with chatter_on_stderr():
                 for experiment in chosen:
@@ -131,7 +131,7 @@ def reproduce(
         say(f"Results: {out / 'published.json'}")
 
 
-def _report(experiment: Experiment, ours: Measured, out: Path) -> None:
+def _report(experiment: PublishedExperiment, ours: Measured, out: Path) -> None:
     if ours.comparison is not None:
         with messages.status("writing the report"):
             path = write_report(ours.comparison, out / experiment.name)

@@ -16,7 +16,7 @@ from bnkit_claims.claims.independent_layers import (
     shift_of,
 )
 from bnkit_claims.core.evidence import Part
-from bnkit_claims.core.trainings import subject
+from bnkit_claims.core.trainings import experiment_for
 
 TOY = CLAIM.sizes["toy"]
 INVENTED = IndependentLayers(
@@ -115,7 +115,7 @@ def test_in_a_toy_run_batch_norm_is_blind_to_scale_and_keeps_distributions_whate
 
 
 def network(side):
-    drawn = subject(TOY, hidden=[4, 4], activations=["relu"])
+    drawn = experiment_for(TOY, hidden=[4, 4], activations=["relu"])
     return drawn.network(side, "relu", 0), drawn.loaders(0)
 
 

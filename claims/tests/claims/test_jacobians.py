@@ -17,7 +17,7 @@ from bnkit_claims.claims.jacobians import (
     summary,
 )
 from bnkit_claims.core.evidence import Part
-from bnkit_claims.core.trainings import subject
+from bnkit_claims.core.trainings import experiment_for
 
 TOY = CLAIM.sizes["toy"]
 INVENTED = Jacobians(activations=("relu",), learning_rates=(0.1,), inits=("glorot",))
@@ -99,7 +99,7 @@ def test_a_toy_run_measures_both_sides_at_both_moments():
 
 
 def test_plain_jacobians_are_weights_times_slopes():
-    drawn = subject(TOY, hidden=[5, 5], activations=["sigmoid"], init="glorot")
+    drawn = experiment_for(TOY, hidden=[5, 5], activations=["sigmoid"], init="glorot")
     model = drawn.network("plain", "sigmoid", 0)
     z = model[1](model[0](load("digits").held_out.inputs[: TOY.examples]))
     slopes = torch.sigmoid(z) * (1 - torch.sigmoid(z))  # (examples, 5)
@@ -109,7 +109,7 @@ def test_plain_jacobians_are_weights_times_slopes():
 
 
 def test_with_batch_norm_they_are_divided_by_the_standard_deviation_of_the_unit():
-    drawn = subject(TOY, hidden=[5, 5], activations=["sigmoid"], init="glorot")
+    drawn = experiment_for(TOY, hidden=[5, 5], activations=["sigmoid"], init="glorot")
     model = drawn.network("batch norm", "sigmoid", 0)
     train = load("digits").train.inputs
     with normalising_by_batch_statistics(model), torch.no_grad():

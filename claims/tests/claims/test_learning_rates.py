@@ -6,7 +6,7 @@ from bnkit.experiments.loaders import first_of
 from bnkit.experiments.results import SIDES
 from bnkit_claims.claims.learning_rates import CLAIM, LearningRates, judge, line_search, run
 from bnkit_claims.core.evidence import Part
-from bnkit_claims.core.trainings import subject
+from bnkit_claims.core.trainings import experiment_for
 
 SETTINGS = LearningRates(learning_rates=(0.1, 1.0, 10.0), step_sizes=(1.0, 10.0, 100.0))
 
@@ -108,7 +108,7 @@ def test_seeds_with_a_rate_on_one_side_only_are_counted_beside_the_others():
 def test_the_line_search_is_the_loss_after_a_step_of_sgd():
     settings = LearningRates(hidden=(8,), step_sizes=(0.5,))
     found = line_search(settings, ("batch norm", 3))
-    drawn = subject(settings, hidden=(8,))
+    drawn = experiment_for(settings, hidden=(8,))
     model = drawn.network("batch norm", "relu", 3)
     inputs, targets = first_of(drawn.loaders(3).train)
     loss = F.cross_entropy(model(inputs), targets)

@@ -2,9 +2,9 @@ import torch
 
 from bnkit.experiments.training import Training, train
 from bnkit_claims.core.claim import ClaimSettings
-from bnkit_claims.core.trainings import in_segments, subject
+from bnkit_claims.core.trainings import experiment_for, in_segments
 
-DRAWN = subject(ClaimSettings(), hidden=[8])
+DRAWN = experiment_for(ClaimSettings(), hidden=[8])
 
 
 def test_three_stretches_are_one_training():

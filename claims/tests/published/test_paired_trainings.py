@@ -3,7 +3,7 @@ from functools import partial
 from bnkit.experiments.settings import Settings
 from bnkit_claims.core.cases import Repetition
 from bnkit_claims.published import experiment as running
-from bnkit_claims.published.experiment import Experiment, PairedTraining, accuracies
+from bnkit_claims.published.experiment import PairedTraining, PublishedExperiment, accuracies
 from bnkit_claims.published.paired_trainings import AGAIN, UDACITY
 
 
@@ -15,7 +15,7 @@ def test_a_paired_experiment_gives_a_value_for_each_seed_and_side(tmp_path, monk
         lambda network, _, **rest: on_digits(network, "digits", **rest),
     )
     settings = Settings(learning_rates=[0.1], activations=["relu"], steps=20, evaluate_every=20)
-    experiment = Experiment(
+    experiment = PublishedExperiment(
         "small",
         "a small one",
         source="a page",

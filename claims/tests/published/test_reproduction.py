@@ -4,14 +4,14 @@ import pytest
 
 from bnkit_claims.core.cases import Repetition
 from bnkit_claims.published.all_experiments import EXPERIMENTS
-from bnkit_claims.published.experiment import Experiment, Measured, Quantity
+from bnkit_claims.published.experiment import Measured, PublishedExperiment, Quantity
 from bnkit_claims.published.reproduction import Reproduced, Reproduction, reproduction
 
 ACCURACY = Quantity("batch norm, test accuracy", "%", 95.0, bar=90.0)
 
 
 def experiment(name, **how):
-    return Experiment(name, "a title", "a page", (ACCURACY,), "One run.", **how)
+    return PublishedExperiment(name, "a title", "a page", (ACCURACY,), "One run.", **how)
 
 
 def test_ours_stand_beside_the_published_with_difference_and_success_rate():

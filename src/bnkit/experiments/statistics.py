@@ -27,6 +27,11 @@ class PairedRatio:
     neither: int
 
     @property
+    def pairs(self) -> int:
+        """How many pairs there are."""
+        return self.both + self.only_plain + self.only_batch_norm + self.neither
+
+    @property
     def excludes_one(self) -> bool:
         """Whether the interval exists and lies wholly on one side of 1."""
         return self.low is not None and self.high is not None and not self.low <= 1 <= self.high

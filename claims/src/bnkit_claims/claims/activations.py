@@ -20,8 +20,8 @@ from bnkit_claims.core.cases import in_turn
 from bnkit_claims.core.charts import Axis, Dot, Dots, Rule
 from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
 from bnkit_claims.core.evidence import Beside, Evidence, Part
-from bnkit_claims.core.pairs import Records
-from bnkit_claims.core.trainings import subject
+from bnkit_claims.core.pairs import Records, select
+from bnkit_claims.core.trainings import experiment_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def run(settings: Activations, run_cases: RunCases = in_turn) -> Evidence:
 def training(settings: Activations, case: tuple[str, Side, int]) -> dict[str, Any]:
     """Return the run at each learning rate, and the share of saturated units at its end."""
     activation, side, seed = case
-    drawn = subject(
+    drawn = experiment_for(
         settings,
         hidden=(settings.width,) * settings.depth,
         activations=[activation],
@@ -105,12 +105,15 @@ Flat = Mapping[tuple[str, Side], Mapping[int, float]]
 
 def judge(settings: Activations, trained: Records) -> Evidence:
     """Return the verdict: each activation that fails without batch norm trains with it."""
-    best = {
-        (name, side): own_best(_of(trained, name, side), lambda run: -final_accuracy(run))
+    results = {
+        (name, side): select(trained, activation=name, side=side)
         for name, side in product(settings.activations, SIDES)
     }
+    best = {
+        key: own_best(found, lambda run: -final_accuracy(run)) for key, found in results.items()
+    }
     rates = {key: _success(settings, [run for _, run in b.values()]) for key, b in best.items()}
-    flat = {key: _flat(_of(trained, *key), b) for key, b in best.items()}
+    flat = {key: _flat(results[key], b) for key, b in best.items()}
     needless = [
         name for name in settings.activations if all(_trains(rates[name, side]) for side in SIDES)
     ]
@@ -140,10 +143,6 @@ def judge(settings: Activations, trained: Records) -> Evidence:
             for seed, (rate, run) in by_seed.items()
         ),
     )
-
-
-def _of(trained: Records, activation: str, side: Side) -> list[Mapping[str, Any]]:
-    return [r for r in trained if (r["activation"], r["side"]) == (activation, side)]
 
 
 def _success(settings: Activations, runs: Sequence[Run]) -> SuccessRate:

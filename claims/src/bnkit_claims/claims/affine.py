@@ -14,11 +14,20 @@ from bnkit.experiments.training import Training, train
 from bnkit.surgery import convert
 from bnkit_claims.core.best_rates import Run, edge_notes, final_accuracy, own_best, run_of
 from bnkit_claims.core.cases import in_turn
-from bnkit_claims.core.charts import Axis, Dots, Lines, Rule, band, in_points, ranged
+from bnkit_claims.core.charts import (
+    Axis,
+    Dots,
+    Lines,
+    Rule,
+    accuracy_chart,
+    band,
+    in_points,
+    ranged,
+)
 from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
 from bnkit_claims.core.evidence import Beside, Evidence, Part, beyond
 from bnkit_claims.core.pairs import Records, points, select
-from bnkit_claims.core.trainings import accuracy_in_eval_mode, subject
+from bnkit_claims.core.trainings import accuracy_in_eval_mode, experiment_for
 
 BatchNorms = list[nn.BatchNorm1d]
 
@@ -93,7 +102,7 @@ def training(settings: Affine, case: tuple[str, str, int]) -> dict[str, Any]:
     learning rate (None for one that diverged).
     """
     variant, activation, seed = case
-    drawn = subject(settings, activations=[activation])
+    drawn = experiment_for(settings, activations=[activation])
     runs, undone = {}, {}
     for rate in settings.learning_rates:
         model = VARIANTS[variant](drawn.network("batch norm", activation, seed))
@@ -273,7 +282,7 @@ def _shares_of(best: Best, trained: Records, activation: str, name: str) -> list
 
 
 def _curves(settings: Affine, best: Best) -> Lines:
-    x = tuple(range(settings.evaluate_every, settings.steps + 1, settings.evaluate_every))
+    x = range(settings.evaluate_every, settings.steps + 1, settings.evaluate_every)
     lines = [
         band(
             variant,
@@ -285,12 +294,7 @@ def _curves(settings: Affine, best: Best) -> Lines:
         )
         for (activation, variant), by_seed in best.items()
     ]
-    return Lines(
-        title="Accuracy along training with and without gamma and beta",
-        x=Axis("training steps", logarithmic=True),
-        y=Axis("held-out accuracy (%), median and range"),
-        lines=tuple(lines),
-    )
+    return accuracy_chart("Accuracy along training with and without gamma and beta", lines)
 
 
 def _ends(losses: Mapping[str, PairedDifference]) -> Dots:

@@ -22,7 +22,7 @@ from bnkit_claims.core.cases import in_turn
 from bnkit_claims.core.charts import Axis, Line, Lines, Rule
 from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
 from bnkit_claims.core.evidence import Beside, Evidence, Part, beyond
-from bnkit_claims.core.pairs import Records
+from bnkit_claims.core.pairs import Records, select
 
 Shape = tuple[int, int]  # hidden layers, units in each
 
@@ -132,8 +132,9 @@ def _gains(settings: Complexity, trained: Records, shape: Shape) -> dict[int, St
 def _best(
     settings: Complexity, trained: Records, shape: Shape, side: Side
 ) -> dict[int, tuple[float, Run]]:
-    results = [r for r in trained if (r["depth"], r["width"], r["side"]) == (*shape, side)]
-    return own_best(results, slowness(settings.target))
+    depth, width = shape
+    runs = select(trained, depth=depth, width=width, side=side)
+    return own_best(runs, slowness(settings.target))
 
 
 def _pooled(gains: Gains, shape: Shape) -> StepRatio:

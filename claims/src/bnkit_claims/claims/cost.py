@@ -23,7 +23,7 @@ from bnkit_claims.core.charts import Axis, Dot, Dots, Rule, ranged
 from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
 from bnkit_claims.core.evidence import Beside, Evidence, Part, above_one
 from bnkit_claims.core.pairs import Records, ratio_of, rounded, select
-from bnkit_claims.core.trainings import subject
+from bnkit_claims.core.trainings import experiment_for
 
 ROUNDING = 1e-9  # relative, in float64: what is less is rounding
 FOLDED = "folded"
@@ -51,7 +51,7 @@ def run(settings: Cost, run_cases: RunCases = in_turn) -> Evidence:
 def biases(settings: Cost, case: tuple[str, Side, int]) -> dict[str, Any]:
     """Return how much the biases of the layers that batch norm normalises do, on either side."""
     network, side, seed = case
-    drawn = subject(settings, network, activations=["relu"])
+    drawn = experiment_for(settings, network, activations=["relu"])
     twin = drawn.network("batch norm", "relu", seed)
     layers = [path for path, layer in twin.named_modules() if isinstance(layer, Normalized)]
     inputs, targets = first_of(drawn.loaders(seed).train)
@@ -91,7 +91,7 @@ def bias_effect(
 
 def numbers(settings: Cost, network: str) -> dict[str, Any]:
     """Return how many parameters and running statistics the network has, and when folded."""
-    drawn = subject(settings, network, activations=["relu"])
+    drawn = experiment_for(settings, network, activations=["relu"])
     sides = {side: drawn.network(side, "relu", seed=0) for side in SIDES}
     folded = fold(sides["batch norm"], drawn.example())
     return {
@@ -118,7 +118,7 @@ def seconds(settings: Cost, case: tuple[str, int]) -> list[dict[str, Any]]:
     processor time is what a clock shows on an idle machine, whatever else this one does.
     """
     network, seed = case
-    drawn = subject(settings, network, activations=["relu"])
+    drawn = experiment_for(settings, network, activations=["relu"])
     models: dict[str, nn.Module] = {side: drawn.network(side, "relu", seed) for side in SIDES}
     inputs, targets = first_of(drawn.loaders(seed).train)
     plan = Training(0.01, steps=settings.burst, evaluate_every=settings.burst)

@@ -14,12 +14,12 @@ from bnkit.experiments.networks import ACTIVATIONS
 from bnkit.experiments.results import Side
 from bnkit.experiments.statistics import PairedRatio
 from bnkit_claims.core.cases import in_turn
-from bnkit_claims.core.charts import Axis, Dot, Dots, Lines, Rule, band, ranged
+from bnkit_claims.core.charts import Axis, Dot, Dots, Lines, accuracy_chart, band, ranged
 from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
 from bnkit_claims.core.evidence import Evidence, Part, above_one
 from bnkit_claims.core.gradients import gradient_shift, inputs_and_outputs
 from bnkit_claims.core.pairs import Records, ratio_of, rounded, select
-from bnkit_claims.core.trainings import in_segments, subject
+from bnkit_claims.core.trainings import experiment_for, in_segments
 
 Kind = Literal["plain", "batch norm", "noisy batch norm"]
 KINDS: tuple[Kind, ...] = ("plain", "batch norm", "noisy batch norm")
@@ -88,7 +88,7 @@ def watch(settings: CovariateShift, case: tuple[Kind, str, int]) -> dict[str, An
     `drift_in_spreads` the same in units of each unit's distance of the outer two.
     """
     kind, activation, seed = case
-    drawn = subject(settings, activations=[activation])
+    drawn = experiment_for(settings, activations=[activation])
     side: Side = "plain" if kind == "plain" else "batch norm"
     model = drawn.network(side, activation, seed)
     if kind == "noisy batch norm":
@@ -341,15 +341,10 @@ def _accuracy_chart(settings: CovariateShift, found: Records) -> Lines:
             for r in select(found, activation=activation, kind=kind)
         ]
         lines.append(band(kind, _steps(settings), runs, side=_side(kind), panel=activation))
-    return Lines(
-        title="Inputs that noise moves at every step, and the network still learns"
-        if _noise_is_harmless(settings, found)
-        else "How fast the network learns, with noise after batch norm too",
-        x=Axis("training step"),
-        y=Axis("held-out accuracy (%), median and range"),
-        lines=tuple(lines),
-        rule=Rule(100 * settings.target, "target"),
-    )
+    harmless = "Inputs that noise moves at every step, and the network still learns"
+    open_ = "How fast the network learns, with noise after batch norm too"
+    title = harmless if _noise_is_harmless(settings, found) else open_
+    return accuracy_chart(title, lines, x=Axis("training step"), rule=(settings.target, "target"))
 
 
 def _noise_is_harmless(settings: CovariateShift, found: Records) -> bool:

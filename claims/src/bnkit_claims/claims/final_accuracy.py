@@ -8,12 +8,12 @@ from typing import Any
 
 from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import PairedDifference, paired_difference
-from bnkit_claims.core.best_rates import Run, edge_notes, final_accuracy, own_best, runs_over
+from bnkit_claims.core.best_rates import Run, edge_notes, error, own_best, runs_over
 from bnkit_claims.core.cases import in_turn
 from bnkit_claims.core.charts import Axis, Dot, Dots, Lines, Rule, band
 from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
 from bnkit_claims.core.evidence import Beside, Evidence, Part, beyond
-from bnkit_claims.core.pairs import Records, points
+from bnkit_claims.core.pairs import Records, points, select
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +112,7 @@ def _lead(trained: Records, activation: str) -> Lead:
 
 
 def _best(trained: Records, activation: str, side: Side) -> dict[int, tuple[float, Run]]:
-    results = [r for r in trained if (r["activation"], r["side"]) == (activation, side)]
-    return own_best(results, _error)
-
-
-def _error(run: Run) -> float:
-    return 1 - final_accuracy(run)
+    return own_best(select(trained, activation=activation, side=side), error)
 
 
 def _headline(leads: Mapping[str, Lead]) -> str:
@@ -153,7 +148,7 @@ def _late_gain(run: Run) -> float:
 
 
 def _along(settings: FinalAccuracy, leads: Mapping[str, Lead]) -> Lines:
-    x = tuple(range(settings.evaluate_every, settings.steps + 1, settings.evaluate_every))
+    x = range(settings.evaluate_every, settings.steps + 1, settings.evaluate_every)
     found = ", ".join(
         f"{100 * lead.largest:.1f} points at most and "
         f"{100 * median(run[-1] for run in lead.along):.1f} at the end with {name}"

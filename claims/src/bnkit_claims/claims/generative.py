@@ -20,9 +20,9 @@ from bnkit_claims.core.cases import in_turn
 from bnkit_claims.core.charts import Axis, Lines, Picture, Pictures, band
 from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
 from bnkit_claims.core.dcgan import AdversarialStep, SampleMeasure, discriminator, generator, sample
-from bnkit_claims.core.evidence import Beside, Evidence, Part, above_one
-from bnkit_claims.core.pairs import Records, ratio_of, rounded, select
-from bnkit_claims.core.trainings import subject
+from bnkit_claims.core.evidence import Beside, Evidence, Part
+from bnkit_claims.core.pairs import Records, above_one_or_alone, ratio_of, rounded, select
+from bnkit_claims.core.trainings import experiment_for
 
 Kind = Literal["neither", "generator", "discriminator", "both"]
 KINDS: tuple[Kind, ...] = ("neither", "generator", "discriminator", "both")
@@ -98,7 +98,7 @@ def play(settings: Generative, case: tuple[Kind, int]) -> dict[str, Any]:
 
 def _measure(settings: Generative) -> SampleMeasure:
     """Return the measure in a classifier trained here, the same one for every case."""
-    drawn = subject(settings, hidden=[100, settings.features])
+    drawn = experiment_for(settings, hidden=[100, settings.features])
     classifier, loaders = drawn.network("plain", "relu", seed=0), drawn.loaders(seed=0)
     steps = settings.classifier_steps
     if not isinstance(classifier, nn.Sequential):
@@ -130,7 +130,11 @@ def judge(settings: Generative, found: Records) -> Evidence:
     return Evidence(
         headline=_headline(found, ratios),
         parts=tuple(
-            Part(f"nearer samples, batch norm {PLACES[kind]}", _figures(ratio), _shown(ratio))
+            Part(
+                f"nearer samples, batch norm {PLACES[kind]}",
+                _figures(ratio),
+                above_one_or_alone(ratio),
+            )
             for kind, ratio in ratios.items()
         ),
         beside=tuple(_distances(found)),
@@ -155,7 +159,7 @@ def _headline(found: Records, ratios: Mapping[Kind, PairedRatio]) -> str:
     if all(row["score"] is None for row in select(found, kind="neither")):
         return (
             f"Without batch norm no run ends in finite numbers; with it in both networks "
-            f"{ratios['both'].only_batch_norm} of {_pairs(ratios['both'])} do."
+            f"{ratios['both'].only_batch_norm} of {ratios['both'].pairs} do."
         )
     near = {kind: f"{rounded(ratio.ratio)} times" for kind, ratio in ratios.items()}
     return (
@@ -165,22 +169,12 @@ def _headline(found: Records, ratios: Mapping[Kind, PairedRatio]) -> str:
 
 
 def _figures(ratio: PairedRatio) -> str:
-    pairs = _pairs(ratio)
+    pairs = ratio.pairs
     if ratio.both == pairs:
         return f"{ratio} times"
     plain, batch_norm = ratio.both + ratio.only_plain, ratio.both + ratio.only_batch_norm
     finite = f"finite in {plain}/{pairs} runs without, {batch_norm}/{pairs} with batch norm"
     return f"{ratio} times, {finite}" if ratio.both else finite
-
-
-def _pairs(ratio: PairedRatio) -> int:
-    return ratio.both + ratio.only_batch_norm + ratio.only_plain + ratio.neither
-
-
-def _shown(ratio: PairedRatio) -> bool | None:
-    if ratio.only_batch_norm >= 3 and not ratio.both and not ratio.only_plain:
-        return True  # without batch norm every run ends in numbers that are not finite
-    return above_one(ratio)
 
 
 def _distances(found: Records) -> Iterator[Beside]:
@@ -208,7 +202,7 @@ def _curves(settings: Generative, found: Records, ratios: dict[Kind, PairedRatio
     lines = [
         band(
             _label(kind),
-            tuple(steps),
+            steps,
             [row["distances"] for row in select(found, kind=kind)],
             side=_side(kind),
         )

@@ -22,7 +22,7 @@ from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
 from bnkit_claims.core.evidence import Evidence, Part, beyond
 from bnkit_claims.core.gradients import inputs_and_outputs
 from bnkit_claims.core.pairs import Records, difference_of, select
-from bnkit_claims.core.trainings import in_segments, subject
+from bnkit_claims.core.trainings import experiment_for, in_segments
 
 Disturbance = Literal["noise", "scale", "training"]
 DISTURBANCES: tuple[Disturbance, ...] = ("noise", "scale", "training")
@@ -65,7 +65,7 @@ def disturb(settings: IndependentLayers, case: tuple[Side, str, int]) -> dict[st
     the same held-out examples, by whose statistics batch norms normalise, as in training.
     """
     side, activation, seed = case
-    drawn = subject(settings, activations=[activation])
+    drawn = experiment_for(settings, activations=[activation])
     model = drawn.network(side, activation, seed)
     rate = settings.learning_rates[settings.activations.index(activation)]
     loaders = drawn.loaders(seed)

@@ -11,7 +11,7 @@ from bnkit_claims.core.cases import in_turn
 from bnkit_claims.core.charts import Axis, Line, Lines
 from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
 from bnkit_claims.core.evidence import Evidence, Part, beyond
-from bnkit_claims.core.pairs import Records
+from bnkit_claims.core.pairs import Records, select
 from bnkit_claims.core.trainings import trial
 
 Setting = tuple[str, float]  # activation, learning rate
@@ -85,9 +85,8 @@ def judge(settings: Initialisation, trained: Records) -> Evidence:
 
 
 def _of(trained: Records, setting: Setting, side: Side) -> list[Mapping[str, Any]]:
-    return [
-        r for r in trained if (r["activation"], r["learning_rate"], r["side"]) == (*setting, side)
-    ]
+    activation, rate = setting
+    return select(trained, activation=activation, learning_rate=rate, side=side)
 
 
 def _trains(settings: Initialisation, accuracy: float | None) -> bool:

@@ -19,7 +19,7 @@ from bnkit_claims.core.charts import Axis, Dots, Lines, Rule, band, ranged
 from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
 from bnkit_claims.core.evidence import Evidence, Part, beyond
 from bnkit_claims.core.pairs import Records, difference_of, points, select
-from bnkit_claims.core.trainings import in_segments, subject
+from bnkit_claims.core.trainings import experiment_for, in_segments
 
 WHENS = ("at the start", "after training")
 SHARES = tuple((i + 0.5) / 50 for i in range(50))  # of the sorted singular values, for the chart
@@ -49,7 +49,7 @@ def run(settings: Jacobians, run_cases: RunCases = in_turn) -> Evidence:
 def spectra(settings: Jacobians, case: tuple[Side, str, str, int]) -> dict[str, Any]:
     """Return, for both moments, the share of singular values close to 1, and their quantiles."""
     side, activation, init, seed = case
-    drawn = subject(settings, activations=[activation], init=init)
+    drawn = experiment_for(settings, activations=[activation], init=init)
     model = drawn.network(side, activation, seed)
     rate = settings.learning_rates[settings.activations.index(activation)]
     stretches = in_segments(

@@ -15,9 +15,9 @@ from bnkit.experiments.statistics import PairedRatio, paired_ratio
 from bnkit_claims.core.cases import in_turn
 from bnkit_claims.core.charts import Axis, Dot, Dots, Line, Lines, Rule
 from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
-from bnkit_claims.core.evidence import Beside, Evidence, Part, above_one
-from bnkit_claims.core.pairs import rounded
-from bnkit_claims.core.trainings import subject, trial
+from bnkit_claims.core.evidence import Beside, Evidence, Part
+from bnkit_claims.core.pairs import above_one_or_alone, rounded
+from bnkit_claims.core.trainings import experiment_for, trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def line_search(settings: LearningRates, case: tuple[Side, int]) -> dict[str, An
     After Bjorck et al. 2018, section 3.1: the first mini-batch, in training mode, both times.
     """
     side, seed = case
-    drawn = subject(settings)
+    drawn = experiment_for(settings)
     model = drawn.network(side, "relu", seed)
     inputs, targets = first_of(drawn.loaders(seed).train)
     before = F.cross_entropy(model(inputs), targets)
@@ -102,8 +102,16 @@ def judge(
             f"and the longest first step before the loss explodes {_roughly(step, 'as long')}."
         ),
         parts=(
-            Part("the largest learning rate that trains", _told(rate, "as large"), _shown(rate)),
-            Part("the longest step before the loss explodes", _told(step, "as long"), _shown(step)),
+            Part(
+                "the largest learning rate that trains",
+                _told(rate, "as large"),
+                above_one_or_alone(rate),
+            ),
+            Part(
+                "the longest step before the loss explodes",
+                _told(step, "as long"),
+                above_one_or_alone(step),
+            ),
         ),
         beside=(Beside("learning rates tried", ", ".join(map(str, settings.learning_rates))),),
         figures=(_accuracy_chart(settings, trained), _search_chart(settings, searched)),
@@ -112,12 +120,6 @@ def judge(
             for (side, seed), value in rates.items()
         ),
     )
-
-
-def _shown(ratio: PairedRatio) -> bool | None:
-    if ratio.only_batch_norm >= 3 and not ratio.both and not ratio.only_plain:
-        return True  # the plain network trains at no rate of the sweep, and batch norm does
-    return above_one(ratio)
 
 
 def _roughly(ratio: PairedRatio, times: str) -> str:
@@ -136,10 +138,10 @@ def _told(ratio: PairedRatio, times: str) -> str:
         "only without": ratio.only_plain,
         "on neither side": ratio.neither,
     }
-    seeds = ratio.both + sum(lone.values())
     known = [f"{ratio} times {times} with batch norm"] if ratio.both else []
     return "; ".join(
-        known + [f"{side} from {count} of {seeds} seeds" for side, count in lone.items() if count]
+        known
+        + [f"{side} from {count} of {ratio.pairs} seeds" for side, count in lone.items() if count]
     )
 
 

@@ -11,17 +11,17 @@ from bnkit_claims.core.best_rates import (
     Run,
     StepRatio,
     edge_notes,
-    final_accuracy,
+    error,
     own_best,
     runs_over,
     slowness,
     step_ratio,
 )
 from bnkit_claims.core.cases import in_turn
-from bnkit_claims.core.charts import Axis, Dot, Dots, Lines, Rule, band
+from bnkit_claims.core.charts import Axis, Dot, Dots, Lines, Rule, accuracy_chart, band
 from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
 from bnkit_claims.core.evidence import Evidence, Part
-from bnkit_claims.core.pairs import Records, points
+from bnkit_claims.core.pairs import Records, points, select
 
 BEFORE: Placement = "before_activation"
 AFTER: Placement = "after_activation"
@@ -145,24 +145,20 @@ def judge(settings: Placements, trained: Records) -> Evidence:
 
 def _edges(settings: Placements, trained: Records) -> tuple[str, ...]:
     best = {
-        f"{name} ({PLACE[placement]})": own_best(_of(trained, name, placement), _error)
+        f"{name} ({PLACE[placement]})": own_best(
+            select(trained, network=name, placement=placement), error
+        )
         for name, placement in product(map(_name, settings.networks), PLACE)
     }
     return edge_notes(best, settings.learning_rates)
 
 
-def _of(trained: Records, name: str, placement: Placement) -> list[Mapping[str, Any]]:
-    return [r for r in trained if (r["network"], r["placement"]) == (name, placement)]
-
-
-def _error(run: Run) -> float:
-    return 1 - final_accuracy(run)
-
-
 def _contest(settings: Placements, trained: Records, name: str) -> Contest:
-    before, after = (_of(trained, name, placement) for placement in (BEFORE, AFTER))
+    before, after = (
+        select(trained, network=name, placement=placement) for placement in (BEFORE, AFTER)
+    )
     quickest = [_best(results, slowness(settings.target)) for results in (before, after)]
-    highest = [_best(results, _error) for results in (before, after)]
+    highest = [_best(results, error) for results in (before, after)]
     return Contest(
         before=quickest[0],
         after=quickest[1],
@@ -236,12 +232,10 @@ def _curves(settings: Placements, contests: Mapping[str, Contest]) -> Lines:
         for name, contest in contests.items()
         for label, runs in {"before": contest.before, "after": contest.after}.items()
     ]
-    return Lines(
-        title="Accuracy along training with batch norm before and after the activation",
-        x=Axis("training steps", logarithmic=True),
-        y=Axis("held-out accuracy (%), median and range"),
-        lines=tuple(lines),
-        rule=Rule(100 * settings.target, "target"),
+    return accuracy_chart(
+        "Accuracy along training with batch norm before and after the activation",
+        lines,
+        rule=(settings.target, "target"),
     )
 
 

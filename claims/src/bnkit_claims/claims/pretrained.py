@@ -18,11 +18,11 @@ from bnkit.internals import AnyBatchNorm
 from bnkit.observation import evaluating
 from bnkit.surgery import insert
 from bnkit_claims.core.cases import in_turn
-from bnkit_claims.core.charts import Axis, Dots, Lines, Rule, band, ranged
+from bnkit_claims.core.charts import Axis, Dots, Lines, Rule, accuracy_chart, band, ranged
 from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
 from bnkit_claims.core.evidence import Beside, Evidence, Part, beyond
 from bnkit_claims.core.pairs import Records, points
-from bnkit_claims.core.trainings import subject
+from bnkit_claims.core.trainings import experiment_for
 
 ROOT, VARIANCE, PLAIN = "root", "variance", "plain"
 ROUNDING = 1e-4  # relative, in float32: an output that moves by less is the same
@@ -60,7 +60,7 @@ def insertion(settings: Pretrained, seed: int) -> dict[str, Any]:
     weights are the root of the variance, or, as in the published recipe, the variance. The plain
     network is trained further too. `moved` is the largest change of a test output ÷ the largest.
     """
-    drawn = subject(settings, settings.network, activations=["relu"])
+    drawn = experiment_for(settings, settings.network, activations=["relu"])
     model, loaders = drawn.network("plain", "relu", seed), drawn.loaders(seed)
     plan = Training(
         settings.learning_rate,
@@ -256,12 +256,11 @@ def _curves(found: Records) -> Lines:
         f"{label} {100 * _of(found, name, 'accuracy', 'after'):.1f}%"
         for name, label in LABELS.items()
     )
-    return Lines(
-        title=f"Test accuracy after fine-tuning: {ends}",
+    return accuracy_chart(
+        f"Test accuracy after fine-tuning: {ends}",
+        lines,
         x=Axis("fine-tuning steps"),
-        y=Axis("held-out accuracy (%), median and range"),
-        lines=tuple(lines),
-        rule=Rule(100 * _of(found, PLAIN, "accuracy"), "before"),
+        rule=(_of(found, PLAIN, "accuracy"), "before"),
     )
 
 

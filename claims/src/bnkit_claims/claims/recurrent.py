@@ -15,7 +15,7 @@ from bnkit.experiments.statistics import PairedDifference, paired_difference
 from bnkit.experiments.training import accuracy
 from bnkit.observation import evaluating
 from bnkit_claims.core.cases import in_turn
-from bnkit_claims.core.charts import Axis, Dots, Lines, band, ranged
+from bnkit_claims.core.charts import Axis, Dots, Lines, accuracy_chart, band, ranged
 from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
 from bnkit_claims.core.evidence import Beside, Evidence, Part, beyond
 from bnkit_claims.core.pairs import Records, points, select
@@ -197,22 +197,18 @@ def _curves(settings: Recurrent, found: Records, speed: dict[Order, PairedDiffer
         1: f"Recurrent batch norm is shown to learn faster on pixels {' '.join(ahead)} only",
         0: "Recurrent batch norm is not shown to learn faster here",
     }
-    return Lines(
-        title=titles[len(ahead)],
-        x=Axis("training step"),
-        y=Axis("held-out accuracy (%), median and range"),
-        lines=tuple(
-            band(
-                _name(kind),
-                tuple(steps),
-                [row["accuracies"] for row in select(found, order=order, kind=kind)],
-                side=_side(kind),
-                panel=f"pixels {order}",
-                scale=100,
-            )
-            for order, kind in READ
-        ),
-    )
+    lines = [
+        band(
+            _name(kind),
+            steps,
+            [row["accuracies"] for row in select(found, order=order, kind=kind)],
+            side=_side(kind),
+            panel=f"pixels {order}",
+            scale=100,
+        )
+        for order, kind in READ
+    ]
+    return accuracy_chart(titles[len(ahead)], lines, x=Axis("training step"))
 
 
 def _final_chart(found: Records, final: dict[Order, PairedDifference]) -> Dots:

@@ -25,7 +25,7 @@ from bnkit_claims.core.charts import Axis, Dot, Dots, Lines, band, ranged
 from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
 from bnkit_claims.core.evidence import Beside, Evidence, Part, above_one, beyond
 from bnkit_claims.core.pairs import Records, points, select
-from bnkit_claims.core.trainings import accuracy_in_eval_mode, subject, train_to_end
+from bnkit_claims.core.trainings import accuracy_in_eval_mode, experiment_for, train_to_end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +176,7 @@ def _drawn(
     settings: Regularisation, side: Side, batch_size: int, seed: int
 ) -> tuple[nn.Module, Loaders, Examples]:
     """Return the network, its loaders with few examples to train on, and these."""
-    drawn = subject(settings, batch_size=batch_size)
+    drawn = experiment_for(settings, batch_size=batch_size)
     every = load(settings.data, folder=settings.folder).train
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(every), generator=generator)[: settings.examples]

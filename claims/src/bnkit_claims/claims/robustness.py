@@ -22,7 +22,7 @@ from bnkit_claims.core.charts import Axis, Dot, Dots, Picture, Pictures, Rule, i
 from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
 from bnkit_claims.core.evidence import Evidence, Part, beyond
 from bnkit_claims.core.pairs import Records, points, select
-from bnkit_claims.core.trainings import accuracy_in_eval_mode, subject, train_to_end
+from bnkit_claims.core.trainings import accuracy_in_eval_mode, experiment_for, train_to_end
 
 Ink = tuple[str, float, float, float]  # its name, and its red, green and blue from 0 to 1
 Trainee = tuple[str, int, float]  # network, training steps, learning rate
@@ -102,7 +102,7 @@ def written(examples: Examples, ink: Ink) -> Examples:
 def _drawn(settings: Robustness, network: str, side: Side, seed: int) -> tuple[nn.Module, Loaders]:
     """Return the network for coloured images, and loaders of them in the ink to train on."""
     seed_everything(seed)
-    drawn = subject(settings)
+    drawn = experiment_for(settings)
     grey = drawn.loaders(seed)
     train = _in_ink(grey.train, settings.ink)
     channels = (3, *drawn.example(seed).shape[2:])

@@ -21,7 +21,7 @@ from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
 from bnkit_claims.core.evidence import Evidence, Part, above_one
 from bnkit_claims.core.gradients import distance, gradient_at, norm, parameters_of
 from bnkit_claims.core.pairs import Records, ratio_of, rounded, select
-from bnkit_claims.core.trainings import in_segments, subject
+from bnkit_claims.core.trainings import experiment_for, in_segments
 
 MEASURES = ("loss range", "gradient predictiveness", "effective smoothness")
 INPUTS = ("raw", "normalised")
@@ -140,7 +140,7 @@ def hidden_curvature(settings: RounderCost, case: tuple[Side, int]) -> dict[str,
     middle one of those above a millionth of the largest, all by size.
     """
     side, seed = case
-    drawn = subject(
+    drawn = experiment_for(
         settings,
         hidden=[settings.hessian_hidden],
         activations=["tanh"],
@@ -175,7 +175,7 @@ def hidden_curvature(settings: RounderCost, case: tuple[Side, int]) -> dict[str,
 def walk(settings: RounderCost, case: tuple[Side, float, int]) -> dict[str, Any]:
     """Return the three measures of Santurkar et al. 2018 (section 3.1) along one training."""
     side, rate, seed = case
-    drawn = subject(settings, activations=[settings.activation])
+    drawn = experiment_for(settings, activations=[settings.activation])
     model = drawn.network(side, settings.activation, seed)
     batches = iter(drawn.loaders(seed).train)
     stretches = in_segments(

@@ -24,7 +24,7 @@ from bnkit_claims.core.charts import Axis, Lines, band
 from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
 from bnkit_claims.core.evidence import Beside, Evidence, Part, beyond
 from bnkit_claims.core.pairs import Records, points, select
-from bnkit_claims.core.trainings import subject
+from bnkit_claims.core.trainings import experiment_for
 
 Trainee = tuple[str, int, float]  # network, training steps, learning rate
 ByName = Mapping[str, PairedDifference]
@@ -110,7 +110,7 @@ def along_training(settings: RunTime, case: tuple[float, int]) -> dict[str, Any]
 def drawn_for(settings: RunTime, network: str, momentum: float) -> Experiment:
     """Return what the networks and mini-batches of these settings come from."""
     options = {"activations": ["relu"], "eps": settings.eps, "momentum": momentum}
-    return subject(settings, network, **options)
+    return experiment_for(settings, network, **options)
 
 
 def trained(settings: RunTime, network: str, seed: int) -> tuple[nn.Module, Experiment]:

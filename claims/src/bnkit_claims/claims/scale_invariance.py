@@ -18,7 +18,7 @@ from bnkit_claims.core.charts import Axis, Line, Lines, Rule, band
 from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
 from bnkit_claims.core.evidence import Beside, Evidence, Part, beyond
 from bnkit_claims.core.pairs import Records, ratio_of, select
-from bnkit_claims.core.trainings import in_segments, subject
+from bnkit_claims.core.trainings import experiment_for, in_segments
 
 ROUNDING = 1e-9  # far above float64's rounding of such sums, far below any effect
 HUGE = 1000  # growth of the norm beyond which a run diverges, and its chart would show nothing else
@@ -55,7 +55,7 @@ def scale(settings: ScaleInvariance, seed: int) -> dict[str, Any]:
     ∂BN((aW)u)/∂(aW) = (1/a) ∂BN(Wu)/∂W. Once in float64 with an eps that rounding swallows, once
     in float32 with that of practice. W is the first layer at its initial weights, u a mini-batch.
     """
-    drawn = subject(settings, activations=[settings.activation])
+    drawn = experiment_for(settings, activations=[settings.activation])
     inputs, _ = first_of(drawn.loaders(seed).train)
     weight = _weights(drawn.network("plain", settings.activation, seed))[0].detach()
     u = inputs.flatten(1)
@@ -102,7 +102,7 @@ def grow(settings: ScaleInvariance, case: tuple[Side, float, int]) -> dict[str, 
     rate ÷ |w|², in the mean over units (van Laarhoven 2017).
     """
     side, rate, seed = case
-    drawn = subject(settings, activations=[settings.activation])
+    drawn = experiment_for(settings, activations=[settings.activation])
     model = drawn.network(side, settings.activation, seed)
     weights = _weights(model)
     start = _norm(weights)
@@ -239,12 +239,11 @@ def _headline(
 
 
 def _growth(ratio: PairedRatio) -> str:
-    runs = ratio.both + ratio.only_batch_norm + ratio.only_plain + ratio.neither
     diverged = {"plain": ratio.only_batch_norm, "batch norm": ratio.only_plain}
     times = "over a million" if (ratio.ratio or 0) > 1e6 else str(ratio)  # about to diverge
     said = [f"{times} times as much without batch norm"] if ratio.both else []
     said += [
-        f"{n + ratio.neither}/{runs} {side} runs diverged"
+        f"{n + ratio.neither}/{ratio.pairs} {side} runs diverged"
         for side, n in diverged.items()
         if n + ratio.neither
     ]

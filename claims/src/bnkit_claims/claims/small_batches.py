@@ -18,7 +18,7 @@ from bnkit_claims.core.charts import Axis, Dots, Line, Lines, Rule, band, in_poi
 from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
 from bnkit_claims.core.evidence import Evidence, Part, beyond
 from bnkit_claims.core.pairs import Records, points, select
-from bnkit_claims.core.trainings import accuracy_in_eval_mode, subject, train_to_end
+from bnkit_claims.core.trainings import accuracy_in_eval_mode, experiment_for, train_to_end
 
 MOVING, RECALIBRATED = "moving average", "recalibrated"
 
@@ -95,7 +95,7 @@ def run(settings: SmallBatches, run_cases: RunCases = in_turn) -> Evidence:
 def training(settings: SmallBatches, case: tuple[str, int, int]) -> dict[str, Any]:
     """Return the test accuracies with the moving average and with recalibrated statistics."""
     method, batch_size, seed = case
-    drawn = subject(settings, batch_size=batch_size)
+    drawn = experiment_for(settings, batch_size=batch_size)
     steps = max(1, settings.examples // batch_size)
     model = METHODS[method](drawn.network("batch norm", "relu", seed), settings, steps)
     loaders, rate = drawn.loaders(seed), settings.learning_rate * batch_size / settings.reference

@@ -20,11 +20,11 @@ from bnkit_claims.core.best_rates import (
     steps_to,
 )
 from bnkit_claims.core.cases import in_turn
-from bnkit_claims.core.charts import Axis, Dot, Dots, Lines, Rule, band
+from bnkit_claims.core.charts import Axis, Dot, Dots, Lines, Rule, accuracy_chart, band
 from bnkit_claims.core.claim import Claim, ClaimSettings, RunCases, Source
 from bnkit_claims.core.evidence import Beside, Evidence, Part
-from bnkit_claims.core.pairs import Records
-from bnkit_claims.core.trainings import subject
+from bnkit_claims.core.pairs import Records, select
+from bnkit_claims.core.trainings import experiment_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def seconds_per_step(settings: Speed, case: tuple[str, int]) -> dict[str, Any]:
     whatever else this one does. At its end a burst is evaluated on one mini-batch.
     """
     activation, seed = case
-    drawn = subject(settings)
+    drawn = experiment_for(settings)
     sides = {side: (drawn.network(side, activation, seed), drawn.loaders(seed)) for side in SIDES}
     plan = Training(0.01, steps=settings.burst, evaluate_every=settings.burst)
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
@@ -121,8 +121,7 @@ def _gain(settings: Speed, activation: str, trained: Records, timed: Records) ->
     same = [
         result["runs"][str(best["plain"][seed][0])]
         for seed in seeds
-        for result in _of(trained, activation, "batch norm")
-        if result["seed"] == seed
+        for result in select(trained, activation=activation, side="batch norm", seed=seed)
     ]
     seconds = {r["seed"]: r["seconds"] for r in timed if r["activation"] == activation}
     prices = [(seconds[seed]["plain"], seconds[seed]["batch norm"]) for seed in seeds]
@@ -135,14 +134,11 @@ def _gain(settings: Speed, activation: str, trained: Records, timed: Records) ->
     )
 
 
-def _of(trained: Records, activation: str, side: Side) -> list[Mapping[str, Any]]:
-    return [r for r in trained if (r["activation"], r["side"]) == (activation, side)]
-
-
 def _best(
     settings: Speed, trained: Records, activation: str, side: Side
 ) -> dict[int, tuple[float, Run]]:
-    return own_best(_of(trained, activation, side), slowness(settings.target))
+    runs = select(trained, activation=activation, side=side)
+    return own_best(runs, slowness(settings.target))
 
 
 def _headline(settings: Speed, gains: Mapping[str, Gain]) -> str:
@@ -173,7 +169,7 @@ def _curves(settings: Speed, trained: Records) -> Lines:
     lines = [
         band(
             side,
-            tuple(x),
+            x,
             [run["accuracies"] for _, run in _best(settings, trained, name, side).values()],
             side=side,
             panel=name,
@@ -182,12 +178,10 @@ def _curves(settings: Speed, trained: Records) -> Lines:
         for name in settings.activations
         for side in SIDES
     ]
-    return Lines(
-        title="Accuracy along training, each side at its own best learning rate",
-        x=Axis("training steps", logarithmic=True),
-        y=Axis("held-out accuracy (%), median and range"),
-        lines=tuple(lines),
-        rule=Rule(100 * settings.target, "target"),
+    return accuracy_chart(
+        "Accuracy along training, each side at its own best learning rate",
+        lines,
+        rule=(settings.target, "target"),
     )
 
 

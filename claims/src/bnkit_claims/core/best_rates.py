@@ -71,6 +71,11 @@ def final_accuracy(run: Run) -> float:
     return 0.0 if run["diverged"] else run["accuracies"][-1]
 
 
+def error(run: Run) -> float:
+    """Return a cost of runs: one less the held-out accuracy at the end."""
+    return 1 - final_accuracy(run)
+
+
 def slowness(target: float) -> Callable[[Run], float]:
     """Return a cost of runs: the steps to the target.
 

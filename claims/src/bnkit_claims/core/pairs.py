@@ -9,6 +9,7 @@ from bnkit.experiments.statistics import (
     paired_difference,
     paired_ratio,
 )
+from bnkit_claims.core.evidence import above_one
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -46,6 +47,19 @@ def difference_of(found: Records, what: str) -> PairedDifference:
     values = {(each["side"], each["seed"]): each[what] for each in found}
     pairs = [(values["plain", seed], values["batch norm", seed]) for seed in _seeds(found)]
     return paired_difference((p, b) for p, b in pairs if p is not None and b is not None)
+
+
+def above_one_or_alone(ratio: PairedRatio) -> bool | None:
+    """Return whether a ratio is shown to lie above 1, as `above_one` does.
+
+    It is shown, too, where the plain side never has a value, and batch norm has in three pairs.
+
+    >>> above_one_or_alone(paired_ratio([(None, 1.0)] * 3))
+    True
+    """
+    if ratio.only_batch_norm >= 3 and not ratio.both and not ratio.only_plain:
+        return True
+    return above_one(ratio)
 
 
 def points(difference: PairedDifference) -> str:

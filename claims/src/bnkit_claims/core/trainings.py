@@ -17,13 +17,13 @@ from bnkit.observation import evaluating
 from bnkit_claims.core.claim import ClaimSettings
 
 
-def subject(claim: ClaimSettings, network: str = "mlp", **options: Any) -> Experiment:
+def experiment_for(claim: ClaimSettings, network: str = "mlp", **options: Any) -> Experiment:
     """Return what `.network(side, activation, seed)` and `.loaders(seed)` of a claim come from.
 
     `options` are those of `bnkit.Settings`. What is not given is that of the claim's own settings
     where they have it: `batch_size`, `init`, and `hidden` for the multilayer perceptron.
 
-    >>> drawn = subject(ClaimSettings(), hidden=[20], activations=["tanh"])
+    >>> drawn = experiment_for(ClaimSettings(), hidden=[20], activations=["tanh"])
     >>> len(drawn.network("batch norm", "tanh", seed=0))
     4
     """
@@ -53,7 +53,7 @@ def trial(
     """
     options = {"activations": ["relu"], **options}
     settings = _settings_of(claim, network, ("steps", "evaluate_every"), options)
-    drawn = subject(claim, network, **options)
+    drawn = experiment_for(claim, network, **options)
     training = training_of(settings, learning_rate, steps=settings.steps)
     activation = settings.activations[0]
     arrays = array_fingerprint(drawn.network(side, activation, seed))
@@ -76,8 +76,8 @@ def train_to_end(model: nn.Module, loaders: Loaders, *, learning_rate: float, st
     """Train `model` in place by plain SGD and return whether it got to its end.
 
     >>> from bnkit_claims.core.claim import ClaimSettings
-    >>> from bnkit_claims.core.trainings import subject
-    >>> drawn = subject(ClaimSettings(), hidden=[8])
+    >>> from bnkit_claims.core.trainings import experiment_for
+    >>> drawn = experiment_for(ClaimSettings(), hidden=[8])
     >>> model = drawn.network("plain", "relu", seed=0)
     >>> train_to_end(model, drawn.loaders(0), learning_rate=0.1, steps=10)
     True
@@ -106,8 +106,8 @@ def in_segments(
     there. `loaders` must be those of a named data set, whose batches are endless.
 
     >>> from bnkit_claims.core.claim import ClaimSettings
-    >>> from bnkit_claims.core.trainings import subject
-    >>> drawn = subject(ClaimSettings(), hidden=[8])
+    >>> from bnkit_claims.core.trainings import experiment_for
+    >>> drawn = experiment_for(ClaimSettings(), hidden=[8])
     >>> model, loaders = drawn.network("plain", "relu", seed=0), drawn.loaders(0)
     >>> stretches = in_segments(model, loaders, learning_rate=0.1, steps=20, every=10)
     >>> [stretch and stretch.steps for stretch in stretches]

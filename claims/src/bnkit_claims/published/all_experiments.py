@@ -1,10 +1,10 @@
 """The table of all published experiments, in the order in which they are listed."""
 
 from bnkit_claims.published import fastai, imagenet, inference, reading_pixels
-from bnkit_claims.published.experiment import Experiment
+from bnkit_claims.published.experiment import PublishedExperiment
 from bnkit_claims.published.paired_trainings import DLOLOGY, PAPER, UDACITY
 
-EXPERIMENTS: tuple[Experiment, ...] = (
+EXPERIMENTS: tuple[PublishedExperiment, ...] = (
     *UDACITY,
     inference.EXPERIMENT,
     *DLOLOGY,

@@ -1,4 +1,4 @@
-"""`Experiment`: a published setting with its figures, and what runs it here."""
+"""`PublishedExperiment`: a published setting with its figures, and what runs it here."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -43,7 +43,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Experiment:
+class PublishedExperiment:
     """A published experiment: who made it, what was set and found, and what runs it here.
 
     `needs` says what it would take where it cannot run here (`run` is None then); `note` what a

@@ -10,7 +10,7 @@ from bnkit_claims.claims.pretrained import (
     Pretrained,
     insertion,
 )
-from bnkit_claims.published.experiment import BySeed, Experiment, Quantity
+from bnkit_claims.published.experiment import BySeed, PublishedExperiment, Quantity
 
 STATES = {  # network, and before or after fine-tuning
     "trained": (PLAIN, "before"),
@@ -48,7 +48,7 @@ def miniature(settings: Pretrained, seed: int) -> dict[str, float | None]:
     return values
 
 
-EXPERIMENT = Experiment(
+EXPERIMENT = PublishedExperiment(
     "fastai-insertion",
     "batch norm inserted after the dense layers of a small VGG trained on MNIST",
     source="fast.ai, imagenet_batchnorm.ipynb",

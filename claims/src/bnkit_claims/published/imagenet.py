@@ -1,14 +1,14 @@
 """Published experiments on ImageNet: their figures, and what it would take to run them."""
 
-from bnkit_claims.published.experiment import Experiment, Quantity
+from bnkit_claims.published.experiment import PublishedExperiment, Quantity
 
 IMAGENET = "ImageNet (LSVRC2012, 150 gigabytes)"
 
 
 def _listed(
     name: str, title: str, source: str, quantities: tuple[Quantity, ...], needs: str, note: str = ""
-) -> Experiment:
-    return Experiment(name, title, source, quantities, note, needs=needs)
+) -> PublishedExperiment:
+    return PublishedExperiment(name, title, source, quantities, note, needs=needs)
 
 
 EXPERIMENTS = (

@@ -9,7 +9,7 @@ from bnkit_claims.claims.run_time import (
     whole_test,
     with_population,
 )
-from bnkit_claims.published.experiment import BySeed, Experiment, Quantity
+from bnkit_claims.published.experiment import BySeed, PublishedExperiment, Quantity
 from bnkit_claims.published.paired_trainings import LESSON, SINGLE
 
 AFTER_TRAINING = "validation accuracy after training"
@@ -67,7 +67,7 @@ def demonstration(settings: RunTime, seed: int) -> dict[str, float | None]:
     return {**found, f"{OWN}: {AFTER_TRAINING}": after, f"{MOVING}: {AFTER_TRAINING}": after}
 
 
-EXPERIMENT = Experiment(
+EXPERIMENT = PublishedExperiment(
     "udacity-inference",
     "a network with batch norm asked with batch statistics, and one image at a time",
     source=LESSON,

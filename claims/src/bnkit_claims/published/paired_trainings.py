@@ -8,7 +8,7 @@ DLology's post: three trainings of a small conv net, batch norm on every layer. 
 """
 
 from bnkit.experiments.settings import Settings
-from bnkit_claims.published.experiment import Experiment, PairedTraining, accuracies
+from bnkit_claims.published.experiment import PairedTraining, PublishedExperiment, accuracies
 
 LESSON = "Udacity, Deep Learning, Batch_Normalization_Lesson.ipynb"
 SINGLE = "The published figures are of one unseeded run."
@@ -47,11 +47,11 @@ NOTES = {
 }
 
 
-def _of_lesson(number: int) -> Experiment:
+def _of_lesson(number: int) -> PublishedExperiment:
     std, rate, activation, steps, plain, plain_test, normed, normed_test = LESSON_RUNS[number]
     again = AGAIN.get(number)
     note = NOTES.get(number, "") or (f"The same setting as udacity-{again}." if again else "")
-    return Experiment(
+    return PublishedExperiment(
         f"udacity-{number}",
         f"std {std:g}, learning rate {rate:g}, {activation}, {steps:,} steps",
         source=LESSON,
@@ -75,8 +75,8 @@ def _of_lesson(number: int) -> Experiment:
     )
 
 
-def _deep_conv_net() -> Experiment:
-    return Experiment(
+def _deep_conv_net() -> PublishedExperiment:
+    return PublishedExperiment(
         "udacity-conv",
         "19 convolutions, Adam, learning rate 0.002, 800 steps",
         source="Udacity, Deep Learning, Batch_Normalization_Exercises.ipynb",
@@ -112,9 +112,9 @@ POST_RUNS = {
 }
 
 
-def _of_post(number: int) -> Experiment:
+def _of_post(number: int) -> PublishedExperiment:
     rate, activation, says = POST_RUNS[number]
-    return Experiment(
+    return PublishedExperiment(
         f"dlology-{number}",
         f"conv net, Adam, learning rate {rate:g}, {activation}, 3 epochs",
         source=POST,
@@ -139,7 +139,7 @@ def _of_post(number: int) -> Experiment:
     )
 
 
-PAPER = Experiment(
+PAPER = PublishedExperiment(
     "paper-mnist",
     "three hidden layers of 100 sigmoid units, 50,000 steps of 60 examples",
     source="Ioffe and Szegedy 2015, section 4.1, figure 1a",

@@ -6,7 +6,7 @@ from functools import partial
 from bnkit_claims.claims.recurrent import Kind, Recurrent, read
 from bnkit_claims.core.cases import InProcesses, Repetition
 from bnkit_claims.core.pixel_lstm import ORDERS, Order
-from bnkit_claims.published.experiment import Experiment, Measured, Quantity
+from bnkit_claims.published.experiment import Measured, PublishedExperiment, Quantity
 
 SIDES: dict[Kind, str] = {"plain": "LSTM", "gamma 0.1": "BN-LSTM"}
 PUBLISHED: dict[tuple[Order, Kind], float] = {
@@ -40,7 +40,7 @@ def test_accuracies(settings: Recurrent, how: Repetition) -> Measured:
     return Measured(values)
 
 
-EXPERIMENT = Experiment(
+EXPERIMENT = PublishedExperiment(
     name="recurrent-mnist",
     title="LSTM and BN-LSTM of 100 units on 49 pixels, RMSProp, 3 epochs",
     source="Cooijmans et al. 2017, section 5.1, table 1",

@@ -9,7 +9,7 @@ from bnkit.experiments.provenance import environment
 from bnkit.experiments.statistics import SuccessRate
 from bnkit.tables import text_table
 from bnkit_claims.core.restoring import restored
-from bnkit_claims.published.experiment import Experiment, Measured, Quantity
+from bnkit_claims.published.experiment import Measured, PublishedExperiment, Quantity
 
 NOTHING = "–"
 
@@ -112,7 +112,7 @@ class Reproduction:
         return restored(cls, fields)
 
 
-def reproduction(found: Iterable[tuple[Experiment, Measured]]) -> Reproduction:
+def reproduction(found: Iterable[tuple[PublishedExperiment, Measured]]) -> Reproduction:
     """Return the published figures of experiments beside what was found."""
     figures = [
         Reproduced(
@@ -128,5 +128,5 @@ def reproduction(found: Iterable[tuple[Experiment, Measured]]) -> Reproduction:
     return Reproduction(environment(), tuple(figures))
 
 
-def _needed(experiment: Experiment) -> str:
+def _needed(experiment: PublishedExperiment) -> str:
     return f"Not run here; it takes {experiment.needs}." if experiment.needs else ""
