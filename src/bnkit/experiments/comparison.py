@@ -153,6 +153,7 @@ def _trials(experiment: Experiment, trainings: Sequence[Training], seeds: int) -
             for side in SIDES:
                 model = plain if side == "plain" else experiment.twin(plain, seed)
                 arrays = array_fingerprint(model)
+                # What changes no number (target, jobs, folder) is left out: results serve again.
                 decides = {
                     **experiment.identity,
                     **versions(),

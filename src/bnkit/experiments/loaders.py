@@ -174,6 +174,7 @@ def _check_restarts(batches: Any, name: str, *, enough: bool) -> None:
 def _open_named(data: str, settings: Settings, folder: Path | None) -> Loaders:
     examples = data_sets.load(data, folder=folder)
     if settings.shuffle:
+        # One of its own: what a network draws while it trains must not change the order.
         generator = torch.Generator().manual_seed(torch.initial_seed())
         train = data_sets.batches(examples.train, settings.batch_size, generator=generator)
     else:

@@ -83,6 +83,7 @@ def dlology(
     _fixed("dlology", hidden)
     channels, height, width = _image("dlology", input_shape, at_least=18)
     make = one_of(ACTIVATIONS, activation, "activation")
+    # Pixels that are left: each convolution takes two of a side, each pooling halves it.
     places = math.prod(((side - 2) // 2 - 2) // 2 - 2 for side in (height, width))
     return nn.Sequential(
         *(nn.Conv2d(channels, 32, 3), make(), nn.MaxPool2d(2)),

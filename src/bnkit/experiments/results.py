@@ -133,6 +133,7 @@ class Store(Generic[R]):
         keys = list(keys)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            # Only writing shows whether it can be written: root passes any check of its mode.
             probe = self.folder / f".probe-{os.getpid()}"
             probe.touch()
             probe.unlink()

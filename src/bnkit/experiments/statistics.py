@@ -136,6 +136,7 @@ def _t_interval(values: list[float]) -> tuple[float, float]:
     from scipy.stats import t  # noqa: PLC0415  as above
 
     # Not scipy's ttest_1samp, which has no interval for values that are all equal.
+    # The values as a column (n, 1): moments are those of features.
     moments = Moments.of(torch.tensor(values, dtype=torch.float64)[:, None])
     mean: float = moments.mean.item()
     error = math.sqrt(moments.unbiased_variance.item() / moments.count)

@@ -261,6 +261,7 @@ def _pairs(
     by: Callable[[TrialResult], Any] = lambda trial: trial.seed,
 ) -> list[tuple[Any, Any]]:
     """Pair the trials of both sides that were run and agree in `by`."""
+    # A pair of which one trial is missing says nothing about the difference.
     twins = {by(t): t for t in batch_norm if t.outcome != "not run"}
     pairs = [(t, twins[by(t)]) for t in plain if t.outcome != "not run" and by(t) in twins]
     return [(measure(t), measure(twin)) for t, twin in pairs]

@@ -91,12 +91,13 @@ def train(model: nn.Module, batches: Batches, held_out: Batches, training: Train
         loss_sum = loss_sum + loss.detach()  # not in place: the loss may be on another device
         since += 1
         if step % training.evaluate_every == 0 or step == training.steps:
-            mean_loss = loss_sum.item() / since
+            mean_loss = loss_sum.item() / since  # waits for the device, so not at each step
             seconds += time.perf_counter() - began
             curve = _extended(curve, step, mean_loss, model, held_out, training)
             if not math.isfinite(mean_loss):
                 reason = f"the training loss was {mean_loss} before step {step}"
                 return Trained("diverged", reason, curve, step, seconds)
+            # Restarted here, so that the time of the evaluation does not count.
             loss_sum, since, began = torch.zeros(()), 0, time.perf_counter()
     return Trained("finished", "", curve, training.steps, seconds)
 

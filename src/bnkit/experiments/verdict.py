@@ -112,6 +112,7 @@ def judge(
     ratio = paired_ratio(steps)
     measured = [(p, b) for p, b in accuracies if p is not None and b is not None]
     accuracy = paired_difference(measured)
+    # Each measurement votes +1, -1, or 0 where chance explains it.
     votes = (
         _vote(only_batch_norm - only_plain, counts=p_value < LEVEL),
         _vote((ratio.ratio or 1) - 1, counts=ratio.excludes_one),
