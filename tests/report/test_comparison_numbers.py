@@ -83,7 +83,9 @@ def test_both_modes_of_batch_norm_are_compared_and_a_plain_side_without_a_gap_le
 
 def test_missing_runs_are_gathered_by_reason_and_each_is_named():
     found = missing_runs(comparison(change=interrupted).unfinished)
-    assert {(group.outcome, len(group.runs)) for group in found} == {("not run", 16), ("failed", 2)}
-    assert all(
-        "seed 2" in run for group in found if group.outcome == "not run" for run in group.runs
-    )
+    assert {(outcome, len(runs)) for (outcome, _), runs in found.items()} == {
+        ("not run", 16),
+        ("failed", 2),
+    }
+    not_run = next(runs for (outcome, _), runs in found.items() if outcome == "not run")
+    assert all("seed 2" in run for run in not_run)

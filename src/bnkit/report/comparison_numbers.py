@@ -205,20 +205,11 @@ def _widest(curve: Curve) -> float:
     return max(abs(batch - running) for running, batch in pairs)
 
 
-@dataclass(frozen=True)
-class MissingRuns:
-    """Runs that a comparison should have had and has not, for one reason."""
-
-    outcome: str
-    reason: str
-    runs: tuple[str, ...]
-
-
-def missing_runs(trials: Iterable[TrialResult]) -> tuple[MissingRuns, ...]:
+def missing_runs(trials: Iterable[TrialResult]) -> dict[tuple[str, str], list[str]]:
     """Return the unfinished trials by outcome and reason, in the order of their appearance."""
     runs: dict[tuple[str, str], list[str]] = {}
     for trial in trials:
         rate, activation = number(trial.learning_rate), after_comma(trial.activation)
         run = f"{trial.side}{activation}, learning rate {rate}, seed {trial.seed}"
         runs.setdefault((trial.outcome, trial.reason), []).append(run)
-    return tuple(MissingRuns(*cause, tuple(names)) for cause, names in runs.items())
+    return runs

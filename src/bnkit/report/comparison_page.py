@@ -79,7 +79,6 @@ def page(comparison: Comparison, charts: "Sequence[Chart]") -> str:
         criteria=criteria(comparison),
         few_seeds=_few_seeds(len(comparison.seeds)),
         charts={chart.name: chart for chart in charts},
-        percent_range=formatting.percent_range,
     )
 
 

@@ -32,6 +32,7 @@ class Quantity:
     `text` is a format for both Python and the drawing language, followed by `unit`.
     """
 
+    name: str
     label: str
     scale: Scale
     text: str
@@ -48,29 +49,19 @@ def accuracy_chart(comparison: Comparison) -> Chart:
     curves = _curves(comparison, lambda curve: [100 * value for value in curve.accuracy])
     target = 100 * comparison.target
     scale = accuracy_scale(curves.values(), target)
-    shown = Quantity("held-out accuracy (%)", scale, ".1f", "%", target)
-    return Chart(
-        name="accuracy",
-        title="Held-out accuracy while training: plain against batch norm (BN)",
-        caption=(*_how_to_read(comparison), f"Thin rule: the target, {share(comparison.target)}."),
-        groups=tuple(_groups("accuracy", comparison, curves, shown)),
-        width=190,
-        room=ROOM,
-    )
+    shown = Quantity("accuracy", "held-out accuracy (%)", scale, ".1f", "%", target)
+    rule = f"Thin rule: the target, {share(comparison.target)}."
+    return _chart(comparison, "Held-out accuracy while training", curves, shown, (rule,))
 
 
 def loss_chart(comparison: Comparison) -> Chart:
     """Return the curves of the training loss."""
     curves = _curves(comparison, lambda curve: curve.loss)
-    shown = Quantity("training loss (log scale)", loss_scale(curves.values()), ".2g")
-    return Chart(
-        name="loss",
-        title="Training loss: plain against batch norm (BN)",
-        caption=(*_how_to_read(comparison), *_beyond(curves, shown)),
-        groups=tuple(_groups("loss", comparison, curves, shown)),
-        width=190,
-        room=ROOM,
-    )
+    shown = Quantity("loss", "training loss (log scale)", loss_scale(curves.values()), ".2g")
+    highest = [spread.highest for each in curves.values() for spread in each.everything]
+    above = f"Losses above {shown.written(shown.scale.high)} are drawn at the upper edge."
+    notes = (above,) if max(highest, default=0) > shown.scale.high else ()
+    return _chart(comparison, "Training loss", curves, shown, notes)
 
 
 def accuracy_scale(curves: Iterable[Curves], target: float) -> Scale:
@@ -106,26 +97,33 @@ def _curves(comparison: Comparison, measure: Measure) -> dict[Setting, Curves]:
     }
 
 
-def _how_to_read(comparison: Comparison) -> tuple[str, ...]:
+def _chart(
+    comparison: Comparison,
+    title: str,
+    curves: Mapping[Setting, Curves],
+    shown: Quantity,
+    notes: tuple[str, ...],
+) -> Chart:
     seeds = len(comparison.seeds)
     lines = "one run" if seeds == 1 else f"median of {seeds} seeds, band: lowest to highest"
-    diverged = sum(trial.outcome == "diverged" for trial in comparison.trials)
-    cross = (
-        f"×: a run diverged there ({diverged} did); it counts with its last value from there on."
+    caption = [f"Dashed: plain. Solid: batch norm (BN). Line: {lines}."]
+    if diverged := sum(trial.outcome == "diverged" for trial in comparison.trials):
+        caption.append(
+            f"×: a run diverged there ({diverged} did); it counts with its last value from there "
+            "on."
+        )
+    return Chart(
+        name=shown.name,
+        title=f"{title}: plain against batch norm (BN)",
+        caption=(*caption, *notes),
+        groups=tuple(_groups(comparison, curves, shown)),
+        width=190,
+        room=ROOM,
     )
-    styles = "Dashed: plain. Solid: batch norm (BN)."
-    return (f"{styles} Line: {lines}.", *([cross] if diverged else []))
-
-
-def _beyond(curves: Mapping[Setting, Curves], shown: Quantity) -> tuple[str, ...]:
-    highest = [spread.highest for each in curves.values() for spread in each.everything]
-    if max(highest, default=0) <= shown.scale.high:
-        return ()
-    return (f"Losses above {shown.written(shown.scale.high)} are drawn at the upper edge.",)
 
 
 def _groups(
-    name: str, comparison: Comparison, curves: Mapping[Setting, Curves], shown: Quantity
+    comparison: Comparison, curves: Mapping[Setting, Curves], shown: Quantity
 ) -> Iterable[Group]:
     """A group for each activation, its panels by learning rate; for one rate, one group."""
     last_step = max((t.curve.steps[-1] for t in comparison.trials if t.curve.steps), default=1)
@@ -134,7 +132,7 @@ def _groups(
 
     def panel(setting: Setting, title: str) -> Panel:
         return Panel(
-            name=f"{name}-{list(curves).index(setting)}",
+            name=f"{shown.name}-{list(curves).index(setting)}",
             description=_in_words(setting, curves[setting], shown),
             layers=_layers(curves[setting], shown, last_step),
             title=alt.Title(title, subtitle=shown.label),

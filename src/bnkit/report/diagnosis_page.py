@@ -48,12 +48,12 @@ def page(diagnosis: Diagnosis) -> str:
     """Return the page, which needs no other file and no network."""
     from markdown_it import MarkdownIt  # noqa: PLC0415  needed only here
 
-    from bnkit.report import gap_chart, per_layer  # noqa: PLC0415  altair takes a second to import
+    from bnkit.report import per_layer  # noqa: PLC0415  altair takes a second to import
     from bnkit.report.templates import filled  # noqa: PLC0415  as above
 
     layers = diagnosis.layers
     panels = (
-        gap_chart.gap_panel(layers),
+        per_layer.gap_panel(layers),
         per_layer.means_panel(layers),
         per_layer.variances_panel(layers),
         per_layer.gammas_panel(layers),

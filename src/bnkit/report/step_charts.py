@@ -1,7 +1,6 @@
 """The chart of steps to the target: for each pair of runs a ring and a dot, joined by a line."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
@@ -20,32 +19,8 @@ MARK: dict[Side, dict[str, Any]] = {
 }
 ROOM_OF_A_SEED, ROOM_OF_A_SETTING = 9, 14  # pixels
 IN_ITS_ROW = {"yOffset": "seed:O"}
-
-
-@dataclass(frozen=True)
-class Track:
-    """The axis of steps, logarithmic; `never` lies right of its last step."""
-
-    first: float
-    last: float
-
-    @property
-    def never(self) -> float:
-        """Where a run is drawn that never reaches the target: an eighth of the axis further."""
-        return float(self.last * (self.last / self.first) ** 0.125)
-
-    @property
-    def scale(self) -> Scale:
-        """The scale, which ends a little right of `never`, a tick of its own."""
-        end = float(self.never * (self.last / self.first) ** 0.04)
-        return Scale(self.first, end, (*powers(self.first, self.last, most=6), self.never), "log")
-
-
-def track(comparison: Comparison) -> Track:
-    """Return the axis on which every run of the comparison has its place."""
-    reached = [s for t in comparison.trials if (s := t.steps_to(comparison.target))]
-    last = max((t.curve.steps[-1] for t in comparison.trials if t.curve.steps), default=10)
-    return Track(0.9 * min(reached, default=last / 10), last)
+# Where runs are drawn that never reach the target, and the axis ends: first to last step is 1.
+NEVER, END = 1.125, 1.165
 
 
 def steps_chart(comparison: Comparison) -> Chart:
@@ -67,26 +42,35 @@ def steps_chart(comparison: Comparison) -> Chart:
     )
 
 
+def steps_scale(comparison: Comparison) -> Scale:
+    """Return the logarithmic scale of steps; its last tick is for runs that never get there."""
+    reached = [s for t in comparison.trials if (s := t.steps_to(comparison.target))]
+    last = max((t.curve.steps[-1] for t in comparison.trials if t.curve.steps), default=10)
+    first = 0.9 * min(reached, default=last / 10)
+    never, end = (first * (last / first) ** place for place in (NEVER, END))
+    return Scale(first, end, (*powers(first, last, most=6), never), "log")
+
+
 def _panel(comparison: Comparison, activation: str, name: str) -> Panel:
-    whole = track(comparison)
+    scale = steps_scale(comparison)
+    edge = scale.value((1 + NEVER) / 2 / END)  # between the last step and "never"
     room = ROOM_OF_A_SEED * len(comparison.seeds) + ROOM_OF_A_SETTING
-    edge = (whole.last * whole.never) ** 0.5  # between the steps that were taken and "never"
     return Panel(
         name=name,
         description=f"Steps to the target of each pair of runs{after_comma(activation)}.",
         layers=[
-            _joins(comparison, whole),
+            _joins(comparison, scale, edge),
             layer("rule", ONCE, {"strokeDash": [2, 2]}, x=alt.XDatum(edge)),
             *(_points(side) for side in SIDES),
         ],
         title=alt.Title(heading(activation), subtitle="learning rate"),
         height=room * len(comparison.learning_rates),
-        data=alt.InlineData(values=list(_rows(comparison, activation, whole))),
+        data=alt.InlineData(values=list(_rows(comparison, activation, scale.ticks[-1]))),
         colour=SIDE_COLOURS,
     )
 
 
-def _rows(comparison: Comparison, activation: str, track: Track) -> Iterable[dict[str, Any]]:
+def _rows(comparison: Comparison, activation: str, never: float) -> Iterable[dict[str, Any]]:
     pairs: dict[tuple[float, int], dict[Side, TrialResult]] = {}
     for trial in comparison.trials:
         if trial.activation == activation and trial.outcome != "not run":
@@ -95,21 +79,21 @@ def _rows(comparison: Comparison, activation: str, track: Track) -> Iterable[dic
         row = {"learning rate": number(learning_rate), "seed": seed}
         for side, trial in pair.items():
             step = trial.steps_to(comparison.target)
-            row[FIELD[side]] = track.never if step is None else step
+            row[FIELD[side]] = never if step is None else step
             row[f"{FIELD[side]}_reading"] = "never" if step is None else f"{step:,}"
         yield row
 
 
-def _joins(comparison: Comparison, track: Track) -> Any:
+def _joins(comparison: Comparison, scale: Scale, edge: float) -> Any:
     """A line between the two runs of a pair; it brings the axes, which the other layers share."""
     order = [number(learning_rate) for learning_rate in comparison.learning_rates]
     named = alt.Axis(title=None, grid=True, tickBand="extent")
-    label = f"datum.value > {track.last} ? 'never' : format(datum.value, ',d')"
+    label = f"datum.value > {edge} ? 'never' : format(datum.value, ',d')"
     joins = layer(
         "rule",
         None,
         {"strokeWidth": 1.5, "opacity": 0.6},
-        x=track.scale.x(FIELD["plain"], labelExpr=label, title="training steps to the target"),
+        x=scale.x(FIELD["plain"], labelExpr=label, title="training steps to the target"),
         x2=FIELD["batch norm"],
         y=alt.Y("learning rate:N", axis=named, scale=alt.Scale(domain=order)),
         **IN_ITS_ROW,

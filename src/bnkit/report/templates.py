@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from functools import cache
+from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,7 @@ from bnkit.report import formatting
 from bnkit.report.charts import VEGA_LITE, Panel
 from bnkit.report.palette import PAGE
 
-FILTERS = {
-    "counted": formatting.counted,
-    "heading": formatting.heading,
-    "in_words": formatting.in_words,
-    "listed": formatting.listed,
-    "number": formatting.number,
-    "percent": formatting.percent,
-    "ratio": formatting.ratio,
-    "several": formatting.several,
-    "short": formatting.short,
-    "steps": formatting.steps_to_target,
-}
+FILTERS = {name: value for name, value in vars(formatting).items() if isfunction(value)}
 
 
 def filled(template: str, panels: Iterable[Panel], *folders: Path, **given: Any) -> str:

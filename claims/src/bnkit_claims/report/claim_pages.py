@@ -37,9 +37,9 @@ def _files(checked: Checked, claim: CheckedClaim) -> Iterable[tuple[str, bytes]]
     from bnkit.report.templates import filled  # noqa: PLC0415  as above
     from bnkit_claims.report.claim_charts import drawn  # noqa: PLC0415  as above
 
-    figures = claim.evidence.figures if claim.evidence else ()
+    records = claim.evidence.figures if claim.evidence else ()
     details = claim.evidence.details if claim.evidence else ()
-    charts = [drawn(figure, f"{claim.name}-{n}") for n, figure in enumerate(figures, start=1)]
+    charts = [drawn(record, f"{claim.name}-{n}") for n, record in enumerate(records, start=1)]
     for chart in charts:
         for kind, data in export(chart.on_sheet).items():
             yield f"charts/{chart.name}{kind}", data

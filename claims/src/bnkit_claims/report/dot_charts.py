@@ -28,20 +28,20 @@ NAME_AT: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def panels_of_dots(figure: Dots, name: str) -> tuple[Panel, ...]:
+def panels_of_dots(record: Dots, name: str) -> tuple[Panel, ...]:
     """Return the one panel: in each row its dots under each other, each with its name beside it."""
-    ruled = [] if figure.rule is None else [figure.rule.value]
-    values = (v for dot in figure.dots for v in (dot.value, dot.low, dot.high))
-    scale = scale_of(figure.x, [*values, *ruled])
-    named, rows = keys(figure.dots), Rows(figure.dots)
-    marks = list(_marks(figure, named, rows))
+    ruled = [] if record.rule is None else [record.rule.value]
+    values = (v for dot in record.dots for v in (dot.value, dot.low, dot.high))
+    scale = scale_of(record.x, [*values, *ruled])
+    named, rows = keys(record.dots), Rows(record.dots)
+    marks = list(_marks(record, named, rows))
     panel = Panel(
         name=f"{name}-0",
-        description=_in_words(figure),
+        description=_in_words(record),
         layers=[
-            _intervals(marks, across(scale, "low", figure.x.label, grid=True), rows),
-            *([] if figure.rule is None else _rule(figure.rule)),
-            *_points(figure, marks, named),
+            _intervals(marks, across(scale, "low", record.x.label, grid=True), rows),
+            *([] if record.rule is None else _rule(record.rule)),
+            *_points(record, marks, named),
             *_names(marks, scale),
         ],
         height=rows.height,
@@ -88,8 +88,8 @@ def places(dots: Sequence[Dot]) -> list[int]:
     return [sum(dot.row == before.row for before in dots[:n]) for n, dot in enumerate(dots)]
 
 
-def _marks(figure: Dots, named: Keys, rows: Rows) -> Iterable[Row]:
-    for dot, place in zip(figure.dots, places(figure.dots), strict=True):
+def _marks(record: Dots, named: Keys, rows: Rows) -> Iterable[Row]:
+    for dot, place in zip(record.dots, places(record.dots), strict=True):
         if dot.value is not None:
             yield {
                 "row": rows.names[dot.row],
@@ -124,13 +124,13 @@ def _intervals(marks: list[Row], x: alt.X, rows: Rows) -> alt.Chart:
     return layer("rule", marks, look, x=x, x2="high", **IN_ROW | {"y": y})
 
 
-def _points(figure: Dots, marks: list[Row], named: Keys) -> Iterable[Any]:
+def _points(record: Dots, marks: list[Row], named: Keys) -> Iterable[Any]:
     """The values: a layer for each name, with a shape of its own, on each side."""
     names = list(dict.fromkeys(name for name, _ in named))
     readings = [
         alt.Tooltip("row:N", title="what"),
         alt.Tooltip("name:N", title="which"),
-        alt.Tooltip("reading:N", title=figure.x.label),
+        alt.Tooltip("reading:N", title=record.x.label),
     ]
     for (name, _), key in named.items():
         shape = SHAPES[names.index(name) % len(SHAPES)]
@@ -169,9 +169,9 @@ def _rule(rule: Rule) -> Iterable[alt.Chart]:
     yield layer("text", rows, look, x="value:Q", y=alt.value(-3), text="text:N")
 
 
-def _in_words(figure: Dots) -> str:
+def _in_words(record: Dots) -> str:
     found = [
         f"{dot.row}, {dot.name}: {'nothing' if dot.value is None else _reading(dot)}"
-        for dot in figure.dots
+        for dot in record.dots
     ]
-    return f"{figure.title}: {'; '.join(found)}."
+    return f"{record.title}: {'; '.join(found)}."

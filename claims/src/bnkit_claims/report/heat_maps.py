@@ -15,25 +15,25 @@ INK = alt.Scale(domain=[0, 1], scheme="greys")
 LEVELS = 9  # colours of a surface: their edges are its contours
 
 
-def panels_of_surfaces(figure: Surfaces, name: str) -> tuple[Panel, ...]:
+def panels_of_surfaces(record: Surfaces, name: str) -> tuple[Panel, ...]:
     """Return a panel for each surface: filled contours in one colour, dark where it is high."""
     scheme = {"name": "viridis", "count": LEVELS}
-    scale = alt.Scale(type="threshold", domain=_levels(figure), scheme=scheme)
+    scale = alt.Scale(type="threshold", domain=_levels(record), scheme=scheme)
     return tuple(
         Panel(
             name=f"{name}-{number}",
-            description=f"{figure.title}, {surface.panel}: from {_range(surface)}.",
-            layers=[_surface(figure, surface, scale)],
-            title=titled(surface.panel, figure.y.label),
+            description=f"{record.title}, {surface.panel}: from {_range(surface)}.",
+            layers=[_surface(record, surface, scale)],
+            title=titled(surface.panel, record.y.label),
             height=SIDE,
         )
-        for number, surface in enumerate(figure.surfaces)
+        for number, surface in enumerate(record.surfaces)
     )
 
 
-def _levels(figure: Surfaces) -> list[float]:
+def _levels(record: Surfaces) -> list[float]:
     """Return the values of the contours, evenly spread, by their logarithms where the axis is."""
-    scale = scale_of(figure.value, [v for s in figure.surfaces for row in s.values for v in row])
+    scale = scale_of(record.value, [v for s in record.surfaces for row in s.values for v in row])
     exact = [scale.value(n / LEVELS) for n in range(1, LEVELS)]
     for digits in range(2, 6):
         levels = [float(f"{value:.{digits}g}") for value in exact]
@@ -47,30 +47,33 @@ def _range(surface: Surface) -> str:
     return f"{min(values):.3g} to {max(values):.3g}" if values else "nothing to nothing"
 
 
-def _surface(figure: Surfaces, surface: Surface, scale: alt.Scale) -> alt.Chart:
-    columns, lines = _cells(surface.x, figure.x), _cells(surface.y, figure.y)
+def _surface(record: Surfaces, surface: Surface, scale: alt.Scale) -> alt.Chart:
+    columns, lines = _cells(surface.x, record.x), _cells(surface.y, record.y)
     rows = [
         {"x": x0, "x2": x1, "y": y0, "y2": y1, "value": surface.values[i][j]}
         for i, (y0, y1) in enumerate(lines)
         for j, (x0, x1) in enumerate(columns)
     ]
-    x = scale_of(figure.x, itertools.chain(*columns))
-    y = scale_of(figure.y, itertools.chain(*lines))
-    legend = alt.Legend(title=figure.value.label, format="~g", orient="bottom", titleLimit=400)
+    x = scale_of(record.x, itertools.chain(*columns))
+    y = scale_of(record.y, itertools.chain(*lines))
+    legend = alt.Legend(title=record.value.label, format="~g", orient="bottom", titleLimit=400)
     return _rectangles(
         rows,
         {"shorthand": "value:Q", "scale": scale},
         legend,
-        x=across(x, "x", figure.x.label),
+        clip=True,
+        x=across(x, "x", record.x.label),
         y=y.y("y", **labels(y), grid=False),
-        tooltip=[alt.Tooltip("value:Q", title=figure.value.label, format=".4g")],
+        tooltip=[alt.Tooltip("value:Q", title=record.value.label, format=".4g")],
     )
 
 
-def _rectangles(rows: Iterable[Row], ink: Any, legend: Any, **channels: Any) -> alt.Chart:
+def _rectangles(
+    rows: Iterable[Row], ink: Any, legend: Any, *, clip: bool = False, **channels: Any
+) -> alt.Chart:
     """Rectangles from x to x2 and y to y2; their strokes close the gaps between them."""
     colours = {"color": alt.Color(**ink, legend=legend), "stroke": alt.Stroke(**ink, legend=None)}
-    look = {"strokeWidth": 0.7, "clip": True}
+    look = {"strokeWidth": 0.7, "clip": clip}
     return layer("rect", rows, look, x2="x2", y2="y2", **colours, **channels)
 
 
@@ -86,17 +89,17 @@ def _cells(values: Values, axis: Axis) -> list[tuple[float, float]]:
     return list(itertools.pairwise(edges))
 
 
-def panels_of_pictures(figure: Pictures, name: str) -> tuple[Panel, ...]:
+def panels_of_pictures(record: Pictures, name: str) -> tuple[Panel, ...]:
     """Return a panel for each picture, dark ink on light paper in either mode."""
     return tuple(
         Panel(
             name=f"{name}-{number}",
-            description=f"{figure.title}: {picture.panel}.",
+            description=f"{record.title}: {picture.panel}.",
             layers=[_picture(picture)],
             title=alt.Title(picture.panel),
             height=round(SIDE * 1.4 * len(picture.values) / len(picture.values[0])),
         )
-        for number, picture in enumerate(figure.pictures)
+        for number, picture in enumerate(record.pictures)
     )
 
 

@@ -8,7 +8,6 @@ from bnkit.report.charts import HEIGHT, Panel, Row, end_names, layer
 from bnkit.report.scales import Scale
 from bnkit_claims.core.charts import Line, Lines, Rule
 from bnkit_claims.report.axes_and_colours import (
-    Keys,
     across,
     colours,
     keys,
@@ -19,73 +18,72 @@ from bnkit_claims.report.axes_and_colours import (
 )
 
 
-def panels_of_lines(figure: Lines, name: str) -> tuple[Panel, ...]:
+def panels_of_lines(record: Lines, name: str) -> tuple[Panel, ...]:
     """Return a panel for each name in the lines' `panel`, in the order in which they come."""
-    ruled = [] if figure.rule is None else [figure.rule.value]
-    x = scale_of(figure.x, (x for line in figure.lines for x in line.x))
-    values = (v for line in figure.lines for part in (line.y, line.low, line.high) for v in part)
-    y = scale_of(figure.y, [*values, *ruled])
-    titles = dict.fromkeys(line.panel for line in figure.lines)
+    ruled = [] if record.rule is None else [record.rule.value]
+    x = scale_of(record.x, (x for line in record.lines for x in line.x))
+    values = (v for line in record.lines for part in (line.y, line.low, line.high) for v in part)
+    y = scale_of(record.y, [*values, *ruled])
+    titles = dict.fromkeys(line.panel for line in record.lines)
     return tuple(
         Panel(
             name=f"{name}-{number}",
-            description=_in_words(figure, title),
-            layers=_layers(figure, title, x, y),
-            title=titled(title, figure.y.label),
+            description=_in_words(record, title),
+            layers=_layers(record, title, x, y),
+            title=titled(title, record.y.label),
             height=1.4 * HEIGHT,
-            colour=colours(keys(figure.lines)),
+            colour=colours(keys(record.lines)),
         )
         for number, title in enumerate(titles)
     )
 
 
-def _layers(figure: Lines, title: str, x: Scale, y: Scale) -> list[Any]:
+def _layers(record: Lines, title: str, x: Scale, y: Scale) -> list[Any]:
     """Bands, lines, a rule, and names; the bands bring the axes, which the others share."""
-    lines = [line for line in figure.lines if line.panel == title]
-    named, steps = keys(figure.lines), across(x, "x", figure.x.label)
-    shared = {"x": steps, "color": "key:N"}
+    lines, named = [line for line in record.lines if line.panel == title], keys(record.lines)
+    shared = {"x": across(x, "x", record.x.label), "color": "key:N"}
     readings = [
         alt.Tooltip("name:N", title="line"),
-        alt.Tooltip("x:Q", title=figure.x.label, format="~g"),
-        alt.Tooltip("reading:N", title=figure.y.label),
+        alt.Tooltip("x:Q", title=record.x.label, format="~g"),
+        alt.Tooltip("reading:N", title=record.y.label),
     ]
-    band, marks = {"opacity": 0.18, "clip": True}, labels(y)
+    bands, curves = [], []
+    for line in lines:
+        key = {"key": named[line.name, line.side]}
+        rows = [key | row for row in _band(line, y)]
+        look: dict[str, Any] = {"opacity": 0.18, "clip": True}
+        low = y.y("low", **labels(y))
+        bands.append(layer("area", rows, look, y=low, y2="high", **shared))
+        rows = [key | row for row in _curve(line, y)]
+        look = {**stroke(named, line), "point": _points(line), "clip": True}
+        middle = y.y("y", **labels(y))
+        curves.append(layer("line", rows, look, y=middle, tooltip=readings, **shared))
+    ends = [
+        {"x": end[0], "y": end[1], "key": named[line.name, line.side], "name": line.name}
+        for line in lines
+        if (end := _end(line))
+    ]
     return [
-        *(
-            layer("area", _band(line, named, y), band, y=y.y("low", **marks), y2="high", **shared)
-            for line in lines
-        ),
-        *(
-            layer(
-                "line",
-                _curve(line, named, y),
-                {**stroke(named, line), "point": _points(line), "clip": True},
-                y=y.y("y", **marks),
-                tooltip=readings,
-                **shared,
-            )
-            for line in lines
-        ),
-        *([] if figure.rule is None else _rule(figure.rule, x.low)),
-        end_names(_ends(lines, named), y, "y", x="x:Q", color="key:N"),
+        *bands,
+        *curves,
+        *([] if record.rule is None else _rule(record.rule, x.low)),
+        end_names(ends, y, "y", x="x:Q", color="key:N"),
     ]
 
 
-def _band(line: Line, named: Keys, scale: Scale) -> list[Row]:
-    low, high, key = line.low or line.y, line.high or line.y, named[line.name, line.side]
+def _band(line: Line, scale: Scale) -> list[Row]:
     return [
-        {"x": x, "low": scale.inside(a), "high": scale.inside(b), "key": key}
-        for x, a, b in zip(line.x, low, high, strict=True)
-        if a is not None and b is not None
+        {"x": x, "low": scale.inside(low), "high": scale.inside(high)}
+        for x, low, high in zip(line.x, line.low or line.y, line.high or line.y, strict=True)
+        if low is not None and high is not None
     ]
 
 
-def _curve(line: Line, named: Keys, scale: Scale) -> list[Row]:
+def _curve(line: Line, scale: Scale) -> list[Row]:
     return [
         {
             "x": x,
             "y": None if y is None else scale.inside(y),
-            "key": named[line.name, line.side],
             "name": line.name,
             "reading": "nothing" if y is None else f"{y:.4g}",
         }
@@ -108,14 +106,6 @@ def _rule(rule: Rule, left: float) -> list[alt.Chart]:
     ]
 
 
-def _ends(lines: list[Line], named: Keys) -> list[Row]:
-    return [
-        {"x": end[0], "y": end[1], "key": named[line.name, line.side], "name": line.name}
-        for line in lines
-        if (end := _end(line))
-    ]
-
-
 def _end(line: Line) -> tuple[float, float] | None:
     points = [
         (x, y) for x, y in zip(line.x, line.y, strict=True) if x is not None and y is not None
@@ -123,10 +113,10 @@ def _end(line: Line) -> tuple[float, float] | None:
     return points[-1] if points else None
 
 
-def _in_words(figure: Lines, title: str) -> str:
+def _in_words(record: Lines, title: str) -> str:
     ends = [
         f"{line.name} ends at {end[1]:.3g}"
-        for line in figure.lines
+        for line in record.lines
         if line.panel == title and (end := _end(line))
     ]
-    return f"{figure.title}{f', {title}' if title else ''}: {'; '.join(ends)}."
+    return f"{record.title}{f', {title}' if title else ''}: {'; '.join(ends)}."
