@@ -14,7 +14,7 @@ from architecture import House, code_of, first_line_of, imports_of
 FLOORS = (
     "deprecation internals moments tables names options references files progress source_code "
     "kernels functional layers observation roles dataflow batches norms recalibration parameters "
-    "gap surgery checkpoints diagnosis monitoring experiments benchmarking report cli"
+    "gap surgery checkpoints diagnosis monitoring experiments benchmarking report keras cli"
 ).split()
 HOUSE = House(bnkit, FLOORS)
 each_file = pytest.mark.parametrize("path", HOUSE.files, ids=HOUSE.short)
@@ -29,6 +29,13 @@ def test_a_module_imports_only_from_its_own_floor_and_those_above(path):
 def test_bnkit_does_not_import_the_claims():
     names = {name.partition(".")[0] for path in HOUSE.files for name in imports_of(path)}
     assert "bnkit_claims" not in names
+
+
+def test_only_the_wing_for_keras_imports_keras():
+    others = [path for path in HOUSE.files if "keras" not in HOUSE.short(path)]
+    named = {name for path in others for name in imports_of(path)}
+    assert not [name for name in named if name == "keras" or name.startswith("keras.")]
+    assert not [name for name in named if name.startswith("bnkit.keras")]
 
 
 def test_the_report_names_no_torch():

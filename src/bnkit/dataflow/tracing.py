@@ -1,6 +1,7 @@
 """`trace`: run a copy of a model once on an example, and return its dataflow."""
 
 import copy
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -92,6 +93,7 @@ def duplicate(model: nn.Module) -> nn.Module:
     Traceback (most recent call last):
     TypeError: the model is a DataParallel: pass its .module, and wrap the result
     """
+    refuse_keras(model)
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` is a {type(model).__name__}: pass a torch.nn.Module")
     for path, module in model.named_modules():
@@ -105,6 +107,16 @@ def duplicate(model: nn.Module) -> nn.Module:
             f"`model` ({type(model).__name__}) cannot be copied: {error}. bnkit changes a copy and "
             f"leaves yours alone, so copy.deepcopy(model) must work"
         ) from error
+
+
+def refuse_keras(model: object) -> None:
+    """Raise TypeError for a Keras model, which on torch's backend is a torch.nn.Module, too."""
+    keras: Any = sys.modules.get("keras")  # without it there are no models of Keras
+    if keras is not None and isinstance(model, keras.Model):
+        raise TypeError(
+            f"`model` ({type(model).__name__}) is a Keras model, whose batch norms have rules of "
+            f"their own: use the verbs of bnkit.keras, such as bnkit.keras.fold(model)"
+        )
 
 
 def _copies_of_computed_tensors(model: nn.Module) -> dict[int, Any]:

@@ -1,7 +1,7 @@
 """`Recalibration`: new statistics of batch norms, and how far the old ones were off."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -89,12 +89,17 @@ class Recalibration:
         }
 
     def __str__(self) -> str:
-        headers = ["layer", "kind", "mean off by", "running variance / variance", "measured on"]
-        rows = [_row(shift) for shift in self.layers]
-        if not self.left_alone:
-            return text_table(headers, rows)
-        alone = [(path_or_model(path), why) for path, why in self.left_alone.items()]
-        return f"{text_table(headers, rows)}\n\n{text_table(['left alone', 'why'], alone)}"
+        return table_of_shifts(self.layers, self.left_alone)
+
+
+def table_of_shifts(layers: Iterable[LayerShift], left_alone: Mapping[str, str]) -> str:
+    """Return how far each layer was off, and why others were left alone, as tables."""
+    headers = ["layer", "kind", "mean off by", "running variance / variance", "measured on"]
+    table = text_table(headers, [_row(shift) for shift in layers])
+    if not left_alone:
+        return table
+    alone = [(path_or_model(path), why) for path, why in left_alone.items()]
+    return f"{table}\n\n{text_table(['left alone', 'why'], alone)}"
 
 
 def shift_of(path: str, layer: AnyBatchNorm, old: Buffers, sample: Sample) -> LayerShift:

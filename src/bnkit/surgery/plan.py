@@ -1,6 +1,6 @@
 """`Plan`: what a change to a model does to each layer, what it leaves alone, and why."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import nn
 from bnkit.dataflow import duplicate
 from bnkit.surgery.operations import Edit, make_edits
 from bnkit.surgery.promise import Proof
-from bnkit.tables import text_table
+from bnkit.tables import path_or_model, text_table
 
 _ONLY_IF_THERE = ("proof", "movement")  # keys that are left out rather than null
 
@@ -75,9 +75,23 @@ class Plan:
         return cls(edits, left_alone, **results)
 
     def __str__(self) -> str:
-        edits = [(e.layer or "(the model)", e.kind, e.action, e.why) for e in self.edits]
-        rest = [(r.layer or "(the model)", r.kind, "left alone", r.why) for r in self.left_alone]
-        if not edits and not rest:
-            return "Nothing to change: the model has no layer of the kinds in question."
-        table = text_table(["layer", "kind", "change", "why"], [*edits, *rest])
-        return table if self.proof is None else f"{table}\n{self.proof}"
+        rows = [(e.layer, e.kind, e.action, e.why) for e in self.edits]
+        return as_table(rows, self.left_alone, self.proof)
+
+
+def as_table(
+    edits: Iterable[tuple[str, str, str, str]], left_alone: Iterable[LeftAlone], proof: object
+) -> str:
+    """Return a plan as a table: layer, kind, action and why of each edit, what is left, the proof.
+
+    >>> print(as_table([("0", "Linear", "drop bias", "a batch norm follows")], [], None))
+     layer   kind     change      why
+    ─────────────────────────────────────────────────
+     0       Linear   drop bias   a batch norm follows
+    """
+    left = [(each.layer, each.kind, "left alone", each.why) for each in left_alone]
+    rows = [(path_or_model(layer), *more) for layer, *more in (*edits, *left)]
+    if not rows:
+        return "Nothing to change: the model has no layer of the kinds in question."
+    table = text_table(["layer", "kind", "change", "why"], rows)
+    return table if proof is None else f"{table}\n{proof}"

@@ -1,0 +1,21 @@
+"""The verbs for Keras 3 models: `import bnkit.keras as bnk`; the backend is the user's."""
+
+from bnkit.keras.addition import add, insert, plan_addition, plan_insertion
+from bnkit.keras.folding import fold, plan_folding, plan_removal, remove
+from bnkit.keras.plan import Plan
+from bnkit.keras.recalibration import Recalibration, plan_recalibration, recalibrate
+
+__all__ = [
+    "Plan",
+    "Recalibration",
+    "add",
+    "fold",
+    "insert",
+    "plan_addition",
+    "plan_folding",
+    "plan_insertion",
+    "plan_recalibration",
+    "plan_removal",
+    "recalibrate",
+    "remove",
+]

@@ -1,0 +1,276 @@
+"""`fold` and `remove`: batch norms of a Keras model taken into the layers beside them."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+from keras import layers as L
+
+from bnkit.keras.graph import Call, Graph, check_graph, graphs_of
+from bnkit.keras.kernels import (
+    WEIGHT_LAYERS,
+    Affine,
+    Arrays,
+    affine_of,
+    after_layer,
+    arrays_of,
+    before_layer,
+    features_axis,
+    is_exact_before,
+)
+from bnkit.keras.plan import Edit, Plan, left
+from bnkit.keras.rebuilding import Change, NewLayer
+from bnkit.keras.roles import (
+    GLOBAL_AVERAGES,
+    is_batch_norm,
+    moves_values_only,
+    objection_to_class,
+    objection_to_new_values,
+    own_activation,
+)
+from bnkit.keras.verification import Pair, error_of_pairs, example_of, prove_same_function
+from bnkit.norms import NOT_CHOSEN
+from bnkit.surgery import SurgeryError
+
+Where = Callable[[str, Any], bool]
+
+
+def fold(
+    model: Any, example: Any = None, *, where: Where | None = None, tolerance: float | None = None
+) -> Any:
+    """Return a copy of a Keras `model` whose batch norms are folded into dense and conv layers.
+
+    In inference a batch norm is one multiplication and one addition a value, which the layer before
+    it takes into its kernel and bias, or the layer after it where that is exact. The copy is a
+    Sequential or Functional model as `model` is, of plain Keras layers with the same names, is not
+    compiled, and computes the same in inference. `model` stays as it is.
+
+    `example` is what the model is called with (None: random numbers of its inputs' shapes).
+    `where(path, layer)` chooses among the batch norms. Each pair is proven by itself in float64 (at
+    most 1e-10), the whole model in its own dtype: the error max|a − b| / max|a| is at most
+    `tolerance`, by default 1e-4, or ten times what the model moves when each input changes by one
+    unit in the last place, where that is more.
+
+    Raises TypeError and ValueError for a model that is not Sequential or Functional or not built,
+    SurgeryError where nothing can be folded and where the copy computes something else.
+
+    >>> model = keras.Sequential([keras.Input((8,)), L.Dense(4), L.BatchNormalization(), L.ReLU()])
+    >>> [type(layer).__name__ for layer in fold(model).layers]
+    ['Dense', 'ReLU']
+    """
+    plan = plan_folding(model, example, where=where, tolerance=tolerance)
+    if not plan.edits:
+        raise SurgeryError(_nothing_to("fold", plan))
+    return plan.apply(model)
+
+
+def remove(
+    model: Any, example: Any = None, *, where: Where | None = None, tolerance: float | None = None
+) -> Any:
+    """Return a copy of a Keras `model` without its batch norms, which computes the same.
+
+    As `fold`, and a batch norm that no layer can take in becomes an EinsumDense that multiplies and
+    adds one value for each feature, trainable as the batch norm was.
+
+    >>> model = keras.Sequential([keras.Input((8,)), L.BatchNormalization(), L.ReLU()])
+    >>> [type(layer).__name__ for layer in remove(model).layers]
+    ['EinsumDense', 'ReLU']
+    """
+    plan = plan_removal(model, example, where=where, tolerance=tolerance)
+    if not plan.edits:
+        raise SurgeryError(_nothing_to("remove", plan))
+    return plan.apply(model)
+
+
+def plan_folding(
+    model: Any, example: Any = None, *, where: Where | None = None, tolerance: float | None = None
+) -> Plan:
+    """Return what `fold` would do to each batch norm, and why it leaves others, with the proof.
+
+    >>> model = keras.Sequential([keras.Input((8,)), L.Dense(4, name="dense"),
+    ...                           L.BatchNormalization(name="bn"), L.ReLU()])
+    >>> print(plan_folding(model))  # doctest: +ELLIPSIS
+     layer   kind                 change                      why
+    ──────────────────────────────────────────────────────────────────────────────
+     bn      BatchNormalization   fold into 'dense' (Dense)   the layer before it
+    Same function: error ...
+    """
+    return _planned(model, example, where, tolerance, _Folding.fold)
+
+
+def plan_removal(
+    model: Any, example: Any = None, *, where: Where | None = None, tolerance: float | None = None
+) -> Plan:
+    """Return what `remove` would do to each batch norm, and why it leaves others, with the proof.
+
+    >>> model = keras.Sequential([keras.Input((8,)), L.BatchNormalization(name="bn"), L.ReLU()])
+    >>> plan_removal(model).edits[0].action
+    'multiply and add by an EinsumDense'
+    """
+    return _planned(model, example, where, tolerance, _Folding.remove)
+
+
+def _planned(
+    model: Any,
+    example: Any,
+    where: Where | None,
+    tolerance: float | None,
+    treat: Callable[["_Folding", Graph, Call], Edit | str],
+) -> Plan:
+    check_graph(model)
+    graphs = list(graphs_of(model))
+    folding = _Folding(Counter(id(c.operation) for graph in graphs for c in graph.calls))
+    found = [
+        (call, treat(folding, graph, call) if chosen else NOT_CHOSEN)
+        for graph in graphs
+        for call in graph.calls
+        if is_batch_norm(call.operation)
+        for chosen in [where is None or where(call.path, call.operation)]
+    ]
+    edits = tuple(edit for _, edit in found if isinstance(edit, Edit))
+    alone = tuple(left(call, why) for call, why in found if isinstance(why, str))
+    plan = Plan(edits, alone, folding.changes)
+    if not edits:
+        return plan
+    example = example_of(model, example)
+    pairs = error_of_pairs(model, folding.pairs, example)
+    proof = prove_same_function(model, plan.apply(model), example, pairs, tolerance=tolerance)
+    return dataclasses.replace(plan, proof=proof)
+
+
+@dataclass(eq=False)
+class _Folding:
+    """What the batch norms so far have done to the layers, and the pairs to be proven."""
+
+    times_called: Counter[int]
+    changes: dict[int, Change] = field(default_factory=dict)
+    pairs: list[Pair] = field(default_factory=list)
+
+    def fold(self, graph: Graph, norm: Call) -> Edit | str:
+        """Fold one batch norm, or return why it stays."""
+        objection = self._objection_to_norm(norm)
+        if objection is not None:
+            return objection
+        affine = affine_of(norm.operation)
+        axis = _axis(norm.operation, graph.shapes[norm.inputs[0]])
+        before = self._layer(graph, norm, axis, graph.producer)
+        if isinstance(before, Call):
+            return self._take(norm, before, affine, "before", after_layer)
+        after = self._layer(graph, norm, axis, graph.reader)
+        if isinstance(after, Call):
+            if is_exact_before(after.operation, affine):
+                return self._take(norm, after, affine, "after", before_layer)
+            after = f"{after} pads its input with zeros, which the batch norm would shift"
+        return f"before it: {before}; after it: {after}"
+
+    def remove(self, graph: Graph, norm: Call) -> Edit | str:
+        """Fold one batch norm, or put an EinsumDense instead of it, or return why it stays."""
+        folded = self.fold(graph, norm)
+        if isinstance(folded, Edit) or self._objection_to_norm(norm) is not None:
+            return folded
+        layer, shape = norm.operation, graph.shapes[norm.inputs[0]]
+        letters = "abcdefgh"[: len(shape)]
+        feature = letters[_axis(layer, shape)]
+        affine = affine_of(layer)
+        config = {
+            "equation": f"{letters},{feature}->{letters}",
+            "output_shape": shape[1:],
+            "bias_axes": feature,
+            "name": layer.name,
+            "dtype": keras.dtype_policies.serialize(layer.dtype_policy),
+            "trainable": layer.trainable,
+        }
+        trailing = (1,) * (len(shape) - 1 - letters.index(feature))
+        arrays = {"kernel": affine.scale, "bias": affine.shift.reshape(-1, *trailing)}
+        replacement = NewLayer(L.EinsumDense, config, arrays)
+        self.changes[id(layer)] = Change(after=(replacement,), gone=True)
+        return Edit(norm.path, norm.kind, "multiply and add by an EinsumDense", folded)
+
+    def _objection_to_norm(self, norm: Call) -> str | None:
+        layer = norm.operation
+        if self.times_called[id(layer)] > 1:
+            return f"called {self.times_called[id(layer)]} times in one forward"
+        if norm.arguments.kwargs.get("training"):
+            return "called with training=True, it normalises by the mini-batch in inference, too"
+        if len(norm.inputs) > 1:
+            return "it is called with a mask as a tensor of the graph"
+        return objection_to_class(layer)
+
+    def _layer(
+        self, graph: Graph, norm: Call, axis: int, step: Callable[[Call], Call | None]
+    ) -> Call | str:
+        """Return the weight layer that `step` after `step` from `norm` leads to, or why none."""
+        backwards = step == graph.producer
+        here = norm
+        while True:
+            there = step(here)
+            if there is None:
+                return f"{here} {'reads no single layer' if backwards else 'has no single reader'}"
+            first = there if backwards else here
+            if backwards and graph.reader(first) is not here:
+                return f"{there} has other readers too"
+            operation = there.operation
+            if isinstance(operation, WEIGHT_LAYERS):
+                return self._objection_to_layer(there, axis, backwards=backwards) or there
+            if not moves_values_only(operation):
+                return f"{there} stands between it and a weight layer"
+            axis = _axis_beyond(operation, axis, backwards=backwards)
+            here = there
+
+    def _objection_to_layer(self, call: Call, axis: int, *, backwards: bool) -> str | None:
+        layer = call.operation
+        if self.times_called[id(layer)] > 1:
+            return f"{call} is called {self.times_called[id(layer)]} times in one forward"
+        if backwards and own_activation(layer) is not None:
+            return f"{call} ends in the activation {own_activation(layer)}"
+        if features_axis(layer) != axis:
+            return (
+                f"{call} has its features on axis {features_axis(layer)}, the batch norm on {axis}"
+            )
+        objection = objection_to_new_values(layer)
+        return None if objection is None else f"{call}: {objection}"
+
+    def _take(
+        self,
+        norm: Call,
+        layer: Call,
+        affine: Affine,
+        place: str,
+        algebra: Callable[[Any, Arrays, Affine], Arrays],
+    ) -> Edit:
+        old = (
+            self.changes[id(layer.operation)].arrays if id(layer.operation) in self.changes else {}
+        )
+        values = {**arrays_of(layer.operation), **old}
+        new = algebra(layer.operation, values, affine)
+        self.changes[id(layer.operation)] = Change({"use_bias": True}, new)
+        self.changes[id(norm.operation)] = Change(gone=True)
+        self.pairs.append(Pair(layer, affine, values, new, norm_follows=place == "before"))
+        return Edit(norm.path, norm.kind, f"fold into {layer}", f"the layer {place} it")
+
+
+def _axis(norm: Any, shape: tuple[int | None, ...]) -> int:
+    """Return the axis of the features of a batch norm, counted from the end."""
+    axis = int(norm.axis)
+    return axis if axis < 0 else axis - len(shape)
+
+
+def _axis_beyond(operation: Any, axis: int, *, backwards: bool) -> int:
+    """Return where the features are on the other side of an operation, from the end."""
+    if isinstance(operation, GLOBAL_AVERAGES) and not operation.keepdims:
+        first = operation.data_format == "channels_first"
+        rank = 1 + GLOBAL_AVERAGES.index(
+            next(k for k in GLOBAL_AVERAGES if isinstance(operation, k))
+        )
+        return (-1 - rank if first else -1) if backwards else -1
+    return axis
+
+
+def _nothing_to(verb: str, plan: Plan) -> str:
+    reasons = [f"{alone.layer}: {alone.why}" for alone in plan.left_alone]
+    if not reasons:
+        return f"there is nothing to {verb}: the model has no BatchNormalization"
+    return f"there is nothing to {verb}: {'; '.join(reasons[:8])}"

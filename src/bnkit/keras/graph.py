@@ -1,0 +1,176 @@
+"""A Keras model as calls of operations: who feeds whom. The private names of Keras are here only.
+
+Keras gives a graph no public name, though a Functional model is one. Last seen in Keras 3.15.
+"""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of an operation, which is a layer, a nested model or one of keras.ops."""
+
+    operation: Any
+    path: str
+    arguments: Any = field(repr=False)
+    inputs: tuple[int, ...]  # identities of the tensors that it reads
+    outputs: tuple[int, ...]  # and of those that it makes
+
+    @property
+    def kind(self) -> str:
+        """The name of the operation's class."""
+        return type(self.operation).__name__
+
+    def __str__(self) -> str:
+        return f"'{self.path}' ({self.kind})"
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The calls of one Sequential or Functional model, in the order in which they run.
+
+    Models inside it are one call each; `graphs_of` gives their own graphs.
+    """
+
+    model: Any
+    calls: tuple[Call, ...]
+    outputs: frozenset[int]
+    shapes: dict[int, tuple[int | None, ...]] = field(repr=False)
+    producers: dict[int, Call] = field(repr=False)
+    readers: dict[int, list[Call]] = field(repr=False)
+
+    def reader(self, call: Call) -> Call | None:
+        """Return the call that alone reads the one output of `call`, None where there is none."""
+        if len(call.outputs) != 1 or call.outputs[0] in self.outputs:
+            return None
+        readers = self.readers.get(call.outputs[0], [])
+        return readers[0] if len(readers) == 1 else None
+
+    def producer(self, call: Call) -> Call | None:
+        """Return the call that made the one input of `call`, None where there is none."""
+        return self.producers.get(call.inputs[0]) if len(call.inputs) == 1 else None
+
+
+def is_graph(model: Any) -> bool:
+    """Return whether `model` is a Sequential or Functional model, of no class of its own.
+
+    >>> is_graph(keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)]))
+    True
+    """
+    return type(model) is keras.Sequential or type(model) is _functional_class()
+
+
+def check_graph(model: Any) -> None:
+    """Raise with what to do unless `model` is a built Sequential or Functional model.
+
+    TypeError for what is not a Keras model, ValueError for another kind of model.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`model` is a {type(model).__name__}: pass a Keras model")
+    name = type(model).__name__
+    if not is_graph(model):
+        raise ValueError(
+            f"`model` is of the class {name}, whose `call` is Python: make it Functional, as by "
+            f"keras.Model(inputs, model.call(inputs)) with inputs = keras.Input(shape)"
+        )
+    if _function_of(model) is None:
+        raise ValueError(
+            f"`model` ({name}) is not built, so its layers have no weights: begin it with a "
+            f"keras.Input(shape), or call it on a batch"
+        )
+
+
+def graphs_of(model: Any, path: str = "") -> Iterator[Graph]:
+    """Yield the graph of `model` and those of the models inside it, each once.
+
+    >>> inner = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="d")],
+    ...                          name="inner")
+    >>> outer = keras.Sequential([keras.Input((2,)), inner])
+    >>> [[call.path for call in graph.calls] for graph in graphs_of(outer)]
+    [['inner'], ['inner/d']]
+    """
+    waiting, seen = [(model, path)], {id(model)}
+    while waiting:
+        model, path = waiting.pop(0)
+        graph = _graph_of(model, path)
+        yield graph
+        for call in graph.calls:
+            inner = call.operation
+            if is_graph(inner) and id(inner) not in seen:
+                seen.add(id(inner))
+                waiting.append((inner, f"{call.path}/"))
+
+
+def call_again(function: Any, call: Call, values: dict[int, Any]) -> list[Any]:
+    """Call `function` with the arguments of `call`, in which `values` stand for its tensors.
+
+    Returns its outputs in a flat list.
+    """
+    arguments, keywords = call.arguments.convert(
+        lambda x: values[id(x)] if isinstance(x, keras.KerasTensor) else x
+    )
+    return list(keras.tree.flatten(function(*arguments, **keywords)))
+
+
+def inputs_of(model: Any) -> Any:
+    """Return the inputs of a Sequential or Functional model, in the structure that it takes."""
+    return _function_of(model)._inputs_struct  # noqa: SLF001  see the docstring of this file
+
+
+def outputs_of(model: Any) -> Any:
+    """Return the outputs of a Sequential or Functional model, in the structure that it gives."""
+    return _function_of(model)._outputs_struct  # noqa: SLF001  as above
+
+
+def input_layer_of(tensor: Any) -> Any:
+    """Return the InputLayer that made a symbolic input, None where another operation did."""
+    operation = tensor._keras_history.operation  # noqa: SLF001  as above
+    return operation if isinstance(operation, keras.layers.InputLayer) else None
+
+
+def layers_inside(layer: Any) -> list[Any]:
+    """Return `layer` and all layers that it holds, at any depth, outermost first."""
+    return list(layer._flatten_layers())  # noqa: SLF001  as above
+
+
+def _graph_of(model: Any, path: str) -> Graph:
+    function = _function_of(model)
+    nodes = function._nodes_by_depth  # noqa: SLF001  as above
+    inputs = {id(tensor) for tensor in keras.tree.flatten(function.inputs)}
+    calls = tuple(
+        Call(
+            node.operation,
+            path + node.operation.name,
+            node.arguments,
+            tuple(map(id, node.input_tensors)),
+            tuple(map(id, node.output_tensors)),
+        )
+        for depth in sorted(nodes, reverse=True)
+        for node in nodes[depth]
+        if not inputs.issuperset(map(id, node.output_tensors))
+    )
+    readers: dict[int, list[Call]] = {}
+    for call in calls:
+        for tensor in call.inputs:
+            readers.setdefault(tensor, []).append(call)
+    producers = {tensor: call for call in calls for tensor in call.outputs}
+    made = [tensor for depth in nodes.values() for node in depth for tensor in node.output_tensors]
+    shapes = {id(tensor): tuple(tensor.shape) for tensor in made}
+    return Graph(model, calls, frozenset(map(id, function.outputs)), shapes, producers, readers)
+
+
+def _function_of(model: Any) -> Any:
+    if isinstance(model, keras.Sequential):
+        return model._functional  # noqa: SLF001  as above
+    return model
+
+
+@functools.cache
+def _functional_class() -> type[Any]:
+    inputs = keras.Input((1,))  # the class of Functional models has no public name
+    return type(keras.Model(inputs, inputs))
