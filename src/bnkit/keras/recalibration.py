@@ -87,7 +87,7 @@ def recalibrate(
     ValueError for a model without batch norms to measure, for values that are not finite and for
     `batches` that are empty.
 
-    >>> model = keras.Sequential([keras.Input((1,)), L.BatchNormalization()])
+    >>> model = keras.Sequential([keras.Input((1,)), keras.layers.BatchNormalization()])
     >>> good = recalibrate(model, [np.array([[1.0], [2.0]]), np.array([[6.0]])])
     >>> [float(array_of(w)[0]) for w in good.layers[0].non_trainable_weights]
     [3.0, 4.666666507720947]
