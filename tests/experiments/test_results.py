@@ -226,7 +226,7 @@ def test_results_of_another_version_are_not_read_which_is_said_in_one_line(store
     for key in ("k1", "of another sweep"):
         (store.folder / f"{key}.json").write_text(text)
     message = (
-        f"{store.folder} holds 2 results of another version of bnkit, which are not read: their "
+        f"results of another version of bnkit in {store.folder}: 2; they are not read, and their "
         f"trials run again"
     )
     with pytest.warns(UserWarning, match=f"^{re.escape(message)}$") as warned:

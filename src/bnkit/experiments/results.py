@@ -156,8 +156,8 @@ class Store(Generic[R]):
         others = sum(map(_is_of_another_version, self.folder.glob("*.json")))
         if others:
             warnings.warn(
-                f"{self.folder} holds {others} results of another version of bnkit, which are "
-                f"not read: their trials run again",
+                f"results of another version of bnkit in {self.folder}: {others}; they are not "
+                f"read, and their trials run again",
                 stacklevel=2,
             )
         return {key: result for key in keys if (result := self.load(key)) is not None}
