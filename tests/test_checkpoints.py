@@ -323,7 +323,7 @@ def test_a_change_by_a_function_is_refused_before_anything_is_written(
 
 
 class WithState(nn.Linear):
-    """A layer with state that is no tensor."""
+    """A layer with state that is not a tensor."""
 
     def __init__(self, state):
         super().__init__(2, 2)
@@ -354,7 +354,7 @@ def test_objects_among_the_state_are_refused_before_they_are_written(tmp_path):
 
 def test_what_safetensors_cannot_hold_is_refused(tmp_path):
     with pytest.raises(
-        ValueError, match=r"'_extra_state' of the model's state is no tensor, and s"
+        ValueError, match=r"'_extra_state' of the model's state is not a tensor, and "
     ):
         save(WithState(3), tmp_path / "a.safetensors")
     with pytest.raises(

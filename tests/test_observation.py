@@ -27,7 +27,7 @@ from bnkit.observation import (
 
 
 class BlockError(Exception):
-    """Raised inside blocks, by nobody else."""
+    """Raised inside blocks, and nowhere else."""
 
 
 class Unbranched(nn.Module):

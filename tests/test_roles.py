@@ -260,7 +260,7 @@ def test_no_file_of_torch_is_forgotten():
 
 
 class Gain(nn.Module):
-    """An ordinary module of somebody's."""
+    """An ordinary module of a user's."""
 
 
 class FilterResponseNorm(nn.Module):

@@ -273,7 +273,7 @@ def seeing_inputs(model: nn.Module, layers: Mapping[str, nn.Module], see: See) -
     """Call `see(name, layer, input)` with the first argument of each layer before it runs.
 
     What `see` writes into the layer is what the layer runs with. Raises ValueError for a layer that
-    is not in `model`, and TypeError, while the model runs, for an input that is no tensor.
+    is not in `model`, and TypeError, while the model runs, for an input that is not a tensor.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
     >>> with seeing_inputs(model, {"1": model[1]}, lambda name, _, x: print(name, x.shape)):

@@ -51,7 +51,7 @@ def parameter_groups(
     without parameters is left out.
 
     Raises ValueError for a `weight_decay` that is no finite number of at least 0 and for a model
-    without parameters, TypeError for what is no module or hides its modules.
+    without parameters, TypeError for what is not a module or hides its modules.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2))

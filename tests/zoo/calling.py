@@ -168,7 +168,7 @@ class Swish(torch.autograd.Function):
 
 
 @awkward(
-    "activations inside an autograd function and inside of activation checkpointing",
+    "activations inside an autograd function and inside activation checkpointing",
     before="a b",
     after="head",
     alone={"head": "output layer"},

@@ -130,7 +130,7 @@ class Remade(nn.Linear):
 
 
 @awkward(
-    "layers that cannot change their class, or return something else than one tensor",
+    "layers that cannot change their class, or return something other than one tensor",
     example=vectors,
     before="plain",
     after="head",

@@ -143,7 +143,7 @@ for _kind in (Pair, Answer, Plain, Slotted):
 
 
 class Outside:
-    """Takes tensors and keeps them where nobody finds them."""
+    """Takes tensors and keeps them where they cannot be found."""
 
     def __init__(self, logits):
         self.give = lambda: logits
@@ -153,7 +153,7 @@ class Outside:
 
 
 @awkward(
-    "what leaves is hidden from us, but nobody in the model reads it",
+    "what leaves is hidden from us, but no layer of the model reads it",
     example=vectors,
     before="a",
     after="act",

@@ -46,7 +46,7 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds: values by their names, and the plans, None in a file of somebody else."""
+    """What a file holds: values by their names, and its plans, None if it is not of bnkit."""
 
     path: Path
     state: Mapping[str, Any]

@@ -26,7 +26,7 @@ def write(path: Path, state: Mapping[str, Any], document: str) -> None:
     others = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
     if others:
         raise ValueError(
-            f"{listed(others)} of the model's state is no tensor, and safetensors holds nothing "
+            f"{listed(others)} of the model's state is not a tensor, and safetensors holds nothing "
             f"else: write a .pt"
         )
     tensors, repeated = _apart(state)

@@ -206,7 +206,7 @@ class Recorder(TorchFunctionMode):
         return Dataflow(tuple(self.calls), self.shapes, frozenset(outputs), dtypes)
 
     def _unread(self) -> set[Value]:
-        """Return what nobody reads: the outputs of a model that returns no tensor we can find."""
+        """Return what no call reads: the outputs of a model whose own are not found as tensors."""
         read = {value for call in self.calls for value in call.inputs}
         return {value for call in self.calls for value in call.outputs} - read
 
