@@ -14,7 +14,8 @@ from architecture import House, code_of, first_line_of, imports_of
 FLOORS = (
     "deprecation internals moments tables names options references files progress source_code "
     "kernels functional layers observation roles dataflow batches norms recalibration parameters "
-    "gap surgery checkpoints diagnosis monitoring experiments benchmarking report keras cli"
+    "train_eval_gap surgery checkpoints diagnosis monitoring experiments benchmarking report "
+    "keras cli"
 ).split()
 HOUSE = House(bnkit, FLOORS)
 each_file = pytest.mark.parametrize("path", HOUSE.files, ids=HOUSE.short)

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 import bnkit
-from bnkit.gap import explain_gap
 from bnkit.layers.domains import DomainBatchNorm1d
 from bnkit.layers.frozen import FrozenBatchNorm1d
 from bnkit.layers.masked import MaskedBatchNorm1d
@@ -19,6 +18,7 @@ from bnkit.norms import (
     why_same_in_both_modes,
 )
 from bnkit.recalibration import plan_recalibration
+from bnkit.train_eval_gap import explain_gap
 
 
 class TheirBatchNorm(nn.Module):

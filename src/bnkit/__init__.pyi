@@ -27,7 +27,7 @@ from bnkit.experiments.settings import (
 from bnkit.experiments.summary import (
     Comparison as Comparison,
 )
-from bnkit.gap import (
+from bnkit.train_eval_gap import (
     Gap as Gap,
     explain_gap as explain_gap,
 )

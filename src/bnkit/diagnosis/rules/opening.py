@@ -17,8 +17,8 @@ from bnkit.diagnosis.rules.staleness import (
     shift,
     tolerance,
 )
-from bnkit.gap import Gap, explain_gap
 from bnkit.norms import why_incomparable
+from bnkit.train_eval_gap import Gap, explain_gap
 
 _LOSSES = ("loss by batch statistics", "loss in eval mode")
 
@@ -34,7 +34,7 @@ def train_eval_gap(evidence: Evidence) -> Iterator[Finding]:
         yield _over_all_batches(evidence, behind)
         return
     gap = _gap(evidence)
-    if gap is not None and gap.parting:
+    if gap is not None and gap.diverging:
         yield _on_the_example(evidence, gap)
 
 
@@ -53,13 +53,13 @@ def _over_all_batches(evidence: Evidence, behind: list[Reading]) -> Finding:
 
 
 def _on_the_example(evidence: Evidence, gap: Gap) -> Finding:
-    first, paths = gap.parting[0], {part.layer for part in gap.parting}
+    first, paths = gap.diverging[0], {part.layer for part in gap.diverging}
     measured = {
         "output difference": gap.output_difference,
         "own difference": first.own_difference,
         "threshold": max(gap.threshold, 2 * first.chance),
         "mean off by (std)": first.mean_shift,
-        "layers that part": len(gap.parting),
+        "layers that part": len(gap.diverging),
     }
     behind = [reading for reading in readings(evidence) if reading.path in paths]
     return _finding(evidence, first.layer, measured, behind)

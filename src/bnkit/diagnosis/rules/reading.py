@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from bnkit.dataflow import Call, Dataflow
 from bnkit.diagnosis.evidence import Evidence, Norm, Seen, once
-from bnkit.gap.formulas import relative_chance, relative_change
 from bnkit.layers.domains import DomainBatchNorm
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.layers.masked import MaskedBatchNorm
 from bnkit.moments import Moments, dtype_of_sums
+from bnkit.train_eval_gap.output_change import relative_chance, relative_change
 
 HALF_PRECISION = (torch.float16, torch.bfloat16)
 

@@ -1,6 +1,8 @@
 import json
 
-from bnkit.gap import Gap, LayerGap
+import pytest
+
+from bnkit.train_eval_gap import Gap, LayerGap
 
 NAN, INF = float("nan"), float("inf")
 
@@ -15,7 +17,7 @@ def gap(*layers, threshold=0.1, **others):
     return Gap(32, tuple(layers), output_difference=0.75, threshold=threshold, **others)
 
 
-def test_a_layer_parts_over_the_threshold_and_over_twice_what_chance_makes():
+def test_a_layer_diverges_over_the_threshold_and_over_twice_what_chance_makes():
     layers = [
         layer("under the threshold", 0.1),
         layer("over it", 0.11),
@@ -25,8 +27,8 @@ def test_a_layer_parts_over_the_threshold_and_over_twice_what_chance_makes():
         layer("infinite", INF, chance=0.2),
         layer("one row, of which chance makes anything", 3.0, chance=INF),
     ]
-    parting = ["over it", "more than chance", "no number", "infinite"]
-    assert [found.layer for found in gap(*layers).parting] == parting
+    diverging = ["over it", "more than chance", "no number", "infinite"]
+    assert [found.layer for found in gap(*layers).diverging] == diverging
 
 
 def test_it_reads_as_a_table_and_a_sentence():
@@ -40,9 +42,9 @@ def test_it_reads_as_a_table_and_a_sentence():
 ────────────────────────
  old        it is frozen
 
-On this mini-batch of 32 the output in eval mode differs by 0.75 of its size by batch statistics. \
-They part first at the model, whose running statistics are not those of this mini-batch: \
-bnkit.recalibrate measures them anew."""
+On this mini-batch of 32, in eval mode the output differs from the training-mode output by 75% \
+(relative). They first diverge at the model, whose running statistics are not those of this \
+mini-batch: bnkit.recalibrate measures them anew."""
     found = gap(layer("", 0.3, chance=0.01), layer(), left_out={"old": "it is frozen"})
     assert [line.rstrip("─") for line in str(found).splitlines()] == [
         line.rstrip("─") for line in text.splitlines()
@@ -51,11 +53,11 @@ bnkit.recalibrate measures them anew."""
 
 def test_only_the_first_layers_are_named():
     found = str(gap(*(layer(f"bn{i}", 0.3) for i in range(5))))
-    assert "They part first at 'bn0', 'bn1', 'bn2' and 2 more, whose" in found
+    assert "They first diverge at 'bn0', 'bn1', 'bn2' and 2 more, whose" in found
 
 
-def test_it_says_so_where_none_parts():
-    words = "No batch norm parts by itself more than 0.2 and chance."
+def test_it_says_so_where_none_diverges():
+    words = "No batch norm diverges by itself, by more than 0.2 and more than chance."
     assert str(gap(layer(), threshold=0.2)).endswith(words)
 
 
@@ -63,4 +65,21 @@ def test_it_is_plain_data():
     data = gap(layer(own=NAN, difference=INF), left_out={"old": "why"}).to_json()
     assert json.loads(json.dumps(data, allow_nan=False)) == data
     assert data["layers"][0]["own_difference"] is data["layers"][0]["difference"] is None
-    assert (data["parting"], data["left_out"]) == (["bn"], {"old": "why"})
+    assert (data["diverging"], data["left_out"]) == (["bn"], {"old": "why"})
+
+
+def test_old_names_work_and_warn():
+    found = gap(layer(own=0.3))
+    with pytest.warns(DeprecationWarning, match=r"`Gap\.parting` is now called `Gap\.diverging`"):
+        assert found.parting == found.diverging
+    with pytest.warns(DeprecationWarning, match=r"is now called `LayerGap\.diverges`"):
+        assert found.layers[0].parts(0.1)
+    assert found.to_json()["parting"] == ["bn"]
+
+
+@pytest.mark.parametrize(
+    ("share", "words"), [(0.741, "74%"), (0.0034, "0.34%"), (INF, "inf%"), (12.0, "1200%")]
+)
+def test_the_output_differs_by_so_many_percent(share, words):
+    found = Gap(32, (layer(),), output_difference=share, threshold=0.1)
+    assert f"from the training-mode output by {words} (relative)." in str(found)

@@ -1,4 +1,4 @@
-"""How far the output of a batch norm moves when other statistics take the place of its own."""
+"""How far the output of a batch norm moves when it normalises by other statistics."""
 
 import math
 

@@ -7,12 +7,12 @@ from torch import nn
 
 import bnkit
 from bnkit import ExampleError
-from bnkit.gap import explain_gap
 from bnkit.layers.domains import DomainBatchNorm1d, domain
 from bnkit.layers.frozen import FrozenBatchNorm1d
 from bnkit.layers.ghost import GhostBatchNorm1d
 from bnkit.layers.masked import MaskedBatchNorm1d
 from bnkit.norms import NO_STATISTICS
+from bnkit.train_eval_gap import explain_gap
 from cases import seeded
 from models import MODELS
 from zoo.catalogue import dense, images, vectors
@@ -43,16 +43,16 @@ def trained(model, batch):
     return model.train()
 
 
-def parting(gap):
-    return [layer.layer for layer in gap.parting]
+def diverging(gap):
+    return [layer.layer for layer in gap.diverging]
 
 
 # What is found
 
 
-def test_where_running_statistics_are_those_of_the_mini_batch_nothing_parts():
+def test_where_running_statistics_are_those_of_the_mini_batch_nothing_diverges():
     gap = explain_gap(trained(network(), rows()), rows())
-    assert gap.parting == ()
+    assert gap.diverging == ()
     assert gap.rows == 512
     assert gap.output_difference < 0.01  # Bessel's correction of 512 rows
     for layer in gap.layers:
@@ -67,8 +67,8 @@ def test_the_layer_with_wrong_statistics_is_named_and_those_behind_it_are_not(pa
     layer = model.get_submodule(path)
     layer.running_mean += 2 * layer.running_var.sqrt()
     gap = explain_gap(model, rows())
-    assert parting(gap) == [path]
-    assert gap.parting[0].mean_shift == pytest.approx(2, rel=0.01)
+    assert diverging(gap) == [path]
+    assert gap.diverging[0].mean_shift == pytest.approx(2, rel=0.01)
     differences = {found.layer: found.difference for found in gap.layers}
     assert all((other >= path) == (d > 0.1) for other, d in differences.items())
     assert gap.output_difference > 0.01
@@ -85,7 +85,7 @@ def test_the_layers_come_in_the_order_in_which_they_run():
 
     gap = explain_gap(Backwards(), rows(shift=3))
     assert [layer.layer for layer in gap.layers] == ["first", "last"]
-    assert parting(gap) == ["first"]  # which hands the last one what it expects
+    assert diverging(gap) == ["first"]  # which hands the last one what it expects
 
 
 def test_numbers_of_one_layer_are_those_of_its_definition():
@@ -127,13 +127,13 @@ def test_chance_is_what_perfect_statistics_give_on_average(sample):
     own = math.sqrt(sum(f.own_difference**2 for f in found) / 40)
     chance = math.sqrt(sum(f.chance**2 for f in found) / 40)
     assert chance == pytest.approx(own, rel=0.25)
-    assert not any(f.parts(0.0) for f in found)
+    assert not any(f.diverges(0.0) for f in found)
 
 
 def test_of_one_row_chance_makes_anything():
     gap = explain_gap(nn.BatchNorm2d(4), images()[:1] + 100)
     assert gap.layers[0].chance == math.inf
-    assert gap.parting == ()
+    assert gap.diverging == ()
 
 
 def test_a_shared_layer_is_measured_over_all_its_calls():
@@ -149,15 +149,15 @@ def test_features_that_a_dead_layer_hides_make_no_difference():
     layer = nn.BatchNorm1d(4)
     nn.init.zeros_(layer.weight)
     gap = explain_gap(layer, rows(shift=9))
-    assert (gap.layers[0].own_difference, gap.output_difference, gap.parting) == (0, 0, ())
+    assert (gap.layers[0].own_difference, gap.output_difference, gap.diverging) == (0, 0, ())
     assert gap.layers[0].mean_shift > 8
 
 
-def test_poisoned_statistics_part():
+def test_poisoned_statistics_diverge():
     model = network()
     model[5].running_var[2] = torch.nan
     gap = explain_gap(model, rows())
-    assert "5" in parting(gap)
+    assert "5" in diverging(gap)
     assert math.isnan(gap.output_difference)
     assert gap.to_json()["output_difference"] is None
     assert "'5'" in str(gap)
@@ -188,7 +188,7 @@ def test_frozen_layers_take_their_running_statistics_in_both_runs(freeze, mode, 
     model = nn.Sequential(freeze(nn.BatchNorm1d(4)), nn.BatchNorm1d(4)).requires_grad_(mode)
     gap = explain_gap(model, rows(shift=3))
     assert gap.left_out == {"0": f"frozen: {why}"}
-    assert parting(gap) == ["1"]  # the shift passes the frozen one
+    assert diverging(gap) == ["1"]  # the shift passes the frozen one
 
 
 @pytest.mark.parametrize(
@@ -201,21 +201,21 @@ def test_frozen_layers_take_their_running_statistics_in_both_runs(freeze, mode, 
     ids=["momentum 0, which freezes nothing in training", "torch's sync", "ghost"],
 )
 def test_other_kinds_are_compared(layer):
-    assert parting(explain_gap(layer, rows(shift=3))) == [""]
+    assert diverging(explain_gap(layer, rows(shift=3))) == [""]
 
 
 def test_a_layer_that_lost_its_flag_but_not_its_statistics_is_compared():
     layer = nn.BatchNorm1d(4)
     layer.track_running_stats = False  # as fine-tuning callbacks do it
-    assert parting(explain_gap(layer, rows(shift=3))) == [""]
+    assert diverging(explain_gap(layer, rows(shift=3))) == [""]
 
 
 def test_the_chosen_domain_is_compared():
     layer = DomainBatchNorm1d(4, domains=("day", "night"))
     layer.running_mean_night.fill_(3.0)
-    assert parting(explain_gap(layer, rows(shift=3))) == [""]
+    assert diverging(explain_gap(layer, rows(shift=3))) == [""]
     with domain(layer, "night"):
-        assert parting(explain_gap(layer, rows(shift=3))) == []
+        assert diverging(explain_gap(layer, rows(shift=3))) == []
 
 
 class Odd(nn.Module):
@@ -280,10 +280,10 @@ def test_a_mini_batch_with_its_targets_will_do():
     assert explain_gap(network(), (rows(), torch.zeros(512))).rows == 512
 
 
-def test_a_threshold_moves_what_is_called_parting():
+def test_a_threshold_moves_what_is_called_diverging():
     batch = rows(shift=0.5)
-    assert parting(explain_gap(nn.BatchNorm1d(4), batch)) == [""]
-    assert parting(explain_gap(nn.BatchNorm1d(4), batch, threshold=1)) == []
+    assert diverging(explain_gap(nn.BatchNorm1d(4), batch)) == [""]
+    assert diverging(explain_gap(nn.BatchNorm1d(4), batch, threshold=1)) == []
 
 
 def test_models_in_half_precision_are_compared():

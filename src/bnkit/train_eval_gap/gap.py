@@ -1,10 +1,11 @@
-"""`Gap`: where eval mode parts from training mode, batch norm by batch norm."""
+"""`Gap`: how far eval mode differs from training mode, batch norm by batch norm."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from bnkit.deprecation import warn_of
 from bnkit.tables import first_few, path_or_model, text_table
 
 _NAMED = 3  # layers in the sentence under the table
@@ -12,7 +13,7 @@ _NAMED = 3  # layers in the sentence under the table
 
 @dataclass(frozen=True)
 class LayerGap:
-    """How far one batch norm parts in eval mode from what it does with the mini-batch's statistics.
+    """How far one batch norm in eval mode differs from itself with the mini-batch's statistics.
 
     `mean_shift` is the largest |batch mean − running mean| over the channels, in running standard
     deviations; `least_variance_ratio` and `largest_variance_ratio` are batch variance / running
@@ -32,14 +33,19 @@ class LayerGap:
     chance: float
     difference: float
 
-    def parts(self, threshold: float) -> bool:
+    def diverges(self, threshold: float) -> bool:
         """Return whether its own difference is over `threshold` and over twice that by chance."""
-        return not self.own_difference <= max(threshold, 2 * self.chance)  # NaN parts
+        return not self.own_difference <= max(threshold, 2 * self.chance)  # NaN diverges
+
+    def parts(self, threshold: float) -> bool:
+        """Return what `diverges` does, under its old name."""
+        warn_of("LayerGap.parts", "LayerGap.diverges")
+        return self.diverges(threshold)
 
 
 @dataclass(frozen=True)
 class Gap:
-    """What parts a model in eval mode from itself in training, on one mini-batch of so many `rows`.
+    """How far eval mode differs from training mode, on one mini-batch of `rows` rows.
 
     `layers` are the batch norms in the order in which they run, `left_out` gives by their paths the
     reasons why others are not among them. `output_difference` is the root mean square of the
@@ -54,20 +60,29 @@ class Gap:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def diverging(self) -> tuple[LayerGap, ...]:
+        """The layers whose own statistics make the modes differ, the first to run first."""
+        return tuple(layer for layer in self.layers if layer.diverges(self.threshold))
+
+    @property
     def parting(self) -> tuple[LayerGap, ...]:
-        """The layers whose own statistics part the modes, the first to run first."""
-        return tuple(layer for layer in self.layers if layer.parts(self.threshold))
+        """The layers in `diverging`, under its old name."""
+        warn_of("Gap.parting", "Gap.diverging")
+        return self.diverging
 
     def to_json(self) -> dict[str, Any]:
-        """Return all numbers, and the paths of the layers that part, as plain data.
+        """Return all numbers, and the paths of the layers that diverge, as plain data.
 
-        None stands for what is no number.
+        None stands for numbers that are not finite. The paths stand under "diverging" and, for one
+        more release, under its old name, "parting".
         """
+        diverging = [layer.layer for layer in self.diverging]
         return {
             "rows": self.rows,
             "output_difference": _plain(self.output_difference),
             "threshold": self.threshold,
-            "parting": [layer.layer for layer in self.parting],
+            "diverging": diverging,
+            "parting": diverging,
             "layers": [
                 {key: _plain(value) for key, value in asdict(layer).items()}
                 for layer in self.layers
@@ -85,19 +100,25 @@ class Gap:
 
     def _in_words(self) -> str:
         output = (
-            f"On this mini-batch of {self.rows} the output in eval mode differs by "
-            f"{self.output_difference:.2g} of its size by batch statistics."
+            f"On this mini-batch of {self.rows}, in eval mode the output differs from the "
+            f"training-mode output by {_percent(self.output_difference)} (relative)."
         )
-        if not self.parting:
+        if not self.diverging:
             return (
-                f"{output} No batch norm parts by itself more than {self.threshold:g} and chance."
+                f"{output} No batch norm diverges by itself, by more than {self.threshold:g} and "
+                f"more than chance."
             )
-        named = [f"'{layer.layer}'" if layer.layer else "the model" for layer in self.parting]
+        named = [f"'{layer.layer}'" if layer.layer else "the model" for layer in self.diverging]
         first = first_few(named, separator=", ", shown=_NAMED)
         return (
-            f"{output} They part first at {first}, whose running "
-            f"statistics are not those of this mini-batch: bnkit.recalibrate measures them anew."
+            f"{output} They first diverge at {first}, whose running statistics are not those of "
+            f"this mini-batch: bnkit.recalibrate measures them anew."
         )
+
+
+def _percent(share: float) -> str:
+    """Return a share in percent, of small ones two digits."""
+    return f"{share:.0%}" if not share < 0.1 else f"{100 * share:.2g}%"
 
 
 def _row(layer: LayerGap) -> tuple[str, ...]:
