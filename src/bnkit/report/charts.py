@@ -27,6 +27,7 @@ def layer(
     """
     kind: Any = mark
     data = alt.Undefined if rows is None else alt.InlineData(values=list(rows))
+    # Altair's encode is not typed; here alone its result is said to be a chart.
     drawn: alt.Chart = alt.Chart(data, mark=alt.MarkDef(kind, **look)).encode(**channels)
     return drawn
 
@@ -49,6 +50,7 @@ def hover(
     nearest = alt.selection_point(
         "nearest", fields=[field], nearest=True, on="pointerover", clear="pointerout"
     )
+    # An object literal of Vega's expressions: its tooltip shows one line for each key.
     texts = ", ".join(f"'{title}': {expression}" for title, expression in readings.items())
     rule: alt.Chart = layer(
         "rule",

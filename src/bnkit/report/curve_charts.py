@@ -73,7 +73,7 @@ def accuracy_scale(curves: Iterable[Curves], target: float) -> Scale:
 
 
 def loss_scale(curves: Iterable[Curves]) -> Scale:
-    """Return the scale of losses: logarithmic, six decades at most, and no explosion at its top.
+    """Return the scale of losses: logarithmic, six decades at most, its top below explosions.
 
     The top is at most 10 times the median of the first losses: the loss of a run that diverges
     passes all bounds, and would press everything else flat.
@@ -82,6 +82,7 @@ def loss_scale(curves: Iterable[Curves]) -> Scale:
     first = [side[0].median for each in curves for side in each.spreads.values() if side]
     values = [v for each in curves for s in each.everything for v in (s.lowest, s.highest)]
     positive = [value for value in values if value > 0] or [1.0]
+    # A first loss of 0 bounds nothing: `or` takes the largest value then.
     high = 1.1 * min(max(positive), 10 * (median(first) if first else math.inf) or math.inf)
     low = max(min(positive), high * 10**-DECADES) / 1.1
     return Scale(low, high, powers(low, high, most=4), "log")

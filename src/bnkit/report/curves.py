@@ -53,11 +53,11 @@ def curves_of(trials: Mapping[Side, Sequence[TrialResult]], measure: Measure) ->
     A run that diverged counts with its last finite value from there on: it is not dropped. Values
     that are None or not finite are gaps, and a run that was cut short otherwise ends where it ends.
     """
-    everyone = [trial for side in SIDES for trial in trials[side]]
-    steps = sorted({step for trial in everyone for step in trial.curve.steps})
+    every_trial = [trial for side in SIDES for trial in trials[side]]
+    steps = sorted({step for trial in every_trial for step in trial.curve.steps})
     return Curves(
         spreads={side: _spreads(trials[side], measure, steps) for side in SIDES},
-        divergences=tuple(_divergences(everyone, measure)),
+        divergences=tuple(_divergences(every_trial, measure)),
     )
 
 

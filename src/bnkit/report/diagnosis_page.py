@@ -59,7 +59,7 @@ def page(diagnosis: Diagnosis) -> str:
         per_layer.gammas_panel(layers),
         per_layer.dead_panel(layers),
     )
-    prose = MarkdownIt("commonmark", {"html": False}).render  # what is no Markdown is escaped
+    prose = MarkdownIt("commonmark", {"html": False}).render  # HTML in it is escaped
     return filled(
         "diagnosis.html",
         [panel for panel in panels if panel is not None],

@@ -49,6 +49,7 @@ class Scale:
             return value
         if self.type == "log":
             return math.log(value)
+        # d3's scaleSymlog, which Vega draws
         return math.copysign(math.log1p(abs(value) / self.constant), value)
 
     def _unbent(self, place: float) -> float:
@@ -97,6 +98,7 @@ def _apart(rising: Sequence[float]) -> list[float]:
     groups: list[tuple[float, int]] = []  # the lowest height of each group, how many are in it
     for height in rising:
         low, count = height, 1
+        # As in isotonic regression: groups that overlap are pooled about their common middle.
         while groups and low < groups[-1][0] + groups[-1][1] * LINE:
             below, others = groups.pop()
             middle = (

@@ -16,8 +16,8 @@ from bnkit.report.palette import PAGE
 FILTERS = {name: value for name, value in vars(formatting).items() if isfunction(value)}
 
 
-def filled(template: str, panels: Iterable[Panel], *folders: Path, **given: Any) -> str:
-    """Return a page: a template of `folders` or of this one, with all that it is given, escaped.
+def filled(template: str, panels: Iterable[Panel], *folders: Path, **values: Any) -> str:
+    """Return a page: a template of `folders` or of this one, filled with the values, escaped.
 
     It draws the panels in the elements whose ids are their names, and needs no other file.
     """
@@ -34,7 +34,7 @@ def filled(template: str, panels: Iterable[Panel], *folders: Path, **given: Any)
         panels=named,
         drawings={"look": PAGE.config, "charts": {n: p.on_page for n, p in named.items()}},
         library=library,  # for the pages with charts only
-        **given,
+        **values,
     )
 
 
