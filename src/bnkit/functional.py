@@ -1,7 +1,5 @@
 """`batch_norm`: the function behind the layers, torch's own with an activation and a residual."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,6 +7,7 @@ from torch import Tensor
 from bnkit.internals import current_backward
 from bnkit.kernels.activations import find_activation
 from bnkit.kernels.autograd import batch_norm_forward, batch_norm_inference
+from bnkit.kernels.call import Call
 from bnkit.kernels.choice import choose_kernel, is_transformed
 
 _Pair = tuple[Tensor | None, Tensor | None]
@@ -58,14 +57,15 @@ def batch_norm(
         y = y if residual is None else y + residual
         return y if activation is None else find_activation(activation).function(y)
     _check_channels(input, running_mean, running_var, weight, bias)
+    call = Call(input, *running, *affine, residual, eps, activation, training, kernel)
     if training:
-        return _train(input, running, (*affine, residual, eps, activation, kernel), momentum)
+        return _train(call._replace(mean=None, variance=None), running, momentum)
     if running_mean is None or running_var is None:
         raise ValueError(
             "`running_mean` and `running_var` are needed to normalise by with training=False: "
             "pass both, or training=True to normalise by the mini-batch"
         )
-    return batch_norm_inference(input, *running, *affine, residual, eps, activation, kernel)
+    return batch_norm_inference(call)
 
 
 def _normalise(
@@ -79,10 +79,10 @@ def _normalise(
         raise
 
 
-def _train(input: Tensor, running: _Pair, arguments: tuple[Any, ...], momentum: float) -> Tensor:
-    _refuse_one_value_per_channel(input)
-    y, mean, variance = batch_norm_forward(input, *arguments)
-    count = input.numel() // input.shape[1]
+def _train(call: Call, running: _Pair, momentum: float) -> Tensor:
+    _refuse_one_value_per_channel(call.x)
+    y, mean, variance = batch_norm_forward(call)
+    count = call.x.numel() // call.x.shape[1]
     update_running_statistics(*running, mean, variance * (count / (count - 1)), momentum)
     return y
 

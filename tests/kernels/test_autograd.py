@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from bnkit.functional import batch_norm
 from bnkit.kernels import choice, operators
 from bnkit.kernels.activations import ACTIVATIONS, find_activation
+from bnkit.kernels.call import Call
 from bnkit.layers import BatchNorm1d, BatchNorm2d
 
 LARGE = max(choice.WORTHWHILE.values()) // 64  # rows of 64 channels
@@ -104,14 +105,14 @@ def test_a_gradient_penalty_trains():
 @pytest.mark.parametrize("activation", [None, "relu", "gelu"])
 def test_operators_are_what_they_say(kernel, training, activation):
     x, running, terms = draw("weight", "bias", "residual", dtype=torch.float32)
-    options = (*terms.values(), 1e-5, activation, kernel)
+    call = Call(x, *running, *terms.values(), 1e-5, activation, training, kernel)
     if training:
-        torch.library.opcheck(operators.forward, (x, *options))
+        torch.library.opcheck(operators.forward, call._replace(mean=None, variance=None))
     else:
-        torch.library.opcheck(operators.inference, (x, *running, *options))
-    given = [t.detach() for t in (x, *running, *terms.values())]
+        torch.library.opcheck(operators.inference, call)
+    given = [t.detach() for t in call[:6]]
     dy = torch.ones_like(given[0])
-    torch.library.opcheck(operators.backward, (dy, *given, 1e-5, activation, training, kernel))
+    torch.library.opcheck(operators.backward, (dy, *given, *call[6:]))
 
 
 @pytest.mark.usefixtures("forced")

@@ -1,6 +1,6 @@
 """Gradients of any order around the kernels.
 
-In a plain program, and inside of torch.func, by `torch.autograd.Function`, whose calls cost a third
+In a plain program, and inside torch.func, by `torch.autograd.Function`, whose calls cost a third
 of an operator's; where a compiler traces, by the operators, which get the same rules.
 """
 
@@ -12,29 +12,30 @@ from torch import Tensor
 from torch.autograd import Function
 
 from bnkit.kernels import batching, operators
+from bnkit.kernels.call import Call, flat
 from bnkit.kernels.choice import is_traced, is_transformed
 from bnkit.kernels.second_order import gradients_of_backward
 
 
-def batch_norm_forward(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def batch_norm_forward(call: Call) -> operators.Three:
     """Return what `operators.run_forward` returns, with gradients."""
-    compute = _way(x, operators.forward, _Forward, _PlainForward)
-    return compute(x, *arguments)  # type: ignore[no-any-return]
+    compute = _way(call.x, operators.forward, _Forward, _PlainForward)
+    return compute(*call)  # type: ignore[no-any-return]
 
 
-def batch_norm_inference(x: Tensor, *arguments: Any) -> Tensor:
+def batch_norm_inference(call: Call) -> Tensor:
     """Return what `operators.run_inference` returns, with gradients."""
-    compute = _way(x, operators.inference, _Inference, _PlainInference)
-    return compute(x, *arguments)  # type: ignore[no-any-return]
+    compute = _way(call.x, operators.inference, _Inference, _PlainInference)
+    return compute(*call)  # type: ignore[no-any-return]
 
 
-def batch_norm_backward(dy: Tensor, *arguments: Any) -> operators.Four:
-    """Return what `operators.run_backward` returns, with gradients where somebody may ask."""
+def batch_norm_backward(dy: Tensor, call: Call) -> operators.Four:
+    """Return what `operators.run_backward` returns, with gradients where they may be asked for."""
     if is_traced(dy):
-        return operators.backward(dy, *arguments)  # type: ignore[no-any-return]
+        return operators.backward(dy, *call)  # type: ignore[no-any-return]
     if torch.is_grad_enabled() or is_transformed():
-        return _Backward.apply(dy, *arguments)  # type: ignore[no-any-return, no-untyped-call]
-    return operators.run_backward(dy, *arguments)
+        return _Backward.apply(dy, *call)  # type: ignore[no-any-return, no-untyped-call]
+    return operators.run_backward(dy, call)
 
 
 def _way(
@@ -46,48 +47,46 @@ def _way(
 
 
 class _Forward(Function):
-    forward = staticmethod(operators.run_forward)
+    forward = staticmethod(flat(operators.run_forward))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
-        x, weight, bias, residual, *options = inputs
+    def setup_context(ctx: Any, inputs: Sequence[Any], output: operators.Three) -> None:
         y, mean, variance = output
+        # A loss through the statistics would need gradients that the kernels do not compute.
         ctx.mark_non_differentiable(mean, variance)
-        _keep(ctx, (x, mean, variance, weight, bias), residual, y, options)
+        _keep(ctx, Call(*inputs)._replace(mean=mean, variance=variance), y)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Any, ...]:
-        return *_gradients(ctx, dy, training=True), None, None, None
+        return _gradients(ctx, dy)
 
     @staticmethod
     def vmap(info: Any, dims: Sequence[int | None], *arguments: Any) -> Any:
-        return batching.forward(_Forward.apply, info.batch_size, dims, arguments)
+        return batching.forward(_Forward.apply, info.batch_size, dims, Call(*arguments))
 
 
 class _Inference(Function):
-    forward = staticmethod(operators.run_inference)
+    forward = staticmethod(flat(operators.run_inference))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
-        *tensors, residual, eps, activation, kernel = inputs
-        _keep(ctx, tensors, residual, output, (eps, activation, kernel))
+        _keep(ctx, Call(*inputs), output)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        dx, *others = _gradients(ctx, dy, training=False)
-        return dx, None, None, *others, None, None, None
+        return _gradients(ctx, dy)
 
     @staticmethod
     def vmap(info: Any, dims: Sequence[int | None], *arguments: Any) -> Any:
-        return batching.inference(_Inference.apply, info.batch_size, dims, arguments)
+        return batching.inference(_Inference.apply, info.batch_size, dims, Call(*arguments))
 
 
 class _PlainForward(Function):
     """`_Forward` without what torch.func needs, for which torch inspects each call."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output = operators.run_forward(*arguments)
+    def forward(ctx: Any, *arguments: Any) -> operators.Three:
+        output = operators.run_forward(Call(*arguments))
         _Forward.setup_context(ctx, arguments, output)
         return output
 
@@ -99,7 +98,7 @@ class _PlainInference(Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        y = operators.run_inference(*arguments)
+        y = operators.run_inference(Call(*arguments))
         _Inference.setup_context(ctx, arguments, y)
         return y
 
@@ -107,7 +106,9 @@ class _PlainInference(Function):
 
 
 class _Backward(Function):
-    forward = staticmethod(operators.run_backward)
+    """The backward as a function of its own, so that it has a gradient too."""
+
+    forward = staticmethod(flat(operators.run_backward))
 
     @staticmethod
     def setup_context(
@@ -115,48 +116,58 @@ class _Backward(Function):
         inputs: Sequence[Any],
         output: operators.Four,  # noqa: ARG004  torch passes it by name
     ) -> None:
-        *tensors, ctx.eps, ctx.activation, ctx.training, _ = inputs
-        ctx.save_for_backward(*tensors)
+        dy, *values = inputs
+        _save(ctx, Call(*values), dy)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
-        dy, x, mean, variance, *others = ctx.saved_tensors
-        given = None if ctx.training else (mean, variance)
-        d_dy, dx, *rest = gradients_of_backward(
-            cotangents, dy, (x, *others), given, eps=ctx.eps, activation=ctx.activation
-        )
-        return d_dy, dx, None, None, *rest, None, None, None, None
+        dy, call = _saved(ctx)
+        d_dy, dx, *others = gradients_of_backward(cotangents, dy, call)
+        return d_dy, *_by_argument(dx, *others)
 
     @staticmethod
     def vmap(info: Any, dims: Sequence[int | None], *arguments: Any) -> Any:
-        return batching.backward(_Backward.apply, info.batch_size, dims, arguments)
+        dy, *values = arguments
+        return batching.backward(_Backward.apply, info.batch_size, dims, dy, Call(*values))
 
 
-def _keep(
-    ctx: Any, tensors: Sequence[Any], residual: Tensor | None, y: Tensor, options: Sequence[Any]
-) -> None:
-    ctx.options, ctx.has_residual = options, residual is not None
-    # Somebody keeps y anyway, but perhaps nobody the residual; of ReLU either shows the gradient.
-    ctx.keeps_output = ctx.has_residual and options[1] == "relu"
-    ctx.save_for_backward(*tensors, y if ctx.keeps_output else residual)
+def _keep(ctx: Any, call: Call, y: Tensor) -> None:
+    ctx.has_residual = call.residual is not None
+    # The next layer usually keeps y alive, the residual may have no other owner; of ReLU either
+    # one shows where the gradient passes: y > 0.
+    ctx.keeps_output = ctx.has_residual and call.activation == "relu"
+    _save(ctx, call._replace(residual=y) if ctx.keeps_output else call)
 
 
-def _gradients(ctx: Any, dy: Tensor, *, training: bool) -> tuple[Tensor | None, ...]:
-    *tensors, residual = ctx.saved_tensors
-    eps, activation, kernel = ctx.options
-    if ctx.keeps_output:
-        dy = torch.ops.aten.threshold_backward(dy, residual, 0)
-        residual = activation = None
-    dx, dweight, dbias, dresidual = batch_norm_backward(
-        dy, *tensors, residual, eps, activation, training, kernel
-    )
-    *_, weight, bias = tensors
-    return (
+def _gradients(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+    _, call = _saved(ctx)
+    if ctx.keeps_output:  # dy through the ReLU by y; what is left is linear in x̂ and the residual
+        dy = torch.ops.aten.threshold_backward(dy, call.residual, 0)
+        call = call._replace(residual=None, activation=None)
+    dx, dweight, dbias, dresidual = batch_norm_backward(dy, call)
+    return _by_argument(
         dx,
-        None if weight is None else dweight,
-        None if bias is None else dbias,
-        None if not ctx.has_residual else dy if activation is None else dresidual,
+        None if call.weight is None else dweight,
+        None if call.bias is None else dbias,
+        None if not ctx.has_residual else dy if call.activation is None else dresidual,
     )
+
+
+def _save(ctx: Any, call: Call, dy: Tensor | None = None) -> None:
+    ctx.options = call[6:]
+    ctx.save_for_backward(dy, *call[:6])
+
+
+def _saved(ctx: Any) -> tuple[Tensor, Call]:
+    dy, *tensors = ctx.saved_tensors
+    return dy, Call(*tensors, *ctx.options)
+
+
+def _by_argument(
+    dx: Any, dweight: Any = None, dbias: Any = None, dresidual: Any = None
+) -> tuple[Any, ...]:
+    """Return one gradient for each value of a call: None for the statistics and the options."""
+    return dx, None, None, dweight, dbias, dresidual, *[None] * 4
 
 
 operators.forward.register_autograd(_Forward.backward, setup_context=_Forward.setup_context)

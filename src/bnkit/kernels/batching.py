@@ -8,25 +8,33 @@ from typing import Any
 
 from torch import Tensor
 
-Dims = Sequence[int | None]
+from bnkit.kernels.call import Call
+
+Dims = Sequence[int | None]  # the batch axis of each value, None for what all models share
+_WITH_SAMPLES = ("x", "residual")  # (N, C, ...); the other tensors are (C,)
 
 
-def forward(apply: Callable[..., Any], models: int, dims: Dims, arguments: Sequence[Any]) -> Any:
+def forward(apply: Callable[..., Any], models: int, dims: Dims, call: Call) -> Any:
     """Return the results of `operators.run_forward` for all models, and their batch axes."""
-    x, weight, bias, residual, *options = _folded(arguments, dims, models, wide={0, 3})
-    y, mean, variance = apply(x, weight, bias, residual, *options)
+    y, mean, variance = apply(*_folded(call, dims, models))
     return (_maps(y, models), _rows(mean, models), _rows(variance, models)), (1, 0, 0)
 
 
-def inference(apply: Callable[..., Any], models: int, dims: Dims, arguments: Sequence[Any]) -> Any:
+def inference(apply: Callable[..., Any], models: int, dims: Dims, call: Call) -> Any:
     """Return the result of `operators.run_inference` for all models, and its batch axis."""
-    return _maps(apply(*_folded(arguments, dims, models, wide={0, 5})), models), 1
+    return _maps(apply(*_folded(call, dims, models)), models), 1
 
 
-def backward(apply: Callable[..., Any], models: int, dims: Dims, arguments: Sequence[Any]) -> Any:
+def backward(
+    apply: Callable[..., Any],
+    models: int,
+    dims: Dims,
+    dy: Tensor,
+    call: Call,
+) -> Any:
     """Return the results of `operators.run_backward` for all models, and their batch axes."""
-    results = apply(*_folded(arguments, dims, models, wide={0, 1, 6}))
-    dx, dweight, dbias, dresidual = results
+    dy = _fold(dy, dims[0], models, 1)
+    dx, dweight, dbias, dresidual = apply(dy, *_folded(call, dims[1:], models))
     outputs = _maps(dx, models), _rows(dweight, models), _rows(dbias, models)
     axes = (1, *(0 if t.numel() else None for t in (dweight, dbias)))
     if not dresidual.numel():
@@ -34,13 +42,13 @@ def backward(apply: Callable[..., Any], models: int, dims: Dims, arguments: Sequ
     return (*outputs, _maps(dresidual, models)), (*axes, 1)
 
 
-def _folded(arguments: Sequence[Any], dims: Dims, models: int, *, wide: set[int]) -> list[Any]:
-    """Return the arguments with the models in the channels; those at `wide` have an axis before."""
+def _folded(call: Call, dims: Dims, models: int) -> list[Any]:
+    """Return the values of the call with the models in the channels."""
     return [
-        _fold(argument, dim, models, 1 if index in wide else 0)
-        if isinstance(argument, Tensor)
-        else argument
-        for index, (argument, dim) in enumerate(zip(arguments, dims, strict=True))
+        _fold(value, dim, models, 1 if name in _WITH_SAMPLES else 0)
+        if isinstance(value, Tensor)
+        else value
+        for name, value, dim in zip(Call._fields, call, dims, strict=True)
     ]
 
 

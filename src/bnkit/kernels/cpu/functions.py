@@ -6,6 +6,7 @@ What they return is fresh memory that numbers were written into, so no gradients
 import torch
 from torch import Tensor
 
+from bnkit.kernels.call import Call
 from bnkit.kernels.cpu.execution import execute, wide_dtype
 from bnkit.kernels.cpu.layouts import Layout
 from bnkit.kernels.memory import empty_like
@@ -30,8 +31,8 @@ def batch_norm_forward(
     (tensor([-1.,  1.]), tensor([2.]), tensor([1.]))
     """
     mean, variance = (torch.empty(x.shape[1], dtype=wide_dtype(x)) for _ in range(2))
-    y = _forward(x, mean, variance, weight, bias, eps, activation, residual, training=True)
-    return y, mean, variance
+    call = Call(x, mean, variance, weight, bias, residual, eps, activation, True, "cpu")
+    return _forward(call), mean, variance
 
 
 def batch_norm_inference(
@@ -46,7 +47,7 @@ def batch_norm_inference(
     residual: Tensor | None = None,
 ) -> Tensor:
     """Return what `reference.batch_norm_inference` returns; see there."""
-    return _forward(x, mean, variance, weight, bias, eps, activation, residual, training=False)
+    return _forward(Call(x, mean, variance, weight, bias, residual, eps, activation, False, "cpu"))
 
 
 def batch_norm_backward(
@@ -62,8 +63,9 @@ def batch_norm_backward(
     residual: Tensor | None = None,
 ) -> Gradients:
     """Return what `reference.batch_norm_backward` returns; see there."""
-    statistics = mean, variance, weight, bias
-    return _backward(dy, x, *statistics, eps, activation, residual, training=True)
+    return _backward(
+        dy, Call(x, mean, variance, weight, bias, residual, eps, activation, True, "cpu")
+    )
 
 
 def batch_norm_inference_backward(
@@ -79,22 +81,13 @@ def batch_norm_inference_backward(
     residual: Tensor | None = None,
 ) -> Gradients:
     """Return what `reference.batch_norm_inference_backward` returns; see there."""
-    statistics = mean, variance, weight, bias
-    return _backward(dy, x, *statistics, eps, activation, residual, training=False)
+    return _backward(
+        dy, Call(x, mean, variance, weight, bias, residual, eps, activation, False, "cpu")
+    )
 
 
-def _forward(
-    x: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    residual: Tensor | None,
-    *,
-    training: bool,
-) -> Tensor:
+def _forward(call: Call) -> Tensor:
+    x, mean, variance, weight, bias, residual, eps, activation, training, _ = call
     layout = Layout.of(x)
     x = layout.arrange(x)
     y = empty_like(x)
@@ -111,19 +104,8 @@ def _forward(
     return y
 
 
-def _backward(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    residual: Tensor | None,
-    *,
-    training: bool,
-) -> Gradients:
+def _backward(dy: Tensor, call: Call) -> Gradients:
+    x, mean, variance, weight, bias, residual, eps, activation, training, _ = call
     layout = Layout.of(x)
     x = layout.arrange(x)
     dx = empty_like(x)
