@@ -12,6 +12,7 @@ import bnkit
 from architecture import House, code_of, first_line_of, imports_of
 
 FLOORS = (
+    "platforms "
     "deprecation internals moments tables names options references files progress source_code "
     "kernels functional layers observation roles dataflow batches norms recalibration parameters "
     "train_eval_gap surgery checkpoints diagnosis monitoring experiments benchmarking report "

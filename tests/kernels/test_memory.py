@@ -5,6 +5,7 @@ import gc
 import io
 import os
 import pickle
+import sys
 import threading
 
 import numpy as np
@@ -20,7 +21,7 @@ SIZE = LIKE.numel() * 4
 
 @pytest.fixture(autouse=True)
 def _nothing_idle():
-    before = memory._limit
+    before = memory.idle_limit()
     release()
     yield
     limit_idle_bytes(before)
@@ -178,6 +179,93 @@ def test_a_limit_frees_what_is_idle_already():
 def test_a_negative_limit_is_refused():
     with pytest.raises(ValueError, match=r"`limit` is -1: pass a number of bytes"):
         limit_idle_bytes(-1)
+
+
+def calls_of_a_new_tensor(like):
+    """Count the calls, of Python and of C, in which a tensor is made and given back."""
+    calls = []
+    sys.setprofile(lambda _, event, __: calls.append(event) if "call" in event else None)
+    try:
+        empty_like(like)
+    finally:
+        sys.setprofile(None)
+    return len(calls)
+
+
+def use_many_sizes(sizes):
+    rows = torch.empty(0).set_(torch.empty(SIZE + sizes).untyped_storage())
+    for extra in range(sizes):
+        empty_like(rows[: SIZE // 4 + extra])
+
+
+def test_a_tensor_costs_the_same_after_thousands_of_sizes(monkeypatch):
+    monkeypatch.setattr(memory, "PATIENCE", 10_000)  # all sizes stay; untouched, they cost nothing
+    limit_idle_bytes(2**40)
+    empty_like(LIKE)
+    before = calls_of_a_new_tensor(LIKE)
+    use_many_sizes(3_000)
+    assert len(memory._idle._sizes) == 3_000
+    assert calls_of_a_new_tensor(LIKE) == before
+    release()
+    assert not memory._idle._sizes
+
+
+def test_sizes_that_do_not_come_back_are_dropped(monkeypatch):
+    monkeypatch.setattr(memory, "PATIENCE", 10)
+    empty_like(torch.zeros(2400, 512))
+    for _ in range(10):
+        empty_like(LIKE)
+    assert idle_bytes() == SIZE + 2400 * 512 * 4
+    empty_like(LIKE)
+    assert idle_bytes() == SIZE
+    assert len(memory._idle._sizes) == 1
+
+
+def test_an_allocation_that_fails_frees_what_is_idle_and_tries_again(monkeypatch):
+    empty_like(torch.zeros(2400, 512))
+    allocate = iter([MemoryError, np.empty])
+
+    def first_fails(*arguments):
+        now = next(allocate, np.empty)
+        if now is MemoryError:
+            raise MemoryError
+        assert idle_bytes() == 0
+        return now(*arguments)
+
+    monkeypatch.setattr(np, "empty", first_fails)
+    assert empty_like(LIKE).shape == LIKE.shape
+
+
+def test_an_allocation_that_fails_twice_is_an_error(monkeypatch):
+    def fails(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(np, "empty", fails)
+    with pytest.raises(MemoryError):
+        empty_like(LIKE)
+
+
+def test_a_quarter_of_the_memory_of_this_process_is_kept_by_default(monkeypatch):
+    monkeypatch.setattr(memory, "_limit", None)
+    monkeypatch.setattr(memory, "memory_share", lambda: 4000)
+    assert memory.idle_limit() == 1000
+
+
+def test_a_block_that_comes_back_while_another_thread_has_the_lock_is_kept_afterwards():
+    tensor = empty_like(LIKE)
+    with memory._lock:
+        del tensor
+        assert empty_like(LIKE).shape == LIKE.shape  # waits for nothing
+    assert idle_bytes() == 2 * SIZE
+
+
+def test_a_child_that_was_forked_while_the_lock_was_taken_recycles():
+    empty_like(LIKE)
+    with memory._lock:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if idle_bytes() == SIZE else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_release_frees_what_is_idle_and_leaves_what_lives():

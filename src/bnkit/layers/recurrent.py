@@ -1,7 +1,7 @@
 """`BatchNormLSTM` and `BatchNormLSTMCell`: torch's, with recurrent batch normalization."""
 
 from collections.abc import Sequence
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +25,8 @@ from bnkit.layers.lstm_direction import (
 from bnkit.layers.per_step import PerStepBatchNorm1d
 
 
-class LSTMOptions(TypedDict, total=False):
-    """What torch.nn.LSTM takes after its sizes, by position or keyword."""
+class LSTMOptions(NormOptions, total=False):
+    """What torch.nn.LSTM takes after its sizes, by position or keyword, and the batch norms'."""
 
     num_layers: int
     bias: bool
@@ -83,24 +83,21 @@ class BatchNormLSTM(nn.RNNBase):
     weight_ih_l0: Tensor
     weight_hh_l0: Tensor
 
-    @showing_options(nn.RNNBase.__init__)
+    @showing_options(nn.RNNBase.__init__, PerStepBatchNorm1d.__init__)
     def __init__(
         self,
         input_size: int,
         hidden_size: int,
         *arguments: Any,
         max_steps: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        guard: bool = True,
         **options: Unpack[LSTMOptions],
     ) -> None:
-        super().__init__("LSTM", input_size, hidden_size, *arguments, **options)
+        rest: dict[str, Any] = dict(options)
+        of_norms = {name: rest.pop(name) for name in get_type_hints(NormOptions) if name in rest}
+        super().__init__("LSTM", input_size, hidden_size, *arguments, **rest)
         self.max_steps = max_steps
         for suffix in (suffix for suffixes in self._suffixes() for suffix in suffixes):
-            add_batch_norms(
-                self, suffix, max_steps=max_steps, eps=eps, momentum=momentum, guard=guard
-            )
+            add_batch_norms(self, suffix, max_steps=max_steps, **of_norms)
 
     def _suffixes(self) -> list[list[str]]:
         """Return how torch ends the names of each layer's directions."""

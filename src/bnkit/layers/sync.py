@@ -4,7 +4,7 @@ import dataclasses
 import math
 from functools import reduce
 from operator import add
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
 import torch.distributed as dist
@@ -76,13 +76,14 @@ class SynchronisedBatchNorm(ActivatedBatchNorm):
                 f"mini-batches, or call .eval() on the layer of every rank"
             )
         y: Tensor = _Normalisation.apply(  # type: ignore[no-untyped-call]
-            input, residual, self.weight, self.bias, moments, self._options(), place, self._ranks
+            input,
+            residual,
+            self.weight,
+            self.bias,
+            _Meeting(moments, place, self._ranks, eps=self.eps, activation=self.activation),
         )
         self.track(moments.mean, moments.unbiased_variance)
         return y
-
-    def _options(self) -> dict[str, Any]:
-        return {"eps": self.eps, "activation": self.activation}
 
     def _check(self, input: Tensor, residual: Tensor | None) -> None:
         if input.shape[1] != self.num_features:
@@ -162,6 +163,16 @@ def _mean_and_deviations(values: Tensor) -> Tensor:
     return torch.stack([own.mean, own.deviations])  # (2, C)
 
 
+class _Meeting(NamedTuple):
+    """What the ranks have in common in one call of a layer: moments, place, and the options."""
+
+    moments: Moments
+    place: Place
+    ranks: Ranks
+    eps: float
+    activation: str | None
+
+
 class _Normalisation(torch.autograd.Function):
     """Batch norm by given moments of the whole batch, of which x is the part of this rank."""
 
@@ -172,17 +183,21 @@ class _Normalisation(torch.autograd.Function):
         residual: Tensor | None,
         weight: Tensor | None,
         bias: Tensor | None,
-        moments: Moments,
-        options: dict[str, Any],
-        place: Place,
-        ranks: Ranks,
+        meeting: _Meeting,
     ) -> Tensor:
         # The gradient of a residual needs it only where an activation follows.
-        kept = None if options["activation"] is None else residual
+        moments, _, _, eps, activation = ctx.meeting = meeting
+        kept = None if activation is None else residual
         ctx.save_for_backward(x, kept, weight, bias)
-        ctx.moments, ctx.options, ctx.place, ctx.ranks = moments, options, place, ranks
         return batch_norm_inference(
-            x, moments.mean, moments.variance, weight, bias, residual=residual, **options
+            x,
+            moments.mean,
+            moments.variance,
+            weight,
+            bias,
+            eps=eps,
+            activation=activation,
+            residual=residual,
         )
 
     @staticmethod
@@ -193,27 +208,35 @@ class _Normalisation(torch.autograd.Function):
         """
         if torch.is_grad_enabled():
             raise RuntimeError(
-                f"the {ctx.place} has no second derivative: call backward without "
+                f"the {ctx.meeting.place} has no second derivative: call backward without "
                 f"create_graph=True, or use batch norms that are not synchronised"
             )
         x, residual, weight, bias = ctx.saved_tensors
-        moments, options = ctx.moments, ctx.options
+        moments, place, ranks, eps, activation = ctx.meeting
         wide_x = x.to(torch.promote_types(x.dtype, torch.float32))
         # γ and β in the dtype of sums: then their gradients, which are the sums, come in it.
         gamma = torch.ones_like(moments.mean) if weight is None else weight.to(moments.mean)
         beta = torch.zeros_like(moments.mean) if bias is None else bias.to(moments.mean)
         dx, by_gamma, by_beta, dresidual = batch_norm_inference_backward(
-            dy, wide_x, moments.mean, moments.variance, gamma, beta, residual=residual, **options
+            dy,
+            wide_x,
+            moments.mean,
+            moments.variance,
+            gamma,
+            beta,
+            eps=eps,
+            activation=activation,
+            residual=residual,
         )
         assert by_gamma is not None
         assert by_beta is not None
-        totals = _sum_over_ranks(torch.stack([by_gamma, by_beta]), ctx.place, ctx.ranks)
-        dx = dx - _through_statistics(wide_x, moments, gamma, totals, options["eps"])
-        if options["activation"] is None and ctx.needs_input_grad[1]:
+        totals = _sum_over_ranks(torch.stack([by_gamma, by_beta]), place, ranks)
+        dx = dx - _through_statistics(wide_x, moments, gamma, totals, eps)
+        if activation is None and ctx.needs_input_grad[1]:
             dresidual = dy
         dweight = None if weight is None else by_gamma.to(weight.dtype)
         dbias = None if bias is None else by_beta.to(bias.dtype)
-        return dx.to(x.dtype), dresidual, dweight, dbias, *[None] * 4
+        return dx.to(x.dtype), dresidual, dweight, dbias, None
 
 
 def _through_statistics(

@@ -8,12 +8,13 @@ threads of our own help.
 
 import ctypes
 import functools
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from bnkit.platforms import after_fork
 
 _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # releases the GIL while it runs
 _pools: dict[int, ThreadPoolExecutor] = {}  # by number of helpers
@@ -76,4 +77,4 @@ def _after_fork() -> None:
     _pools.clear()  # a child has its parent's pools, not its threads
 
 
-os.register_at_fork(after_in_child=_after_fork)
+after_fork(_after_fork)

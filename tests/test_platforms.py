@@ -1,0 +1,83 @@
+"""What platforms lack: names that Windows does not have, and limits that machines do not tell."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bnkit import platforms
+from bnkit.platforms import memory_share
+
+GIB = 2**30
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Return how to make a machine of 64 GiB with these files of control groups."""
+
+    def make(groups, limits):
+        files = {"proc/self/cgroup": groups, **{f"sys/fs/cgroup/{k}": v for k, v in limits.items()}}
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+
+    limits_of = platforms._limits_of_control_groups
+    monkeypatch.setattr(platforms, "_limits_of_control_groups", lambda: limits_of(tmp_path))
+    monkeypatch.setattr(platforms, "_memory_of_machine", lambda: 64 * GIB)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    return make
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "share"),
+    [
+        ("", {}, 64),
+        ("0::/\n", {"memory.max": f"{8 * GIB}\n"}, 8),
+        ("0::/\n", {"memory.max": "max\n"}, 64),
+        ("0::/job/step\n", {"job/step/memory.max": "max", "job/memory.max": str(4 * GIB)}, 4),
+        (
+            "0::/job/step\n",
+            {"job/step/memory.max": str(2 * GIB), "job/memory.max": str(4 * GIB)},
+            2,
+        ),
+        ("0::/outside\n", {"memory.max": str(3 * GIB)}, 3),  # a container's own root
+        ("5:cpu:/x\n4:memory:/x\n", {"memory/x/memory.limit_in_bytes": str(6 * GIB)}, 6),
+        ("4:memory:/\n", {"memory/memory.limit_in_bytes": str(2**63 - 4096)}, 64),
+    ],
+)
+def test_a_process_counts_on_what_its_control_groups_allow(groups, limits, share, machine):
+    machine(groups, limits)
+    assert memory_share() == share * GIB
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_machine_without_control_groups_is_all_there_is():
+    assert memory_share() == 64 * GIB
+
+
+@pytest.mark.parametrize(("processes", "share"), [("4", 16), ("1", 64), ("", 64), ("many", 64)])
+def test_the_processes_of_a_machine_share_its_memory(processes, share, machine, monkeypatch):
+    machine("", {})
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert memory_share() == share * GIB
+
+
+def test_without_sysconf_some_memory_is_assumed(monkeypatch):
+    monkeypatch.setattr(platforms, "_limits_of_control_groups", lambda: iter(()))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.delattr(os, "sysconf")
+    assert memory_share() == 8 * GIB
+
+
+def test_all_of_bnkit_is_imported_and_trains_where_these_names_are_missing():
+    program = """
+import os, signal, torch, joblib
+del os.register_at_fork, os.sysconf, signal.pthread_sigmask, os.fork
+import bnkit, bnkit.cli, bnkit.experiments.trials, bnkit.kernels.cpu, bnkit.kernels.memory
+x = torch.randn(64, 64, 32, 32, requires_grad=True)
+assert bnkit.choose_kernel(x).kernel == "cpu"
+bnkit.BatchNorm2d(64, activation="relu")(x).sum().backward()
+assert bnkit.kernels.memory.idle_limit() > 0
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
