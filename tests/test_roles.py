@@ -17,7 +17,7 @@ from bnkit.roles import (
     role_of_function,
     role_of_module,
 )
-from bnkit.surgery.stretch import role_of
+from bnkit.surgery.segment import role_of
 from zoo.normalised import BatchNormAct, ConvWithNorm, FrozenBatchNorm2d
 
 ACTIVATIONS = [name for name in nn.modules.activation.__all__ if name != "MultiheadAttention"]

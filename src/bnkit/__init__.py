@@ -37,6 +37,7 @@ _HOMES = {
     "domain": "layers",
     "explain_gap": "train_eval_gap",
     "fold": "surgery",
+    "fold_pair": "surgery",
     "insert": "surgery",
     "load": "checkpoints",
     "mask": "layers",

@@ -68,6 +68,7 @@ from bnkit.surgery import (
     add as add,
     convert as convert,
     fold as fold,
+    fold_pair as fold_pair,
     insert as insert,
     rebind as rebind,
     remove as remove,

@@ -1,6 +1,8 @@
 """`parameter_groups`: batch norm's parameters and biases out of weight decay, by module type."""
 
+import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -144,3 +146,21 @@ def _check_weight_decay(weight_decay: float) -> None:
         raise ValueError(
             f"`weight_decay` is {weight_decay!r}: pass a finite number of at least 0, such as 1e-4"
         )
+
+
+def shared_parameters(model: nn.Module) -> dict[str, str]:
+    """Return, by the path of each module with such parameters, another that holds them too.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> shared_parameters(nn.ModuleDict({"a": layer, "b": nn.Linear(2, 2)}))
+    {}
+    """
+    holders: dict[int, list[str]] = defaultdict(list)
+    for path, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            holders[id(parameter)].append(path)
+    return {
+        path: other
+        for paths in holders.values()
+        for path, other in itertools.permutations(paths, 2)
+    }

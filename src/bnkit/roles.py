@@ -116,6 +116,15 @@ def can_own_batch_norm(module: nn.Module | None) -> TypeGuard[nn.Module]:
     return isinstance(module, tuple(WEIGHT_LAYERS))
 
 
+def layer_kind(layer: nn.Module | None) -> type[nn.Module]:
+    """Return the kind of weight layer that `layer` is: nn.Conv2d for any subclass of it.
+
+    >>> layer_kind(nn.Linear(1, 1)).__name__
+    'Linear'
+    """
+    return next(kind for kind in WEIGHT_LAYERS if isinstance(layer, kind))
+
+
 def role_of_module(module: nn.Module) -> Role:
     """Return the part that `module` plays, whatever library its class comes from.
 

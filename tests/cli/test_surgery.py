@@ -7,7 +7,7 @@ from torch import nn
 from bnkit.checkpoints import load, read
 from bnkit.cli import operation
 from bnkit.cli import surgery as command
-from bnkit.surgery.promise import SurgeryError
+from bnkit.surgery.verification import SurgeryError
 from cli.commands import TESTS, run
 
 OWN = """
@@ -274,7 +274,7 @@ WRONG = {
     "no loaders": (f"{INSERT}x", "module 'own_networks' has no 'loadersx'; did you mean 'loaders'"),
     "no mini-batches": (
         "insert own_networks:build --data torch.nn:Identity",
-        "'torch.nn:Identity' returned what is no mini-batches: TypeError: `batches` is a Identity",
+        "'torch.nn:Identity' returned what are not mini-batches: TypeError: `batches` is a ",
     ),
     "a loader that fails": (
         "insert own_networks:build --data own_networks:breaking",
@@ -303,7 +303,7 @@ WRONG = {
     "no such kind": ("convert own_networks:build gost --example 5,4", "`to` is 'gost': choose one"),
     "an option of another kind": (
         "convert own_networks:build_normalised ghost --option num_groups=4 --example 5,4",
-        "`num_groups` is no option of 'ghost': it takes",
+        "'ghost' has no option `num_groups`: it takes",
     ),
     "statistics without data": ("standardize own_networks:build", "--data is missing: give the f"),
     "no such layer": (f"{INSERT} --where 'fc*'", "--where 'fc*' fits no layer: the paths are 0, 1"),

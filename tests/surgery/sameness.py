@@ -13,11 +13,13 @@ batch norm before it adds up terms as large as the means, which the batch norm t
 these networks get ten times their own rounding. They are counted, and few may need it.
 """
 
+import copy
 from dataclasses import dataclass, field
 
 import torch
 
 from bnkit.observation import observing_inputs
+from bnkit.surgery.verification import verify
 
 EXACT = 1e-12  # in float64
 BOUND = 1e-5  # in float32, for ...
@@ -96,3 +98,20 @@ class Tally:
             f"{len(self.beyond)} with more, the largest error {max(self.beyond, default=0):.1e}. "
             f"All within {EXACT:g} in float64."
         )
+
+
+def verified(original, changed, example, *, exactly=None, tolerance=None):
+    """Return the proof that `changed` computes what `original` does, whoever made it.
+
+    `exactly` makes the changed model in float64 from the original in float64; by default it is
+    `changed` in float64.
+    """
+    exactly = exactly or (lambda _: copy.deepcopy(changed).double())
+    made = []
+
+    def change(model):
+        made.append(model)
+        wide = {p.dtype for p in model.parameters()} <= {torch.float64}
+        return exactly(model) if wide and len(made) > 1 else copy.deepcopy(changed)
+
+    return verify(original, change, example, tolerance=tolerance)

@@ -68,7 +68,7 @@ def test_an_activation_that_bnkit_does_not_compute_stays(activation):
     model = nn.Sequential(*BLOCK, activation)
     plan = plan_acceleration(model, IMAGES)
     assert rows(plan) == {"1": "bnkit's"}
-    assert f"'2' ({type(activation).__name__}) is none of those" in plan.edits[0].why
+    assert f"'2' ({type(activation).__name__}) is not one that bnkit computes" in plan.edits[0].why
     same_training(model, plan.apply(model), IMAGES)
 
 
@@ -85,7 +85,7 @@ class Net(nn.Module):
 @pytest.mark.parametrize(
     ("run", "reason"),
     [
-        (lambda _, y: F.relu(y), "relu() is no module, and twice is no faster"),
+        (lambda _, y: F.relu(y), "relu() is not a module, and twice is no faster"),
         (lambda net, y: net.act(y) + net.act(y * 2), "several read what it makes"),
         (lambda net, y: net.act(net.act(y)), "'act' (ReLU) serves several places"),
         (lambda net, y: net.act(y) + y, "several read what it makes"),

@@ -184,7 +184,7 @@ def test_a_long_list_of_reasons_is_cut():
 
 
 def test_images_without_a_batch_axis_are_refused_by_the_name_of_the_layer():
-    message = r"0 \(Conv2d\): its output of shape \(4, 6, 6\) is no mini-batch: add a batch axis"
+    message = r"0 \(Conv2d\): its output of shape \(4, 6, 6\) is not a mini-batch: add a batch "
     model = nn.Sequential(conv(), nn.ReLU(), conv())
     with pytest.raises(SurgeryError, match=message):
         add(model, images()[0])

@@ -112,7 +112,7 @@ REFUSED = {
     ),
     "another operation reads it": (
         lambda _, y: y.relu().exp(),
-        f"relu() is no module, {NOT_ALONE}",
+        f"relu() is not a module, {NOT_ALONE}",
     ),
     "axes move before it": (
         lambda self, y: self.act(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
@@ -134,7 +134,7 @@ def test_places_that_are_unsure_are_left_alone(between, why):
 
 def test_the_input_of_a_layer_that_can_own_none_is_left_alone():
     model = Chain(lambda _, y: y.relu(), dense(), nn.GRU(4, 2))
-    why = "relu() is no module, and 'last' (GRU) cannot own a batch norm"
+    why = "relu() is not a module, and 'last' (GRU) cannot own a batch norm"
     assert reason(planned(model, sequences())) == why
 
 
@@ -143,15 +143,17 @@ def test_the_input_of_a_layer_that_must_stay_as_it_is_is_left_alone():
         def forward(self, x):
             return self.last(super().forward(x))
 
-    why = "relu() is no module, and 'last' (Conv2d) stays as it is: called 2 times in one forward:"
+    why = (
+        "relu() is not a module, and 'last' (Conv2d) stays as it is: called 2 times in one forward:"
+    )
     assert reason(planned(Twice(lambda _, y: y.relu()))).startswith(why)
 
 
 def test_an_input_that_is_no_mini_batch_is_left_alone():
     model = Chain(lambda _, y: y.relu().view(4, 3, 2), dense(), nn.Conv2d(4, 2, 1))
     why = (
-        "relu() is no module, and 'last' (Conv2d) stays as it is: its input of shape (4, 3, 2) is "
-        "no mini-batch: add a batch axis to the example"
+        "relu() is not a module, and 'last' (Conv2d) stays as it is: its input of shape (4, 3, 2) "
+        "is not a mini-batch: add a batch axis to the example"
     )
     assert reason(planned(model, vectors())) == why
 
@@ -176,7 +178,7 @@ def test_one_activation_of_several_layers_is_one_edit():
 def test_a_layer_with_one_activation_in_place_and_one_that_is_not_is_left_alone():
     plan = planned(Chain(lambda self, y: self.act(y) * y.sigmoid()))
     assert plan.edits == ()
-    assert reason(plan).startswith("sigmoid() is no module")
+    assert reason(plan).startswith("sigmoid() is not a module")
 
 
 LAYOUTS = {

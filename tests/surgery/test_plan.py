@@ -106,6 +106,7 @@ def test_the_proof_stands_below_the_table_and_in_the_data():
         "error": 2e-7,
         "absolute": 3e-6,
         "error_in_float64": None,
+        "why_not_in_float64": None,
     }
 
 

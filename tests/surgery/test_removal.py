@@ -144,7 +144,7 @@ def test_what_needs_the_mini_batch_stays_and_is_listed():
     assert [(left.layer, left.why) for left in plan.left_alone] == [
         (
             "1",
-            "it has no running statistics: in eval mode, too, it takes those of the mini-batch",
+            "it has no running statistics: even in eval mode it uses those of the mini-batch",
         )
     ]
     assert_same(plan.apply(model), model, vectors())

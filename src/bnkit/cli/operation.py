@@ -24,7 +24,7 @@ from bnkit.cli.output import (
 )
 from bnkit.references import blaming, called, import_reference
 from bnkit.surgery.plan import Plan
-from bnkit.surgery.promise import SurgeryError
+from bnkit.surgery.verification import SurgeryError
 
 _SHOWN = 8  # layers in a message
 
@@ -68,7 +68,7 @@ class Operation:
         found = called(import_reference(data), "data")
         if isinstance(found, tuple) and len(found) == 2:
             found = found[0]  # (train, test)
-        with blaming(f"{data!r} returned what is no mini-batches"):
+        with blaming(f"{data!r} returned what are not mini-batches"):
             batches = each_of(found)
         passes = _Passes(batches, self.counter)
         return iter(passes) if isinstance(batches, Iterator) else passes

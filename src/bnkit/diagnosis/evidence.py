@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from bnkit.dataflow import Call, Dataflow
 from bnkit.moments import Moments
-from bnkit.surgery.distance import Outcome
+from bnkit.surgery.verification import Outcome
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ from bnkit.internals import AnyBatchNorm
 from bnkit.moments import Moments, dtype_of_sums
 from bnkit.norms import why_same_in_both_modes
 from bnkit.observation import evaluating, seeing_inputs, set_mode
-from bnkit.surgery.distance import Outcome, witnessing
+from bnkit.surgery.verification import Outcome, witnessing
 
 Shape = tuple[int, ...]
 Mode = Callable[[nn.Module], AbstractContextManager[object]]

@@ -12,7 +12,7 @@ from bnkit.dataflow import duplicate
 from bnkit.names import one_of
 from bnkit.surgery import add
 from bnkit.surgery.normalized import Layout, NormalizedInput, NormalizedOutput, own_batch_norm
-from bnkit.surgery.promise import SurgeryError
+from bnkit.surgery.verification import SurgeryError
 
 HIDDEN = (100, 100, 100)  # Ioffe and Szegedy 2015, section 4.1
 

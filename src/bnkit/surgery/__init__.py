@@ -4,14 +4,14 @@ from bnkit.surgery import adjustments  # noqa: F401  enters its operations into 
 from bnkit.surgery.acceleration import accelerate, plan_acceleration
 from bnkit.surgery.addition import add, plan_addition
 from bnkit.surgery.conversion import Conversion, convert, plan_conversion
-from bnkit.surgery.folding import fold, plan_folding
+from bnkit.surgery.folding import fold, fold_pair, plan_folding
 from bnkit.surgery.insertion import Insertion, insert, plan_insertion
 from bnkit.surgery.operations import Edit, replay
 from bnkit.surgery.optimizers import rebind
 from bnkit.surgery.plan import LeftAlone, Plan
-from bnkit.surgery.promise import Proof, SurgeryError
 from bnkit.surgery.removal import plan_removal, remove
 from bnkit.surgery.standardization import Standardization, plan_standardization, standardize
+from bnkit.surgery.verification import Proof, SurgeryError
 
 __all__ = [
     "Conversion",
@@ -26,6 +26,7 @@ __all__ = [
     "add",
     "convert",
     "fold",
+    "fold_pair",
     "insert",
     "plan_acceleration",
     "plan_addition",

@@ -1,23 +1,64 @@
 """`accelerate`: the same model with bnkit's batch norms, fused with the activations after them."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from bnkit.internals import AnyBatchNorm
+from bnkit.dataflow import Call, Dataflow, ExampleError, duplicate, observe
+from bnkit.dataflow.tracing import observe_in_its_mode
+from bnkit.internals import AnyBatchNorm, has_hooks
+from bnkit.kernels.activations import LEAKY_SLOPE
 from bnkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from bnkit.surgery.fusing import NAMES, Modes, activation_after
+from bnkit.norms import NOT_CHOSEN, Where
+from bnkit.observation import set_mode
+from bnkit.roles import Role
+from bnkit.surgery.normalized import NormalizedOutput
 from bnkit.surgery.operations import Edit, operation, replace_module
 from bnkit.surgery.plan import LeftAlone, Plan
-from bnkit.surgery.promise import prove_change
-
-Where = Callable[[str, nn.Module], bool]
+from bnkit.surgery.segment import role_of
 
 _KINDS = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d}
 _OURS = tuple(_KINDS.values())
+
+
+NAMES: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.LeakyReLU: "leaky_relu",
+    nn.ReLU6: "relu6",
+    nn.SiLU: "silu",
+    nn.Hardswish: "hardswish",
+    nn.GELU: "gelu",
+    nn.Sigmoid: "sigmoid",
+    nn.Tanh: "tanh",
+}
+
+
+@dataclass(frozen=True)
+class Modes:
+    """The dataflows of a model in eval and in training mode; the latter may have failed."""
+
+    evaluating: Dataflow
+    training: Dataflow | None
+
+    @classmethod
+    def of(cls, model: nn.Module, example: Any) -> "Modes":
+        """Return both; raises ExampleError if the model fails on `example` in eval mode."""
+        evaluating = observe(duplicate(model), example)
+        try:
+            return cls(
+                evaluating, observe_in_its_mode(set_mode(duplicate(model), training=True), example)
+            )
+        except ExampleError:  # such as one value per channel, of an example of one
+            return cls(evaluating, None)
+
+    def flows(self) -> Iterator[Dataflow]:
+        """Yield those that there are."""
+        yield self.evaluating
+        if self.training is not None:
+            yield self.training
 
 
 def accelerate(
@@ -37,7 +78,7 @@ def accelerate(
     norms. `model` stays as it is: make the optimizer for the copy afterwards.
 
     Raises ExampleError if the model fails on `example`, and SurgeryError if the copy computes
-    something else there (by more than `tolerance`, see `prove_same_function`).
+    something else there (by more than `tolerance`, by default 1e-4 in float32).
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
     >>> fast = accelerate(model, torch.randn(2, 3, 8, 8))
@@ -71,8 +112,7 @@ def plan_acceleration(
         tuple(edit for edit in found if isinstance(edit, Edit)),
         tuple(left for left in found if isinstance(left, LeftAlone)),
     )
-    proof = prove_change(model, plan.change, example, tolerance=tolerance)
-    return replace(plan, proof=proof)
+    return plan.verified(model, example, tolerance=tolerance)
 
 
 def use_bnkit(model: nn.Module, layer: str, *, activation: str | None = None) -> None:
@@ -118,9 +158,69 @@ def apply_acceleration(
 
 def _objection(path: str, layer: AnyBatchNorm, where: Where | None) -> str | None:
     if where is not None and not where(path, layer):
-        return "`where` did not choose it"
+        return NOT_CHOSEN
     if type(layer) not in (*_KINDS, *_OURS):
         return "of a class of its own, whose forward may do anything"
     if "forward" in vars(layer):
         return "its forward is set on the instance"
     return None
+
+
+# --- which activation a batch norm may compute as its own
+
+
+def activation_after(modes: Modes, path: str, layer: nn.Module) -> tuple[Call | None, str]:
+    """Return the call of the activation to fuse and why, or None and why not."""
+    if getattr(layer, "activation", None) is not None:
+        return None, "it has an activation"
+    if has_hooks(layer, before=False):
+        return None, "a hook looks at what it makes"
+    found = [_reader(flow, path) for flow in modes.flows()]
+    for call, reason in found:
+        if call is None:
+            return None, reason
+    names = {call.name for call, _ in found if call is not None}
+    if len(names) > 1:
+        return None, f"in training mode '{found[1][0].name}' reads it instead"  # type: ignore[union-attr]
+    suffix = "" if modes.training else " (seen in eval mode: training fails on the example)"
+    return found[0][0], f"it alone reads what the layer makes{suffix}"
+
+
+def _reader(flow: Dataflow, path: str) -> tuple[Call | None, str]:
+    calls = _calls_ending_in(flow, path)
+    if len(calls) != 1:
+        return None, f"called {len(calls)} times" if calls else "not called on this example"
+    readers = list(flow.following(calls[0]))
+    if flow.leaves(calls[0]) or len(readers) != 1:
+        return None, "several read what it makes" if readers else "nothing reads what it makes"
+    (reader,) = readers
+    if role_of(reader) is not Role.ACTIVATION:
+        return None, f"no activation follows, but {reader}"
+    return _fusible(flow, reader)
+
+
+def _calls_ending_in(flow: Dataflow, path: str) -> list[Call]:
+    """Return the calls that return what the batch norm at `path` makes."""
+    own = list(flow.calls_of(path))
+    owner, _, name = path.rpartition(".")
+    if name == "batchnorm":  # inside a layer that add or insert made, which ends in it
+        own += [c for c in flow.calls_of(owner) if isinstance(c.module, NormalizedOutput)]
+    return own
+
+
+def _fusible(flow: Dataflow, activation: Call) -> tuple[Call | None, str]:
+    module = activation.module
+    if module is None:
+        return None, f"{activation} is not a module, and twice is no faster"
+    if len(flow.calls_of(activation.name)) > 1:
+        return None, f"{activation} serves several places, and twice is no faster"
+    if type(module) not in NAMES or not _has_default_form(module):
+        return None, f"{activation} is not one that bnkit computes"
+    if has_hooks(module):
+        return None, f"a hook looks at {activation}"
+    return activation, ""
+
+
+def _has_default_form(module: nn.Module) -> bool:
+    slope = getattr(module, "negative_slope", LEAKY_SLOPE)
+    return slope == LEAKY_SLOPE and getattr(module, "approximate", "none") == "none"

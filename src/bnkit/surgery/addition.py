@@ -1,27 +1,24 @@
 """`add`: the twin of a network with batch norm in the places where it belongs."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeVar, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 from torch import nn
 
 from bnkit.dataflow import Call, Dataflow, ExampleError, duplicate, observe
-from bnkit.surgery.eligibility import (
+from bnkit.norms import NOT_CHOSEN, Where
+from bnkit.surgery.placement import (
+    after_activation,
+    before_activation,
     functional_layers,
     objection_to_place,
     objections_to_layers,
 )
-from bnkit.surgery.operations import Edit
-from bnkit.surgery.placement import after_activation, before_activation
-from bnkit.surgery.plan import LeftAlone, Plan
-from bnkit.surgery.promise import SurgeryError
-from bnkit.surgery.stretch import Stretch, stretch_after
+from bnkit.surgery.plan import LeftAlone, Plan, in_order_of
+from bnkit.surgery.segment import Segment, segment_after
+from bnkit.surgery.verification import SurgeryError
 
-Where = Callable[[str, nn.Module], bool]
 Placement = Literal["before_activation", "after_activation"]
-
-Row = TypeVar("Row", Edit, LeftAlone)
-_SHOWN = 8  # layers in a message
 
 
 def add(
@@ -90,19 +87,19 @@ def plan_addition(
     objections = objections_to_layers(subject, flow)
     chosen, left_alone = _choose(model, flow, objections, where)
     if placement == "before_activation":
-        edits = [before_activation(flow, call, stretch, options) for call, stretch in chosen]
+        edits = [before_activation(flow, call, segment, options) for call, segment in chosen]
     else:
         edits, refused = after_activation(flow, chosen, objections, options)
         left_alone += refused
     changed = {edit.layer for edit in edits}
     rest = [left for left in left_alone if left.layer not in changed]  # a layer has one row
-    return Plan(_in_order_of(subject, edits), _in_order_of(subject, rest))
+    return Plan(in_order_of(subject, edits), in_order_of(subject, rest))
 
 
 def _choose(
     model: nn.Module, flow: Dataflow, objections: Mapping[str, str | None], where: Where | None
-) -> tuple[list[tuple[Call, Stretch]], list[LeftAlone]]:
-    chosen: list[tuple[Call, Stretch]] = []
+) -> tuple[list[tuple[Call, Segment]], list[LeftAlone]]:
+    chosen: list[tuple[Call, Segment]] = []
     left_alone = list(functional_layers(flow))
     for path, objection in objections.items():
         layer = model.get_submodule(path)  # the original, in which `where` may look for its own
@@ -116,31 +113,24 @@ def _choose(
 
 def _place(
     flow: Dataflow, path: str, layer: nn.Module, where: Where | None
-) -> tuple[Call, Stretch] | str:
+) -> tuple[Call, Segment] | str:
     """Return the call of the layer and what follows it, or why no batch norm belongs there."""
     if where is not None and not where(path, layer):
-        return "`where` did not choose it"
+        return NOT_CHOSEN
     (call,) = flow.calls_of(path)
-    stretch = stretch_after(flow, call)
-    return objection_to_place(flow, call, stretch) or (call, stretch)
-
-
-def _in_order_of(model: nn.Module, rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Return the rows in the order of the model's layers; functions, which have none, come last."""
-    order = {path: index for index, (path, _) in enumerate(model.named_modules())}
-    return tuple(sorted(rows, key=lambda row: order.get(row.layer, len(order))))
+    segment = segment_after(flow, call)
+    return objection_to_place(flow, call, segment) or (call, segment)
 
 
 def nothing_to_normalise(model: nn.Module, plan: Plan, where: Where | None) -> str:
     """Return the message for a plan without edits: what the model holds, or why it stays so."""
-    problem = f"nothing {'that `where` chose' if where else 'in this model'} can be normalised"
-    if not plan.left_alone:
-        kinds = {type(m).__name__ for m in model.modules() if next(m.children(), None) is None}
-        return f"{problem}: it has no dense or conv layer, only {', '.join(sorted(kinds))}"
-    reasons = [f"{left.layer or 'the model'} ({left.kind}): {left.why}" for left in plan.left_alone]
-    shown, more = reasons[:_SHOWN], len(reasons) - _SHOWN
-    rest = f"; and {more} more, which plan_addition lists" if more > 0 else ""
-    return f"{problem}. {'; '.join(shown)}{rest}"
+    if plan.left_alone:
+        return plan.why_nothing("normalised", where=where, planner="plan_addition")
+    kinds = {type(m).__name__ for m in model.modules() if next(m.children(), None) is None}
+    return (
+        f"nothing {'that `where` chose' if where else 'in this model'} can be normalised: it has "
+        f"no dense or conv layer, only {', '.join(sorted(kinds))}"
+    )
 
 
 def _check_that_it_runs(twin: nn.Module, example: Any) -> None:

@@ -2,19 +2,31 @@
 
 import dataclasses
 import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
-from bnkit.batches import Inputs, as_example, calls_of
-from bnkit.dataflow.tensors import tensors_in
-from bnkit.observation import normalising_by_batch_statistics
-from bnkit.surgery.addition import Placement, Where, nothing_to_normalise, plan_addition
-from bnkit.surgery.distance import Distance, Outcome, distance, run, run_itself
+from bnkit.batches import Call, Inputs, as_example, calls_of
+from bnkit.dataflow import ExampleError, duplicate
+from bnkit.dataflow.tensors import replace_tensors, tensors_in
+from bnkit.moments import Moments
+from bnkit.norms import Where
+from bnkit.observation import normalising_by_batch_statistics, observing_inputs, on_the_side
+from bnkit.surgery.addition import Placement, nothing_to_normalise, plan_addition
+from bnkit.surgery.operations import Edit, make_edits
 from bnkit.surgery.plan import Plan
-from bnkit.surgery.promise import SurgeryError, prove_change
-from bnkit.surgery.statistics import measure, with_statistics
+from bnkit.surgery.verification import (
+    Distance,
+    Outcome,
+    SurgeryError,
+    distance,
+    run,
+    run_itself,
+    verify,
+)
 
 
 @dataclass(frozen=True)
@@ -62,11 +74,11 @@ def insert(
     absorbs the bias of its layer. `batches` and `inputs` are what `bnkit.batches.calls_of` takes.
     `model` stays as it is: make the optimizer for the copy afterwards.
 
-    That the function is the same is checked on the first mini-batch: `prove_same_function` says
-    how, and what `tolerance` bounds. Raises SurgeryError where it is not, where nothing can be
-    normalised, and for statistics that are not finite or of one value per feature; ExampleError
-    if the model fails on the first mini-batch; ValueError where there is none. Errors of `batches`
-    itself pass through as they are.
+    That the function is the same is checked on the first mini-batch, in float64 and, within
+    `tolerance` (by default 1e-4 in float32), in the model's dtype. Raises SurgeryError where it is
+    not, where nothing can be normalised, and for statistics that are not finite or of one value per
+    feature; ExampleError if the model fails on the first mini-batch; ValueError where there is
+    none. Errors of `batches` itself pass through as they are.
 
     >>> import torch
     >>> trained = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
@@ -132,7 +144,7 @@ def plan_insertion(
 
 def _proven(model: nn.Module, plan: Insertion, example: Any, tolerance: float | None) -> Insertion:
     before = run(model, example)
-    proof = prove_change(model, plan.change, example, before=before, tolerance=tolerance)
+    proof = verify(model, plan.change, example, before=before, tolerance=tolerance)
     return dataclasses.replace(
         plan,
         proof=proof,
@@ -147,3 +159,72 @@ def _move_in_training_mode(before: Outcome, changed: nn.Module, example: Any) ->
     except ValueError:  # one value per channel
         return None
     return distance(before.outputs, after.outputs)
+
+
+# --- the statistics of what new batch norms will get
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The moments, by the path of a layer, of what its new batch norm gets in so many batches."""
+
+    moments: Mapping[str, Moments]
+    batches: int
+
+
+def measure(model: nn.Module, edits: Sequence[Edit], calls: Iterable[Call]) -> Statistics:
+    """Return the statistics at the places of all `edits`, pooled over one pass in eval mode.
+
+    `edits` give batch norms to layers, as those of `add` do; nothing is normalised yet, and biases
+    are still there. `model`, what `calls` give and the random generators stay as they are.
+
+    Raises ExampleError, with the number of the mini-batch, if the model fails on one.
+    """
+    observed = _with_nothing_at_the_places(model, edits)
+    places = {edit.layer: observed.get_submodule(f"{edit.layer}.batchnorm") for edit in edits}
+    batches = 0
+    with on_the_side(observed), observing_inputs(observed, places) as seen:
+        for batches, call in enumerate(calls, start=1):
+            _run(observed, call, batches)
+    return Statistics(seen, batches)
+
+
+def _with_nothing_at_the_places(model: nn.Module, edits: Sequence[Edit]) -> nn.Module:
+    """Return a copy whose layers own, instead of their batch norm, a module that does nothing."""
+    biased = [
+        dataclasses.replace(edit, options={**edit.options, "drop_bias": False}) for edit in edits
+    ]
+    observed = make_edits(duplicate(model), biased)
+    for edit in edits:
+        observed.get_submodule(edit.layer).batchnorm = nn.Identity()
+    return observed
+
+
+def _run(model: nn.Module, call: Call, number: int) -> None:
+    args, kwargs = replace_tensors(call, lambda t: t.detach().clone())
+    try:
+        model(*args, **kwargs)
+    except Exception as error:
+        raise ExampleError(
+            f"the model fails on mini-batch {number} of `batches`: {type(error).__name__}: {error}"
+        ) from error
+
+
+def with_statistics(edit: Edit, statistics: Statistics) -> Edit:
+    """Return the edit whose batch norm has these running statistics, and undoes them.
+
+    Raises SurgeryError, with the layer, for one value per feature.
+    """
+    moments = statistics.moments[edit.layer]
+    if moments.count < 2:
+        raise SurgeryError(
+            f"layer '{edit.layer}' gives 1 value per feature over all of `batches`, and one value "
+            f"has no variance: pass more"
+        )
+    values = {
+        "mean": moments.mean,
+        "variance": moments.unbiased_variance,
+        "batches": torch.tensor(statistics.batches),
+    }
+    action = edit.action.replace("drop bias", "absorb bias")
+    return dataclasses.replace(edit, action=action, values=values)

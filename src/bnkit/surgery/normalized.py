@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bnkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnkit.observation import follow_mode
 from bnkit.surgery.operations import operation
-from bnkit.surgery.promise import SurgeryError
+from bnkit.surgery.verification import SurgeryError
 
 Side = Literal["output", "input"]
 

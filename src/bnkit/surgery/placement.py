@@ -1,26 +1,25 @@
-"""Where a batch norm goes: on a layer's output, its activation's, or the next layer's input."""
+"""Where a batch norm goes: on a layer's output, its activation's, or the next layer's input.
 
-from collections.abc import Mapping
+And which layers cannot own one, which places do not call for one, and why.
+"""
+
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
-from bnkit.dataflow import Call, Dataflow
+from bnkit.dataflow import Call, Dataflow, Value
 from bnkit.internals import FORWARDS
-from bnkit.roles import WEIGHT_LAYERS, can_own_batch_norm
-from bnkit.surgery.eligibility import (
-    layer_kind,
-    objection_to_class,
-    objection_to_shape,
-)
+from bnkit.parameters import shared_parameters
+from bnkit.roles import WEIGHT_LAYERS, Role, can_own_batch_norm, layer_kind, role_of_module
 from bnkit.surgery.operations import Edit
 from bnkit.surgery.plan import LeftAlone
-from bnkit.surgery.stretch import Stretch, next_weights
+from bnkit.surgery.segment import Segment, next_weights, role_of
 
 Options = Mapping[str, Any]  # momentum and eps, the same for the whole change
 
 
-def before_activation(flow: Dataflow, call: Call, stretch: Stretch, options: Options) -> Edit:
+def before_activation(flow: Dataflow, call: Call, segment: Segment, options: Options) -> Edit:
     """Return the edit by which the layer of `call` normalises its output and loses its bias.
 
     A layer whose class has a forward of its own keeps the bias, which need not be redundant there.
@@ -30,7 +29,7 @@ def before_activation(flow: Dataflow, call: Call, stretch: Stretch, options: Opt
     redundant = _has_forward_of_torch(call.module)
     bias = f", {'drop' if redundant else 'keep'} bias" if biased else ""
     action = f"normalise {layout['features']} features{bias}"
-    why = f"{stretch.activations[0]} follows"
+    why = f"{segment.activations[0]} follows"
     drop = {"drop_bias": biased and redundant}
     return _edit(call, action, why, side="output", **layout, **options, **drop)
 
@@ -42,7 +41,7 @@ def _has_forward_of_torch(layer: nn.Module | None) -> bool:
 
 def after_activation(
     flow: Dataflow,
-    chosen: list[tuple[Call, Stretch]],
+    chosen: list[tuple[Call, Segment]],
     objections: Mapping[str, str | None],
     options: Options,
 ) -> tuple[list[Edit], list[LeftAlone]]:
@@ -52,8 +51,8 @@ def after_activation(
     """
     edits: dict[str, Edit] = {}
     refused = []
-    for call, stretch in chosen:
-        found = [_after(flow, (call, a), stretch, objections, options) for a in stretch.activations]
+    for call, segment in chosen:
+        found = [_after(flow, (call, a), segment, objections, options) for a in segment.activations]
         reasons = [reason for reason in found if isinstance(reason, str)]
         if reasons:
             refused.append(LeftAlone(call.name, call.kind, reasons[0]))
@@ -65,7 +64,7 @@ def after_activation(
 def _after(
     flow: Dataflow,
     pair: tuple[Call, Call],
-    stretch: Stretch,
+    segment: Segment,
     objections: Mapping[str, str | None],
     options: Options,
 ) -> Edit | str:
@@ -73,8 +72,8 @@ def _after(
     call, activation = pair
     uses = 0 if activation.module is None else len(flow.calls_of(activation.name))
     if uses == 1:
-        return _own_output(flow, call, activation, stretch, options)
-    shared = f"{activation} is {f'called {uses} times' if uses else 'no module'}"
+        return _own_output(flow, call, activation, segment, options)
+    shared = f"{activation} is {f'called {uses} times' if uses else 'not a module'}"
     layer = next_weights(flow, activation)
     if layer is None:
         return f"{shared}, and what it makes is not read by one weight layer alone"
@@ -91,7 +90,7 @@ def _after(
 
 
 def _own_output(
-    flow: Dataflow, call: Call, activation: Call, stretch: Stretch, options: Options
+    flow: Dataflow, call: Call, activation: Call, segment: Segment, options: Options
 ) -> Edit | str:
     assert call.module is not None
     assert activation.module is not None
@@ -100,7 +99,7 @@ def _own_output(
         return f"{activation} stays as it is: {objection}"
     shape = flow.shapes[activation.outputs[0]]
     same_rank = len(shape) == len(flow.shapes[call.outputs[0]])
-    if len(shape) != 2 and not (same_rank and stretch.keeps_axes[activation.index]):
+    if len(shape) != 2 and not (same_rank and segment.keeps_axes[activation.index]):
         return f"axes move between it and {activation}: which of them holds the features is unsure"
     axis = 1 if len(shape) == 2 else _axis(call)
     layout = _at_axis(shape, axis, len(shape) if axis == 1 else None)
@@ -124,3 +123,102 @@ def _at_axis(shape: tuple[int, ...], axis: int, rank: int | None) -> dict[str, A
 
 def _axis(call: Call) -> int:
     return -1 if isinstance(call.module, nn.Linear) else 1
+
+
+# --- which layers can own a batch norm, which places call for one, and why others do not
+
+
+# What a class may define to copy or pickle itself; the classes of own_batch_norm do, too.
+_COPYING = ("__copy__", "__deepcopy__", "__reduce__", "__reduce_ex__", "__getnewargs__")
+
+
+def functional_layers(flow: Dataflow) -> Iterator[LeftAlone]:
+    """Yield the dense and conv layers that are torch functions, which nothing can own for them."""
+    for call in flow.calls:
+        if call.module is None and role_of(call) is Role.WEIGHTS:
+            yield LeftAlone(str(call), "function", "called without a module that could own it")
+
+
+def objections_to_layers(model: nn.Module, flow: Dataflow) -> dict[str, str | None]:
+    """Return, by its path, why each dense or conv layer itself cannot own a batch norm, or None."""
+    shared = shared_parameters(model)
+    return {
+        path: _objection_to_parameters(layer)
+        or objection_to_class(layer)
+        or _objection_to_use(flow, path)
+        or _objection_to_parent(model.get_submodule(path.rpartition(".")[0]))
+        or _objection_to_sharing(shared.get(path))
+        for path, layer in model.named_modules()
+        if can_own_batch_norm(layer)
+    }
+
+
+def objection_to_class(layer: nn.Module) -> str | None:
+    """Return why this module cannot become one of a class that owns a batch norm, or None."""
+    if hasattr(layer, "batchnorm"):
+        return "it has a `batchnorm` already"
+    if any(role_of_module(part) is Role.NORMALISATION for part in layer.modules()):
+        return "already normalised, by a layer inside it"
+    if "forward" in vars(layer):
+        return "its forward is set on the instance, which would hide that of a class"
+    if any(
+        getattr(type(layer), name, None) is not getattr(nn.Module, name, None) for name in _COPYING
+    ):
+        return "its class defines how it is copied or pickled, which would lose a batch norm"
+    return None
+
+
+def _objection_to_parameters(layer: nn.Module) -> str | None:
+    weight = dict(layer.named_parameters(recurse=False)).get("weight")
+    if weight is None or hasattr(layer, "parametrizations"):
+        return "its weight or bias is computed (weight norm, spectral norm, pruning and the like)"
+    if not weight.is_floating_point():
+        return f"its weight is {weight.dtype}: batch norm is made for real numbers"
+    return None
+
+
+def _objection_to_use(flow: Dataflow, path: str) -> str | None:
+    calls, readers = flow.calls_of(path), flow.calls_reading(path)
+    if readers and not calls:
+        return f"not called itself: {readers[0]} reads its parameters"
+    if readers:
+        return f"its parameters are shared: {readers[0]} reads them too"
+    if not calls:
+        return "not called on this example in eval mode"
+    if len(calls) > 1:
+        return f"called {len(calls)} times in one forward: its outputs have several distributions"
+    if not isinstance(calls[0].result, Value):
+        return f"it returns a {type(calls[0].result).__name__}: only one tensor can be normalised"
+    return None
+
+
+def _objection_to_parent(parent: nn.Module) -> str | None:
+    if isinstance(parent, nn.TransformerEncoderLayer):
+        return "in eval mode nn.TransformerEncoderLayer reads its weight and does not call it"
+    return None
+
+
+def _objection_to_sharing(other: str | None) -> str | None:
+    return None if other is None else f"its parameters are shared with '{other}'"
+
+
+def objection_to_place(flow: Dataflow, call: Call, segment: Segment) -> str | None:
+    """Return why no batch norm belongs after this call, or None."""
+    if segment.leaves:
+        return "output layer: its result leaves the model"
+    if segment.normalisations:
+        return f"already normalised: {segment.normalisations[0]} follows"
+    if segment.activations:
+        return objection_to_shape("output", flow.shapes[call.outputs[0]], call)
+    if segment.others:
+        return f"no activation follows: {segment.others[0]} reads its output first"
+    return "no activation follows: bnkit cannot find what uses its output"
+
+
+def objection_to_shape(side: str, shape: tuple[int, ...], call: Call) -> str | None:
+    """Return why a tensor of this shape, on one side of a layer, is not a mini-batch, or None."""
+    kind = layer_kind(call.module)
+    rank = WEIGHT_LAYERS[kind] or max(len(shape), 2)
+    if len(shape) == rank:
+        return None
+    return f"its {side} of shape {shape} is not a mini-batch: add a batch axis to the example"

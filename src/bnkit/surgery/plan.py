@@ -1,15 +1,16 @@
 """`Plan`: what a change to a model does to each layer, what it leaves alone, and why."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Self, TypeVar
 
 from torch import nn
 
 from bnkit.dataflow import duplicate
+from bnkit.norms import Where
 from bnkit.surgery.operations import Edit, make_edits
-from bnkit.surgery.promise import Proof
-from bnkit.tables import path_or_model, text_table
+from bnkit.surgery.verification import Outcome, Proof, verify
+from bnkit.tables import first_few, path_or_model, text_table
 
 _ONLY_IF_THERE = ("proof", "movement")  # keys that are left out rather than null
 
@@ -21,6 +22,9 @@ class LeftAlone:
     layer: str
     kind: str
     why: str
+
+
+Row = TypeVar("Row", Edit, LeftAlone)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,37 @@ class Plan:
                 results[each.name] = value if record is None else record(**value)
         return cls(edits, left_alone, **results)
 
+    def verified(
+        self,
+        model: nn.Module,
+        example: Any,
+        *,
+        before: Outcome | None = None,
+        tolerance: float | None = None,
+    ) -> Self:
+        """Return the plan with its proof, which a plan without edits does not need.
+
+        `before` is what `model` gave on `example`. Raises SurgeryError if the changed model
+        differs.
+        """
+        if not self.edits:
+            return self
+        proof = verify(model, self.change, example, before=before, tolerance=tolerance)
+        return replace(self, proof=proof)
+
+    def why_nothing(self, done: str, *, where: Where | None, planner: str) -> str:
+        """Return the message for a plan without edits, which names the layers left alone and why.
+
+        >>> print(Plan((), ()).why_nothing("folded", where=None, planner="plan_folding"))
+        nothing in this model can be folded: it has no batch norm
+        """
+        if not self.left_alone:
+            return f"nothing in this model can be {done}: it has no batch norm"
+        chosen = "that `where` chose" if where else "in this model"
+        reasons = [f"{r.layer or 'the model'} ({r.kind}): {r.why}" for r in self.left_alone]
+        listed = first_few(reasons, ending=f", which {planner} lists")
+        return f"nothing {chosen} can be {done}. {listed}"
+
     def __str__(self) -> str:
         rows = [(e.layer, e.kind, e.action, e.why) for e in self.edits]
         return as_table(rows, self.left_alone, self.proof)
@@ -95,3 +130,14 @@ def as_table(
         return "Nothing to change: the model has no layer of the kinds in question."
     table = text_table(["layer", "kind", "change", "why"], rows)
     return table if proof is None else f"{table}\n{proof}"
+
+
+def in_order_of(model: nn.Module, rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Return the rows in the order of the model's layers; functions, which have none, come last.
+
+    >>> rows = LeftAlone("relu()", "function", ""), LeftAlone("1", "ReLU", "")
+    >>> [row.layer for row in in_order_of(nn.Sequential(nn.Tanh(), nn.ReLU()), rows)]
+    ['1', 'relu()']
+    """
+    order = {path: index for index, (path, _) in enumerate(model.named_modules())}
+    return tuple(sorted(rows, key=lambda row: order.get(row.layer, len(order))))

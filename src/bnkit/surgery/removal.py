@@ -7,13 +7,13 @@ from torch import nn
 
 from bnkit.layers.affine import ChannelAffine
 from bnkit.layers.batch_norm import ActivatedBatchNorm
+from bnkit.norms import Where
 from bnkit.surgery.folding.arithmetic import affine_of
-from bnkit.surgery.folding.folding import fold_edit, in_order_of, nothing_to_do, of_domain, proven
-from bnkit.surgery.folding.sites import Site
-from bnkit.surgery.folding.survey import Where, survey
+from bnkit.surgery.folding.candidates import Candidate
+from bnkit.surgery.folding.folding import fold_edit, of_domain, survey
 from bnkit.surgery.operations import Edit, operation, replace_module
-from bnkit.surgery.plan import Plan
-from bnkit.surgery.promise import SurgeryError
+from bnkit.surgery.plan import Plan, in_order_of
+from bnkit.surgery.verification import SurgeryError
 
 
 def remove(
@@ -33,7 +33,7 @@ def remove(
     """
     plan = plan_removal(model, example, where=where, tolerance=tolerance)
     if not plan.edits:
-        raise SurgeryError(nothing_to_do("removed", "plan_removal", plan, where))
+        raise SurgeryError(plan.why_nothing("removed", where=where, planner="plan_removal"))
     return plan.apply(model)
 
 
@@ -42,8 +42,8 @@ def plan_removal(
 ) -> Plan:
     """Return what `remove` would do to each batch norm, what it would leave alone and why.
 
-    Its `proof` says how far the changed model is from `model` on `example`. Raises as `remove`
-    does, but not where nothing can be removed.
+    Its `proof` says how far the changed model is from `model` on `example`. Raises like
+    `remove`, except that an empty plan is fine.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.BatchNorm1d(3))
     >>> plan_removal(model, torch.zeros(1, 2)).edits[0].action
@@ -51,9 +51,9 @@ def plan_removal(
     """
     found = survey(model, example, where=where)
     folds = [fold_edit(match) for match in found.matches]
-    rest = [_edit(site, f"no layer takes it in: {why}") for site, why in found.stuck]
+    rest = [_edit(candidate, f"no layer takes it in: {why}") for candidate, why in found.stuck]
     plan = Plan((*folds, *rest), in_order_of(model, found.left_alone))
-    return proven(model, plan, example, found.outcome, tolerance=tolerance)
+    return plan.verified(model, example, before=found.outcome, tolerance=tolerance)
 
 
 @operation
@@ -86,7 +86,7 @@ def _channel_affine(batch_norm: Any) -> ChannelAffine:
     return made
 
 
-def _edit(site: Site, why: str) -> Edit:
-    features = len(affine_of(site.module).scale)
-    action = f"become ChannelAffine({features}){of_domain(site)}"
-    return Edit(site.path, site.kind, action, why, "use_channel_affine")
+def _edit(candidate: Candidate, why: str) -> Edit:
+    features = len(affine_of(candidate.module).scale)
+    action = f"become ChannelAffine({features}){of_domain(candidate)}"
+    return Edit(candidate.path, candidate.kind, action, why, "use_channel_affine")

@@ -15,8 +15,8 @@ import bnkit
 from bnkit.diagnosis.gathering import gather
 from bnkit.diagnosis.rules.table import KINDS
 from bnkit.experiments import networks
-from bnkit.surgery.promise import prove_same_function
 from reloading import reloaded
+from surgery.sameness import verified
 
 CHECKS = {rule.slug: rule.check for rule in KINDS["structure"]}
 
@@ -414,7 +414,7 @@ def test_the_planted_fault_is_found_at_its_layer_and_fixed(sick, tmp_path):
     assert found_in(again, sick.batches(), sick.rule) == []
     example = next(iter(sick.batches())).requires_grad_()  # else re-entrant checkpoints warn
     if sick.rule != "padding-in-statistics":  # without a mask the masked kind refuses to train
-        prove_same_function(model, fixed, example, change=finding.automatic_fix)
+        verified(model, fixed, example, exactly=finding.automatic_fix)
 
 
 def test_statistics_that_are_nan_are_not_taken_for_written_twice():

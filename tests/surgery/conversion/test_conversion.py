@@ -398,7 +398,7 @@ def test_frozen_batch_norms_of_other_libraries_are_taken(kind):
     ("layer", "why"),
     [
         (BatchNormAct(3), "its class has a forward of its own"),
-        (ScaledFrozenBatchNorm2d(3), "which computes something else than its state says"),
+        (ScaledFrozenBatchNorm2d(3), "which computes something other than its state says"),
     ],
     ids=["activation inside", "another library's"],
 )
@@ -531,7 +531,7 @@ def test_changed_models_pickle_and_copy():
 def test_layers_that_are_of_the_kind_already_are_listed_and_no_error():
     model = conv_net()
     plan = plan_conversion(model, "torch", IMAGES)
-    assert [left.why for left in plan.left_alone] == ["it is that already"] * 2
+    assert [left.why for left in plan.left_alone] == ["already of that kind"] * 2
     assert repr(convert(model, "torch")) == repr(model)
     slower = convert(model, "torch", momentum=0.01)
     assert [slower[1].momentum, slower[4].momentum] == [0.01, 0.01]
@@ -584,12 +584,12 @@ def test_what_a_callable_must_not_do():
     ("kind", "options", "error", "message"),
     [
         ("batch", {}, ValueError, r"`to` is 'batch': choose one of 'torch', 'bnkit', 'sync', "),
-        ("ghost", {"size": 3}, TypeError, r"`size` is no option of 'ghost': it takes `virtual_b"),
-        ("torch", {"guard": True}, TypeError, r"`guard` is no option of 'torch': it takes `mom"),
+        ("ghost", {"size": 3}, TypeError, r"'ghost' has no option `size`: it takes `virtual_b"),
+        ("torch", {"guard": True}, TypeError, r"'torch' has no option `guard`: it takes `mom"),
         ("accumulated", {}, TypeError, r"'accumulated' needs `micro_batches`: pass it, as conv"),
         ("domains", {}, TypeError, r"'domains' needs `domains`: pass it"),
         ("ghost", {"virtual_batch_size": 0}, ValueError, r"`virtual_batch_size` is 0: give the"),
-        ("group", {"num_groups": 0}, ValueError, r"`num_groups` is 0: give a whole number of at"),
+        ("group", {"num_groups": 0}, ValueError, r"`num_groups` is 0: pass an integer ≥ 1 that d"),
         ("sync", {"timeout": 3}, ValueError, r"`timeout` is 3, and torch.distributed is not in"),
         ("group", {}, ValueError, r"`example_or_batches` is None, and layers are calibrated on "),
     ],

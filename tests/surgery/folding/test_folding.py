@@ -177,7 +177,7 @@ def test_the_sum_of_a_residual_stays_in_its_place(activation):
 
 def test_a_batch_norm_that_adds_what_it_normalises_is_left_alone():
     (left,) = plan_folding(randomised(Residual("relu", same=True)), images()).left_alone
-    assert left.why == "it adds what it normalises"
+    assert left.why == "its residual is its own input"
 
 
 # Chains

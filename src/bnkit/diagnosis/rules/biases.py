@@ -15,8 +15,7 @@ from bnkit.diagnosis.rules.fixes import without_bias
 from bnkit.diagnosis.rules.places import Chain, Place, chained
 from bnkit.roles import can_own_batch_norm
 from bnkit.surgery.folding.arithmetic import feature_axis
-from bnkit.surgery.folding.routes import followed, one_end_each, spread
-from bnkit.surgery.folding.targets import original_class
+from bnkit.surgery.folding.matching import followed, one_end_each, original_class, spread
 from bnkit.surgery.normalized import Normalized
 
 _FUNCTIONS = ("linear", "conv1d", "conv2d", "conv3d")

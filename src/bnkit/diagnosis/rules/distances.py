@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bnkit.diagnosis.evidence import Seen
 from bnkit.moments import Moments
-from bnkit.surgery.distance import distance as distance_of_outputs
+from bnkit.surgery.verification import distance as distance_of_outputs
 
 
 def distance(module: nn.Module | None, first: Moments, second: Moments) -> float:

@@ -13,7 +13,7 @@ from bnkit.diagnosis.rules.fixes import measuring_trained_anew, without_dropout
 from bnkit.diagnosis.rules.places import Makers, Place, layer_of, makers_of, places
 from bnkit.roles import Role, is_batch_norm
 from bnkit.surgery.normalized import Normalized
-from bnkit.surgery.stretch import role_of
+from bnkit.surgery.segment import role_of
 
 _DRAWS = frozenset(
     """

@@ -11,9 +11,9 @@ from bnkit.diagnosis.fix import Fix
 from bnkit.diagnosis.rules.fixes import folding_away, merging
 from bnkit.diagnosis.rules.places import Place, chained, layer_of, module_of
 from bnkit.roles import Role, gives_answers
-from bnkit.surgery.folding.survey import survey
+from bnkit.surgery.folding.folding import survey
 from bnkit.surgery.normalized import NormalizedOutput
-from bnkit.surgery.stretch import role_of, stretch_after
+from bnkit.surgery.segment import role_of, segment_after
 
 
 def after_activation(evidence: Evidence) -> Iterator[Finding]:
@@ -35,7 +35,7 @@ def after_activation(evidence: Evidence) -> Iterator[Finding]:
 def on_logits(evidence: Evidence) -> Iterator[Finding]:
     """Find batch norms of a weight layer's output that is the answer of the model."""
     for flow, place, chain in chained(evidence):
-        stretch = stretch_after(flow, place.call)
+        stretch = segment_after(flow, place.call)
         weights = chain.start is not None and role_of(chain.start) is Role.WEIGHTS
         goes_on = stretch.others or not all(map(_is_answer, stretch.activations))
         if not weights or not stretch.leaves or goes_on:
@@ -123,7 +123,7 @@ def _is_plain(module: nn.Module | None) -> bool:
 
 @once
 def _foldable(evidence: Evidence) -> list[str]:
-    return [match.site.path for match in survey(evidence.model, evidence.example).matches]
+    return [match.candidate.path for match in survey(evidence.model, evidence.example).matches]
 
 
 def _folding(evidence: Evidence, paths: list[str]) -> Fix | None:

@@ -17,7 +17,7 @@ from bnkit.diagnosis.rules.reading import Reading, readings, wide
 from bnkit.internals import AnyTransposedConv
 from bnkit.layers.batch_norm import ActivatedBatchNorm
 from bnkit.roles import can_own_batch_norm
-from bnkit.surgery.folding.targets import original_class
+from bnkit.surgery.folding.matching import original_class
 from bnkit.surgery.normalized import NormalizedOutput
 
 # Channels of under a hundredth of the layer's typical γ: without all of them together the layer's

@@ -11,7 +11,7 @@ from bnkit.diagnosis.evidence import Evidence, Norm
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.roles import Role, is_batch_norm
 from bnkit.surgery.normalized import NormalizedOutput
-from bnkit.surgery.stretch import role_of
+from bnkit.surgery.segment import role_of
 
 Makers = Mapping[Value, Call]
 

@@ -19,7 +19,7 @@ from bnkit.diagnosis.rules.reading import (
     output_change,
     readings,
 )
-from bnkit.surgery.distance import run_itself
+from bnkit.surgery.verification import run_itself
 
 # Averages by momentum 0.1 over mini-batches of 32 move an output by √(1.5/32 · 0.1/1.9), 5% of its
 # size, by chance: twice that is no sickness. It is the threshold of explain_gap.

@@ -1,7 +1,7 @@
 """`convert`: the normalisation layers of a model become layers of another kind, there and back."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,22 +9,77 @@ from torch import Tensor, nn
 from bnkit.batches import Inputs
 from bnkit.dataflow import duplicate
 from bnkit.layers.domains import DomainBatchNorm
-from bnkit.surgery.conversion.callables import (
-    ToLayer,
-    choose_for_callable,
-    put_what_is_made,
-    refuse_options,
-)
-from bnkit.surgery.conversion.choosing import ALREADY, choose, part
-from bnkit.surgery.conversion.given import Given
-from bnkit.surgery.conversion.groups import check_timeout, with_group
+from bnkit.layers.exchange import make_group
+from bnkit.norms import Where
+from bnkit.surgery.conversion.calibration import Calls, Given, Movement, calibrate, movement
 from bnkit.surgery.conversion.kinds import find_kind
 from bnkit.surgery.conversion.recasting import recast
-from bnkit.surgery.conversion.record import Conversion, calibrated, moved, named, proven
-from bnkit.surgery.conversion.survey import Target, Use, Where, is_equivalent, rank_of, uses_of
-from bnkit.surgery.folding.folding import in_order_of, nothing_to_do
-from bnkit.surgery.operations import Edit, operation, write_values
-from bnkit.surgery.promise import SurgeryError
+from bnkit.surgery.conversion.survey import (
+    ALREADY,
+    Target,
+    Use,
+    candidates,
+    choose,
+    is_distributed,
+    is_equivalent,
+    objection_of_user,
+    part,
+    rank_of,
+    uses_of,
+)
+from bnkit.surgery.operations import Edit, make_edits, operation, replace_module, write_values
+from bnkit.surgery.plan import LeftAlone, Plan, in_order_of
+from bnkit.surgery.verification import SurgeryError
+
+ToLayer = Callable[[nn.Module], nn.Module]
+
+
+@dataclass(frozen=True)
+class Conversion(Plan):
+    """The plan of `convert`: `movement` says how far the output moves, where it does not stay.
+
+    That is where layers are calibrated, and where a callable of the user makes them.
+    """
+
+    movement: Movement | None = field(default=None, metadata={"record": Movement})
+
+    def __str__(self) -> str:
+        table = super().__str__()
+        return table if self.movement is None else f"{table}\n{self.movement}"
+
+
+def named(edits: Iterable[Edit], trial: nn.Module) -> tuple[Edit, ...]:
+    """Return the edits with the class that each layer becomes, by making them in `trial`."""
+    edits = tuple(edits)
+    made = make_edits(trial, edits)
+    kinds = [type(made.get_submodule(edit.layer)).__name__ for edit in edits]
+    return tuple(
+        replace(edit, action=f"become {kind}{edit.action}")
+        for edit, kind in zip(edits, kinds, strict=True)
+    )
+
+
+def calibrated(
+    model: nn.Module, plan: Conversion, layers: Iterable[str], calls: Calls
+) -> Conversion:
+    """Return the plan in which these layers get the values that `calibrate` finds for them."""
+    wanted = set(layers)
+    states = calibrate(model, {e.layer: e for e in plan.edits if e.layer in wanted}, calls)
+    edits = tuple(replace(e, values=states.get(e.layer, {})) for e in plan.edits)
+    return replace(plan, edits=edits)
+
+
+def moved(
+    model: nn.Module, plan: Conversion, examples: Iterable[Any], *, tolerance: float | None
+) -> Conversion:
+    """Return the plan with how far the output moves; SurgeryError if that is over `tolerance`."""
+    found = movement(model, plan.apply(model), examples)
+    if tolerance is not None and not found.largest <= tolerance:
+        raise SurgeryError(
+            f"the output moves by {found.largest:.2g} (max|a − b| / max|a|), and `tolerance` "
+            f"allows {tolerance:.2g}: leave layers out by `where`, or allow more"
+        )
+    return replace(plan, movement=found)
 
 
 def convert(
@@ -49,10 +104,10 @@ def convert(
     lost, so a class with a forward of its own stays, and `plan_conversion` says so.
 
     All but the last two kinds compute the same in eval mode; with an example (a tensor, a tuple of
-    positional or a dict of keyword arguments) that is proven on it, within `tolerance`, as
-    `prove_same_function` says. "group" (`num_groups=32`) and "instance" compute something else:
-    they need mini-batches, as `bnkit.batches.calls_of` takes them, on which weight and bias are
-    set so that each channel has the mean and the standard deviation that it had, and
+    positional or a dict of keyword arguments) that is proven on it, within `tolerance`
+    (by default 1e-4 in float32) in its dtype. "group" (`num_groups=32`) and "instance" compute
+    something else: they need mini-batches, as `bnkit.batches.calls_of` takes them, on which weight
+    and bias are set so that each channel has the mean and the standard deviation that it had, and
     `plan_conversion` says how far the output moves. So do batch norms made of them. (An "instance"
     with `track_running_stats=True` is a batch norm in eval mode.) "sync" is collective: where
     torch.distributed is initialised, all ranks call it, and unless `process_group` is given it
@@ -81,7 +136,7 @@ def convert(
         **options,
     )
     if not plan.edits and all(left.why != ALREADY for left in plan.left_alone):
-        raise SurgeryError(nothing_to_do("converted", "plan_conversion", plan, where))
+        raise SurgeryError(plan.why_nothing("converted", where=where, planner="plan_conversion"))
     return plan.apply(model)
 
 
@@ -217,7 +272,7 @@ def _plan_by_name(
         return moved(model, plan, given.batches(), tolerance=tolerance)
     if example is None or not edits:
         return plan
-    return proven(model, plan, example, before, tolerance=tolerance)
+    return plan.verified(model, example, before=before, tolerance=tolerance)
 
 
 def _plan_by_callable(
@@ -232,3 +287,106 @@ def _plan_by_callable(
     if given.data is None or not edits:
         return plan
     return moved(given.model, plan, given.examples(), tolerance=tolerance)
+
+
+# --- conversion by a callable of the user
+
+
+def edit_by_callable(path: str, layer: nn.Module, to: ToLayer) -> Edit:
+    """Return the edit that puts `to(layer)` in the place of the layer, wherever the model has it.
+
+    >>> edit_by_callable("1", nn.BatchNorm1d(3), nn.Identity).structure["to"]
+    {'callable': 'Identity'}
+    """
+    name = getattr(to, "__qualname__", type(to).__qualname__)
+    options = {"to": to, "options": {}}
+    return Edit(path, type(layer).__name__, "", f"`{name}` made it", "convert_layer", options)
+
+
+def choose_for_callable(
+    model: nn.Module, to: ToLayer, where: Where | None
+) -> tuple[list[Edit], list[LeftAlone]]:
+    """Return the edits of the layers that the user wants to be converted, and the other layers."""
+    edits, rest = [], []
+    for path, layer in candidates(model):
+        why = objection_of_user(path, layer, where)
+        if why is None:
+            edits.append(edit_by_callable(path, layer, to))
+        else:
+            rest.append(LeftAlone(path, type(layer).__name__, why))
+    return edits, rest
+
+
+def refuse_options(to: Any, options: Iterable[str]) -> None:
+    """Raise TypeError for a `to` that is not a callable, and for options, which a callable has not.
+
+    >>> refuse_options(nn.Identity, ["num_groups"])
+    Traceback (most recent call last):
+    TypeError: `num_groups` is an option of kinds that are called by name, and `to` is a callable: \
+bind it to that, as by functools.partial
+    """
+    if not callable(to):
+        raise TypeError(f"`to` is a {type(to).__name__}: pass the name of a kind, or a callable")
+    for name in options:
+        raise TypeError(
+            f"`{name}` is an option of kinds that are called by name, and `to` is a callable: "
+            f"bind it to that, as by functools.partial"
+        )
+
+
+def put_what_is_made(model: nn.Module, layer: str, to: ToLayer) -> None:
+    """Put `to(layer)` in the place of the layer; TypeError if that is not a module.
+
+    >>> model = nn.Sequential(nn.BatchNorm1d(3))
+    >>> put_what_is_made(model, "0", lambda norm: nn.Identity())
+    >>> model[0]
+    Identity()
+    """
+    old = model.get_submodule(layer)
+    new = to(old)
+    if not isinstance(new, nn.Module):
+        raise TypeError(
+            f"`to` returned a {type(new).__name__} for layer '{layer}' ({type(old).__name__}): it "
+            f"must return a module"
+        )
+    if new is not old:
+        replace_module(model, layer, new)
+
+
+# --- the process group of layers that become synchronised
+
+
+_TIMEOUT = 300.0  # seconds that a rank waits for another
+
+
+def check_timeout(timeout: float | None, options: Mapping[str, Any]) -> None:
+    """Raise ValueError where a time limit is given, and there is no new group to have it.
+
+    >>> check_timeout(60, {"process_group": None})
+    Traceback (most recent call last):
+    ValueError: `timeout` is 60 and `process_group` is given, which has a limit of its own: pass \
+one of them, or make_group(60) as the group
+    """
+    if timeout is None:
+        return
+    if "process_group" in options:
+        raise ValueError(
+            f"`timeout` is {timeout} and `process_group` is given, which has a limit of its own: "
+            f"pass one of them, or make_group({timeout}) as the group"
+        )
+    if not is_distributed():
+        raise ValueError(
+            f"`timeout` is {timeout}, and torch.distributed is not initialised, so there is no "
+            f"group that it would be the limit of: initialise it first"
+        )
+
+
+def with_group(target: Target, timeout: float | None) -> Target:
+    """Return the target with a new group, where layers are to meet other ranks without one.
+
+    All ranks have to call it.
+    """
+    if target.kind.name != "sync" or "process_group" in target.options or not is_distributed():
+        return target
+    group = make_group(_TIMEOUT if timeout is None else timeout)
+    return replace(target, options={**target.options, "process_group": group})

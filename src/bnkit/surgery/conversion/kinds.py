@@ -57,7 +57,7 @@ class Kind:
         unknown = [name for name in options if name not in known]
         if unknown:
             raise TypeError(
-                f"`{unknown[0]}` is no option of {self.name!r}: it takes "
+                f"{self.name!r} has no option `{unknown[0]}`: it takes "
                 f"{', '.join(f'`{name}`' for name in known)}; the rest is kept from each layer"
             )
         parameters = inspect.signature(self.classes[0]).parameters
@@ -75,7 +75,7 @@ class Kind:
         groups = own.get("num_groups", 1)
         if not isinstance(groups, int) or groups < 1:
             raise ValueError(
-                f"`num_groups` is {groups!r}: give a whole number of at least 1 that divides the "
+                f"`num_groups` is {groups!r}: pass an integer ≥ 1 that divides the "
                 f"channels of each layer"
             )
 

@@ -5,13 +5,16 @@ model is run on an example, the calls of it.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from bnkit.dataflow import duplicate, observe
+from bnkit.layers.sync import SynchronisedBatchNorm
+from bnkit.norms import NOT_CHOSEN, Where
 from bnkit.observation import watching
 from bnkit.roles import is_batch_norm, is_leaf
 from bnkit.surgery.conversion.kinds import (
@@ -22,18 +25,14 @@ from bnkit.surgery.conversion.kinds import (
     family_of,
     name_and_rank,
 )
-from bnkit.surgery.conversion.recasting import own_names
-from bnkit.surgery.conversion.state import state_of
-from bnkit.surgery.distance import Outcome, witnessing
-from bnkit.surgery.folding.sites import (
-    _computes_its_affine,
-    _objection_to_foreign_state,
+from bnkit.surgery.conversion.recasting import own_names, state_of
+from bnkit.surgery.folding.candidates import (
+    computes_its_affine,
     functional_batch_norms,
+    objection_to_foreign_state,
 )
 from bnkit.surgery.plan import LeftAlone
-from bnkit.surgery.promise import SurgeryError
-
-Where = Callable[[str, nn.Module], bool]
+from bnkit.surgery.verification import Outcome, SurgeryError, witnessing
 
 
 @dataclass
@@ -208,9 +207,9 @@ def _objection_to_additions(layer: nn.Module) -> str | None:
 
 
 def _objection_to_another(layer: nn.Module) -> str | None:
-    found = _objection_to_foreign_state(layer)
-    if found is None and not _computes_its_affine(layer):
-        return "a batch norm of another library, which computes something else than its state says"
+    found = objection_to_foreign_state(layer)
+    if found is None and not computes_its_affine(layer):
+        return "a batch norm of another library, which computes something other than its state says"
     return found
 
 
@@ -244,3 +243,74 @@ def _objection_to_calls(layer: nn.Module, target: Target, use: Use | None) -> st
     if unknown:
         return f"called with the keyword {min(unknown)!r}, which {target.kind.name!r} does not know"
     return None
+
+
+# --- the layers that the user wants
+
+
+Layers = list[tuple[str, nn.Module]]
+
+ALREADY = "already of that kind"
+
+
+def choose(
+    model: nn.Module, target: Target, timeout: float | None, where: Where | None
+) -> tuple[Layers, list[LeftAlone]]:
+    """Return the layers that the user wants to be another kind, and the others.
+
+    `timeout` is the time limit that synchronised layers are to have, None for any.
+    """
+    chosen, rest = [], []
+    for path, layer in candidates(model):
+        why = objection_of_user(path, layer, where)
+        if why is None and is_that_already(layer, target) and not needs_group(layer, timeout):
+            why = ALREADY
+        if why is None:
+            chosen.append((path, layer))
+        else:
+            rest.append(LeftAlone(path, type(layer).__name__, why))
+    return chosen, rest
+
+
+def objection_of_user(path: str, layer: nn.Module, where: Where | None) -> str | None:
+    """Return why the user does not want this layer to be converted, or None.
+
+    >>> objection_of_user("2", nn.GroupNorm(2, 4), None)
+    'group norm, which only `where` chooses'
+    """
+    if where is not None:
+        return None if where(path, layer) else NOT_CHOSEN
+    family = family_of(layer)
+    return None if family == "batch" else f"{family} norm, which only `where` chooses"
+
+
+def part(chosen: Layers, target: Target, uses: Mapping[str, Use]) -> tuple[Layers, list[LeftAlone]]:
+    """Part the chosen layers into those that can be converted, and the others.
+
+    Raises SurgeryError, with the layer, where the new kind would have nothing to normalise by.
+    """
+    able, unable = [], []
+    for path, layer in chosen:
+        why = objection(layer, target, uses.get(path))
+        if why is None:
+            refuse_shapes(path, layer, target, uses.get(path, Use()))
+            able.append((path, layer))
+        else:
+            unable.append(LeftAlone(path, type(layer).__name__, why))
+    return able, unable
+
+
+def needs_group(layer: nn.Module, timeout: float | None) -> bool:
+    """Return whether a synchronised layer has no group of its own, or is to have another limit.
+
+    >>> needs_group(nn.BatchNorm1d(3), None)
+    False
+    """
+    if not isinstance(layer, SynchronisedBatchNorm) or not is_distributed():
+        return False
+    return timeout is not None or layer.process_group is None
+
+
+def is_distributed() -> bool:
+    """Return whether this process is one of several that torch.distributed knows."""
+    return dist.is_available() and dist.is_initialized()

@@ -1,19 +1,37 @@
 """`fold`: the same network in eval mode, with its batch norms in the layers beside them."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from bnkit.surgery.distance import Outcome
-from bnkit.surgery.folding.matching import Match
-from bnkit.surgery.folding.sites import Site
-from bnkit.surgery.folding.survey import Where, survey
-from bnkit.surgery.operations import Edit
-from bnkit.surgery.plan import LeftAlone, Plan
-from bnkit.surgery.promise import SurgeryError, prove_change
-
-_SHOWN = 8  # layers in a message
+from bnkit.dataflow import Dataflow, Value, duplicate, observe
+from bnkit.layers.affine import ResidualActivation, activation_module
+from bnkit.layers.batch_norm import ActivatedBatchNorm
+from bnkit.norms import Where
+from bnkit.parameters import shared_parameters
+from bnkit.roles import can_own_batch_norm, is_batch_norm
+from bnkit.surgery.folding.arithmetic import (
+    affine_of,
+    after_layer,
+    before_layer,
+    features_out,
+)
+from bnkit.surgery.folding.candidates import (
+    Candidate,
+    arguments_of,
+    find_candidates,
+    functional_batch_norms,
+    objection_to_batch_norm,
+    objection_to_eval_mode,
+)
+from bnkit.surgery.folding.matching import Match, Matcher, Side, objection_to_module, original_class
+from bnkit.surgery.normalized import Normalized
+from bnkit.surgery.operations import Edit, knowing_holders, operation, replace_module
+from bnkit.surgery.plan import LeftAlone, Plan, in_order_of
+from bnkit.surgery.verification import Outcome, SurgeryError, witnessing
 
 
 def fold(
@@ -31,8 +49,8 @@ def fold(
     `example` is a tensor, a tuple of positional or a dict of keyword arguments, on which the model
     runs in eval mode; it must take the way that all inputs take, since a branch that it does not
     take is not seen. `where(path, batch_norm)` chooses among the batch norms. That both compute the
-    same is proven on `example`, in float64 and, within `tolerance` (see `prove_same_function`), in
-    the model's dtype. `model` stays as it is.
+    same is proven on `example`, in float64 and, within `tolerance` (by default 1e-4 in
+    float32), in the model's dtype. `model` stays as it is.
 
     Raises ExampleError if the model fails on `example`, SurgeryError (both are ValueErrors) if
     nothing can be folded or the copy computes something else.
@@ -48,7 +66,7 @@ def fold(
     """
     plan = plan_folding(model, example, where=where, tolerance=tolerance)
     if not plan.edits:
-        raise SurgeryError(nothing_to_do("folded", "plan_folding", plan, where))
+        raise SurgeryError(plan.why_nothing("folded", where=where, planner="plan_folding"))
     return plan.apply(model)
 
 
@@ -68,58 +86,293 @@ makes leaves the model
     """
     found = survey(model, example, where=where)
     edits = tuple(fold_edit(match) for match in found.matches)
-    stuck = [LeftAlone(site.path, site.kind, why) for site, why in found.stuck]
+    stuck = [LeftAlone(candidate.path, candidate.kind, why) for candidate, why in found.stuck]
     left_alone = in_order_of(model, [*stuck, *found.left_alone])
-    return proven(model, Plan(edits, left_alone), example, found.outcome, tolerance=tolerance)
-
-
-def proven(
-    model: nn.Module, plan: Plan, example: Any, before: Outcome, *, tolerance: float | None
-) -> Plan:
-    """Return `plan` with its proof on `example`, on which `model` gave what is `before`.
-
-    A plan without edits needs none. Raises SurgeryError if the changed model differs.
-    """
-    if not plan.edits:
-        return plan
-    proof = prove_change(model, plan.change, example, before=before, tolerance=tolerance)
-    return replace(plan, proof=proof)
+    plan = Plan(edits, left_alone)
+    return plan.verified(model, example, before=found.outcome, tolerance=tolerance)
 
 
 def fold_edit(match: Match) -> Edit:
     """Return the edit that folds this match."""
-    site, layer = match.site, match.layer
-    options = {"target": layer.name, "residual": site.adds_residual, "side": match.side}
+    candidate, layer = match.candidate, match.layer
+    options = {"target": layer.name, "residual": candidate.adds_residual, "side": match.side}
     values = {"features": match.features}
-    kept = f", keep {site.activation}" if site.activation is not None else ""
-    action = f"fold into {layer}{kept}{of_domain(site)}"
-    return Edit(site.path, site.kind, action, _why(match), "fold_away", options, values)
+    kept = f", keep {candidate.activation}" if candidate.activation is not None else ""
+    action = f"fold into {layer}{kept}{of_domain(candidate)}"
+    return Edit(candidate.path, candidate.kind, action, _why(match), "fold_away", options, values)
 
 
-def of_domain(site: Site) -> str:
+def of_domain(candidate: Candidate) -> str:
     """Return the words that say of which domain the statistics are, where there are several."""
-    return f", of the domain {site.domain!r}" if site.domain else ""
+    return f", of the domain {candidate.domain!r}" if candidate.domain else ""
 
 
 def _why(match: Match) -> str:
-    if match.site.owner == match.layer.name:
+    if match.candidate.owner == match.layer.name:
         return f"it normalises the layer's own {'output' if match.side == 'before' else 'input'}"
     way = "" if not match.distance else f", {match.distance} calls away that only move values"
     return f"the layer {match.side} it{way}"
 
 
-def in_order_of(model: nn.Module, rows: list[LeftAlone]) -> tuple[LeftAlone, ...]:
-    """Return the rows in the order of the model's layers; functions, which have none, come last."""
-    order = {path: index for index, (path, _) in enumerate(model.named_modules())}
-    return tuple(sorted(rows, key=lambda row: order.get(row.layer, len(order))))
+def fold_pair(layer: nn.Module, batch_norm: nn.Module) -> nn.Module:
+    """Return a copy of `layer` that computes in eval mode what `batch_norm` makes of its output.
+
+    `layer` is a Linear or a conv of torch, of any rank, grouped or transposed; `batch_norm` is of
+    as many features as it has outputs, with running statistics: torch's, bnkit's without an
+    activation, or one of another library that computes what its state says. Weight and bias are
+    computed in float64, with the scale γ/√(σ² + ε) (Ioffe and Szegedy 2015, algorithm 2), and have
+    the dtype and device of the layer's weight; both train if they did, and a new bias trains if the
+    layer's weight or the batch norm's bias does. Neither argument is touched. It is the arithmetic
+    of `fold` alone, without a model around it, as of torch's `fuse_conv_bn_eval`.
+
+    Raises TypeError for another kind of layer or batch norm, ValueError where the fold would not be
+    exact: another number of features, no running statistics, an activation, values that are not
+    finite, a weight that is computed, a layer in which hooks or a forward of its own do more.
+
+    >>> conv, batch_norm = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8).eval()
+    >>> folded_conv, x = fold_pair(conv, batch_norm), torch.randn(2, 3, 5, 5)
+    >>> torch.allclose(folded_conv(x), batch_norm(conv(x)), atol=1e-6), conv.bias is None
+    (True, True)
+    """
+    _refuse_pair(layer, batch_norm)
+    made: Any = duplicate(layer)
+    with torch.inference_mode(mode=False), torch.no_grad():
+        features = torch.arange(features_out(layer))
+        weight, bias = folded(batch_norm, made, side="before", features=features)
+        if not all(map(_is_finite, (weight, bias))):
+            raise ValueError(f"the weight or bias of `layer` would not be finite in {weight.dtype}")
+        _ensure_bias(made, batch_norm)
+        made.weight.copy_(weight)
+        made.bias.copy_(bias)
+    return made  # type: ignore[no-any-return]  # duplicate returns what it is given
 
 
-def nothing_to_do(done: str, planner: str, plan: Plan, where: Where | None) -> str:
-    """Return the message for a plan without edits."""
-    if not plan.left_alone:
-        return f"nothing in this model can be {done}: it has no batch norm"
-    problem = f"nothing {'that `where` chose' if where else 'in this model'} can be {done}"
-    reasons = [f"{left.layer or 'the model'} ({left.kind}): {left.why}" for left in plan.left_alone]
-    more = len(reasons) - _SHOWN
-    rest = f"; and {more} more, which {planner} lists" if more > 0 else ""
-    return f"{problem}. {'; '.join(reasons[:_SHOWN])}{rest}"
+def _refuse_pair(layer: nn.Module, batch_norm: nn.Module) -> None:
+    if not can_own_batch_norm(layer):
+        raise TypeError(
+            f"`layer` is a {type(layer).__name__}: pass a Linear or a conv layer (of any rank, "
+            f"grouped or transposed)"
+        )
+    if not is_batch_norm(batch_norm):
+        raise TypeError(f"`batch_norm` is a {type(batch_norm).__name__}: pass a batch norm")
+    objection = objection_to_module(layer)
+    if isinstance(layer, Normalized):
+        objection = "it owns a batch norm already"
+    if objection is not None:
+        raise ValueError(f"`layer` ({type(layer).__name__}) cannot take it in: {objection}")
+    objection = objection_to_eval_mode(batch_norm)
+    if objection is None and isinstance(batch_norm, ActivatedBatchNorm) and batch_norm.activation:
+        objection = f"it ends in {batch_norm.activation}, which no weight computes"
+    if objection is not None:
+        raise ValueError(
+            f"`batch_norm` ({type(batch_norm).__name__}) cannot be folded: {objection}"
+        )
+    features, made = len(affine_of(batch_norm).scale), features_out(layer)
+    if features != made:
+        raise ValueError(
+            f"`batch_norm` has {features} features and `layer` makes {made}: they must be as many"
+        )
+
+
+# --- what can be folded into what
+
+
+@dataclass
+class Survey:
+    """What was found: `matches` in the order in which they are to be folded, and the rest.
+
+    `stuck` are batch norms that no layer takes in, though what they do in eval mode is known, and
+    why; `left_alone` are those of which it is unknown, those not chosen, and functions. `outcome`
+    is what the model gave.
+    """
+
+    outcome: Outcome
+    matches: list[Match] = field(default_factory=list)
+    stuck: list[tuple[Candidate, str]] = field(default_factory=list)
+    left_alone: list[LeftAlone] = field(default_factory=list)
+
+
+def survey(model: nn.Module, example: Any, *, where: Where | None = None) -> Survey:
+    """Return what can be folded into what, by one run of a copy of `model` on `example`."""
+    subject = duplicate(model)
+    with witnessing(subject) as witness:
+        flow = observe(subject, example)
+    found = Survey(witness.outcome(flow.dtypes), left_alone=list(functional_batch_norms(flow)))
+    known = []
+    for candidate in find_candidates(subject, flow):
+        objection = objection_to_batch_norm(candidate, flow)
+        if objection is None and where is not None:
+            chosen = where(candidate.path, model.get_submodule(candidate.path))
+            objection = None if chosen else "`where` did not choose it"
+        if objection is None:
+            known.append(candidate)
+        else:
+            found.left_alone.append(LeftAlone(candidate.path, candidate.kind, objection))
+    with knowing_holders(subject):
+        _match(subject, flow, known, found)
+    return found
+
+
+def _match(subject: nn.Module, flow: Dataflow, candidates: list[Candidate], found: Survey) -> None:
+    """Match in the order of the calls with layers before, then backwards with layers after.
+
+    So a chain of batch norms is folded from its layer outwards. Each match is folded in `subject`
+    at once, so that the next ones see it.
+    """
+    matcher = Matcher(flow, shared_parameters(subject))
+    ready, waiting = [], []
+    for candidate in candidates:
+        objection = _objection_to_calls(candidate)
+        if objection is None:
+            ready.append(candidate)
+        else:
+            found.stuck.append((candidate, objection))
+    for candidate in sorted(ready, key=lambda candidate: candidate.calls[0].index):
+        reason = _fold(subject, matcher, matcher.before(candidate), found)
+        if reason is not None:
+            waiting.append((candidate, reason))
+    for candidate, before in reversed(waiting):
+        reason = _fold(subject, matcher, matcher.after(candidate), found)
+        if reason is not None:
+            found.stuck.append((candidate, f"before it: {before}; after it: {reason}"))
+
+
+def _objection_to_calls(candidate: Candidate) -> str | None:
+    if not candidate.calls:
+        return "not called on this example in eval mode, or only inside a layer that is one step"
+    if len(candidate.calls) > 1:
+        return f"called {len(candidate.calls)} times in one forward"
+    (call,) = candidate.calls
+    given = arguments_of(call)[: 1 if candidate.owner is not None else None]
+    if len(call.outputs) != 1 or not given or not all(type(part) is Value for part in given):
+        return "called with more than tensors of the dataflow"
+    if len(given) != len(set(given)):
+        return "its residual is its own input"
+    return None
+
+
+def _fold(subject: nn.Module, matcher: Matcher, match: Match | str, found: Survey) -> str | None:
+    """Fold this match in `subject` and note it, or return why not."""
+    if isinstance(match, str):
+        return match
+    layer = match.layer.module
+    assert layer is not None
+    candidate = match.candidate
+    values = folded(candidate.module, layer, side=match.side, features=match.features)
+    if not all(map(_is_finite, values)):
+        return f"the weight or bias of {match.layer} would not be finite in {values[0].dtype}"
+    target, residual = match.layer.name, candidate.adds_residual
+    take_out(subject, candidate.path, target=target, new=values, residual=residual)
+    if candidate.activation is None and not candidate.adds_residual:
+        matcher.gone.add(candidate.path)
+    found.matches.append(match)
+    return None
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Return whether all are finite, without a tensor of as many answers."""
+    return not values.numel() or all(end.isfinite().item() for end in values.aminmax())
+
+
+# --- the operation
+
+
+def folded(
+    batch_norm: nn.Module, layer: Any, *, side: Side, features: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of `layer` with `batch_norm` folded in, in the dtype of its weight.
+
+    Feature i of the layer, of its output where it stands before the batch norm and else of its
+    input, is channel `features[i]` of the batch norm (−1: none).
+    """
+    affine = affine_of(batch_norm).take(features, like=layer.weight)
+    weight, bias = (after_layer if side == "before" else before_layer)(layer, affine)
+    return weight, bias.to(weight.dtype)
+
+
+@operation
+def fold_away(
+    model: nn.Module,
+    layer: str,
+    *,
+    target: str | None = None,
+    residual: bool = False,
+    side: Side = "before",
+    values: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Fold the batch norm at `layer` of `model` into the layer at `target`, in place.
+
+    `values` holds "features" (see `folded`); without it the structure alone changes, as for a
+    checkpoint that brings its weights. The target stands on that `side` of the batch norm, and gets
+    a bias if it has none, which trains if its weight or the batch norm's bias does. What remains of
+    the batch norm is its activation and, with `residual`, the sum before that; a layer that owned
+    it gets its original class back.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.BatchNorm1d(3))
+    >>> fold_away(model, "1", target="0", values={"features": torch.arange(3)})
+    >>> model
+    Sequential(
+      (0): Linear(in_features=2, out_features=3, bias=True)
+      (1): Identity()
+    )
+    """
+    new = None
+    if target is not None and values is not None:
+        batch_norm, host = model.get_submodule(layer), model.get_submodule(target)
+        new = folded(batch_norm, host, side=side, features=values["features"])
+    take_out(model, layer, target=target, new=new, residual=residual)
+
+
+@torch.no_grad()
+def take_out(
+    model: nn.Module,
+    layer: str,
+    *,
+    target: str | None,
+    new: tuple[Tensor, Tensor] | None,
+    residual: bool,
+) -> None:
+    """Take the batch norm at `layer` out of `model`, with this `new` weight and bias for `target`.
+
+    >>> model = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+    >>> take_out(model, "1", target="0", new=(torch.ones(1, 1), torch.zeros(1)), residual=False)
+    >>> model(torch.tensor([[7.0]])).item()
+    7.0
+    """
+    batch_norm = model.get_submodule(layer)
+    if target is not None:
+        host: Any = model.get_submodule(target)
+        _ensure_bias(host, batch_norm)
+        if new is not None:
+            host.weight.copy_(new[0])
+            host.bias.copy_(new[1])
+    activation = batch_norm.activation if isinstance(batch_norm, ActivatedBatchNorm) else None
+    owner = model.get_submodule(layer.rpartition(".")[0])
+    if isinstance(owner, Normalized) and activation is None:
+        give_class_back(owner)
+    else:
+        rest = ResidualActivation(activation) if residual else activation_module(activation)
+        replace_module(model, layer, rest)
+
+
+def give_class_back(layer: Normalized) -> None:
+    """Make a layer that owns a batch norm what it was before, without it.
+
+    >>> from bnkit import add
+    >>> twin = add(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.zeros(4, 2))
+    >>> give_class_back(twin[0])
+    >>> twin[0]
+    Linear(in_features=2, out_features=3, bias=False)
+    """
+    original: Any = original_class(layer)
+    del layer.batchnorm, layer.batchnorm_layout
+    layer.__class__ = original
+
+
+def _ensure_bias(layer: Any, batch_norm: Any) -> None:
+    if layer.bias is not None:
+        return
+    weight, shift = layer.weight, batch_norm.bias
+    trains = weight.requires_grad or (shift is not None and shift.requires_grad)
+    bias = nn.Parameter(weight.detach().new_zeros(features_out(layer)), requires_grad=trains)
+    layer.register_parameter("bias", bias)

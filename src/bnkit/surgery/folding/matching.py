@@ -1,27 +1,22 @@
 """Which layer takes a batch norm in: the one before it, or the one after it; or why neither."""
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import cast
+from functools import cached_property
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnkit.dataflow import Call, Dataflow, Value
-from bnkit.roles import can_own_batch_norm
-from bnkit.surgery.folding.application import Side
+from bnkit.internals import FORWARDS, has_hooks
+from bnkit.roles import can_own_batch_norm, layer_kind
 from bnkit.surgery.folding.arithmetic import affine_of, feature_axis, is_exact_before
-from bnkit.surgery.folding.routes import (
-    Routes,
-    followed,
-    one_end_each,
-    one_start_each,
-    spread,
-)
-from bnkit.surgery.folding.sites import Site, arguments_of
-from bnkit.surgery.folding.targets import objection_to_layer
+from bnkit.surgery.folding.candidates import Candidate, arguments_of
 from bnkit.surgery.normalized import Normalized, NormalizedInput, NormalizedOutput
 
+Side = Literal["before", "after"]  # where the layer is that takes the batch norm in
 Place = tuple[Value, int]  # a value, and the axis on which the features lie
 
 
@@ -33,7 +28,7 @@ class Match:
     `features[i]` of the batch norm, −1 where none.
     """
 
-    site: Site
+    candidate: Candidate
     layer: Call
     side: Side
     features: Tensor
@@ -51,13 +46,18 @@ class Matcher:
     shared: Mapping[str, str]
     gone: set[str] = field(default_factory=set)
 
-    def before(self, site: Site) -> Match | str:
+    @cached_property
+    def routes(self) -> "Routes":
+        """The routes in the dataflow, made once for all batch norms."""
+        return Routes(self.flow, self.gone)
+
+    def before(self, candidate: Candidate) -> Match | str:
         """Return the match with the layer before the batch norm, or why there is none."""
-        (call,) = site.calls
+        (call,) = candidate.calls
         if isinstance(call.module, NormalizedOutput):
-            return self._owner(site, call, "before")
+            return self._owner(candidate, call, "before")
         value, axis = _input_of(call)
-        route = Routes(self.flow, self.gone).before(value)
+        route = self.routes.before(value)
         if isinstance(route, str):
             return route
         layer = route.layer
@@ -68,16 +68,16 @@ class Matcher:
         if features is None:
             return f"a feature of {layer} does not stay in one channel of it"
         objection = objection_to_layer(self.flow, layer, self.shared)
-        return objection or Match(site, layer, "before", features, len(route.passages))
+        return objection or Match(candidate, layer, "before", features, len(route.passages))
 
-    def after(self, site: Site) -> Match | str:
+    def after(self, candidate: Candidate) -> Match | str:
         """Return the match with the layer after the batch norm, or why there is none."""
-        if site.activation is not None or site.adds_residual:
-            return f"it ends in {'a residual' if site.adds_residual else site.activation}"
-        (call,) = site.calls
+        if candidate.activation is not None or candidate.adds_residual:
+            return f"it ends in {'a residual' if candidate.adds_residual else candidate.activation}"
+        (call,) = candidate.calls
         if isinstance(call.module, NormalizedInput):
-            return self._owner(site, call, "after")
-        route = Routes(self.flow, self.gone).after(call)
+            return self._owner(candidate, call, "after")
+        route = self.routes.after(call)
         if isinstance(route, str):
             return route
         layer = route.layer
@@ -89,18 +89,18 @@ class Matcher:
             return f"a feature that {layer} reads does not come from one channel of it"
         return (
             objection_to_layer(self.flow, layer, self.shared)
-            or _objection_to_exactness(site, layer, features)
-            or Match(site, layer, "after", features, len(route.passages))
+            or _objection_to_exactness(candidate, layer, features)
+            or Match(candidate, layer, "after", features, len(route.passages))
         )
 
-    def _owner(self, site: Site, owner: Call, side: Side) -> Match | str:
+    def _owner(self, candidate: Candidate, owner: Call, side: Side) -> Match | str:
         if not can_own_batch_norm(owner.module):
             return f"it normalises what {owner} makes, which has no weight"
-        features = torch.arange(len(affine_of(site.module).scale))
+        features = torch.arange(len(affine_of(candidate.module).scale))
         return (
             objection_to_layer(self.flow, owner, self.shared)
-            or (side == "after" and _objection_to_exactness(site, owner, features))
-            or Match(site, owner, side, features)
+            or (side == "after" and _objection_to_exactness(candidate, owner, features))
+            or Match(candidate, owner, side, features)
         )
 
     def _ends(self, start: Place, passages: tuple[Call, ...], end: Place) -> Tensor | None:
@@ -137,8 +137,242 @@ def _place(flow: Dataflow, layer: Call, value: Value) -> Place:
     return value, len(flow.shapes[value]) + feature_axis(layer.module)
 
 
-def _objection_to_exactness(site: Site, layer: Call, features: Tensor) -> str | None:
-    affine = affine_of(site.module)
+def _objection_to_exactness(candidate: Candidate, layer: Call, features: Tensor) -> str | None:
+    affine = affine_of(candidate.module)
     if is_exact_before(layer.module, affine.take(features, like=affine.scale)):
         return None
     return f"{layer} pads with zeros or does not reach all places alike: no bias is its shift"
+
+
+# --- the weight layers that can take one in
+
+
+def objection_to_layer(flow: Dataflow, call: Call, shared: Mapping[str, str]) -> str | None:
+    """Return why this weight layer cannot take a batch norm in, or None.
+
+    `shared` is that of `shared_parameters`.
+    """
+    assert call.module is not None
+    calls, readers = flow.calls_of(call.name), flow.calls_reading(call.name)
+    objection = objection_to_module(call.module)
+    if objection is not None:
+        return f"{call} stays as it is: {objection}"
+    if len(calls) > 1:
+        return f"{call} is called {len(calls)} times in one forward"
+    if readers:
+        return f"the parameters of {call} are read by {readers[0]}, too"
+    if call.name in shared:
+        return f"the parameters of {call} are shared with '{shared[call.name]}'"
+    return None
+
+
+def objection_to_module(layer: nn.Module) -> str | None:
+    """Return why weight and bias of this layer do not say all that it computes, or None.
+
+    >>> objection_to_module(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+    'its weight or bias is computed (weight norm, spectral norm, pruning and the like)'
+    """
+    return _objection_to_parameters(layer) or _objection_to_class(layer)
+
+
+def original_class(layer: nn.Module) -> type[nn.Module]:
+    """Return the class of `layer`, or what it was before the layer owned a batch norm."""
+    own = type(layer)
+    return own.__bases__[1] if issubclass(own, Normalized) else own
+
+
+def _objection_to_class(layer: nn.Module) -> str | None:
+    kind, own = layer_kind(layer), original_class(layer)
+    if any(getattr(own, name, None) is not getattr(kind, name, None) for name in FORWARDS):
+        return "its class has a forward of its own"
+    if "forward" in vars(layer):
+        return "its forward is set on the instance"
+    return "hooks are registered on it" if has_hooks(layer) else None
+
+
+def _objection_to_parameters(layer: Any) -> str | None:
+    own = dict(layer.named_parameters(recurse=False))
+    bias_is_own = layer.bias is None or "bias" in own
+    if hasattr(layer, "parametrizations") or "weight" not in own or not bias_is_own:
+        return "its weight or bias is computed (weight norm, spectral norm, pruning and the like)"
+    if not own["weight"].is_floating_point():
+        return f"its weight is {own['weight'].dtype}"
+    return None
+
+
+# --- the routes to them, on which values move and do not change
+
+
+# Modules and functions that move values, and change none in eval mode.
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_MODULES = {nn.Identity, nn.Flatten, nn.Unflatten, nn.FeatureAlphaDropout, *_DROPOUTS}
+_FUNCTIONS = frozenset(
+    """
+    view view_as reshape reshape_as flatten unflatten ravel squeeze unsqueeze transpose swapaxes
+    swapdims permute movedim moveaxis t T mT contiguous clone __getitem__ select narrow
+    """.split()
+)
+_FUNCTIONAL_DROPOUTS = frozenset(
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout".split()
+)
+_AS_STRIDES_ALLOW = {"view": "reshape", "view_as": "reshape_as"}  # they give the same values
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """The calls that stand between a value and the weight layer that makes it or reads it."""
+
+    layer: Call
+    passages: tuple[Call, ...] = ()
+
+
+@dataclass
+class Routes:
+    """Finds routes in a dataflow; `gone` are paths of modules that have become the identity."""
+
+    flow: Dataflow
+    gone: AbstractSet[str]
+    makers: Mapping[Value, Call] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.makers = {value: call for call in self.flow.calls for value in call.outputs}
+
+    def before(self, value: Value) -> Route | str:
+        """Return the route from a weight layer to `value`, which one call reads; or why not."""
+        passages: list[Call] = []
+        while True:
+            maker = self.makers.get(value)
+            objection = self._objection_to_value(value, maker)
+            if maker is None or objection is not None:
+                return objection or "it reads an input of the model"
+            if can_own_batch_norm(maker.module):
+                return Route(maker, tuple(reversed(passages)))
+            if not self._passes(maker):
+                return f"{maker} stands between it and a weight layer"
+            passages.append(maker)
+            (value,) = maker.inputs
+
+    def after(self, call: Call) -> Route | str:
+        """Return the route from what `call` makes to the weight layer that reads it; or why not."""
+        passages: list[Call] = []
+        while True:
+            objection = self._objection_to_value(call.outputs[0], call)
+            if objection is not None:
+                return objection
+            (reader,) = self.flow.following(call)
+            if can_own_batch_norm(reader.module):
+                return (
+                    Route(reader, tuple(passages))
+                    if len(reader.inputs) == 1
+                    else _not_alone(reader)
+                )
+            if not self._passes(reader):
+                return f"{reader} stands between it and a weight layer"
+            passages.append(reader)
+            call = reader
+
+    def _objection_to_value(self, value: Value, maker: Call | None) -> str | None:
+        if maker is not None and (len(maker.outputs) != 1 or not isinstance(maker.result, Value)):
+            return f"{maker} makes more than one tensor"
+        name = "the input of the model" if maker is None else f"what {maker} makes"
+        if value in self.flow.outputs:
+            return f"{name} leaves the model"
+        readers = self.flow.readers(value)
+        if len(readers) > 1:
+            return f"{name} is read by {readers[0]} and by {readers[1]}"
+        return None if readers else f"bnkit cannot find what reads {name}"
+
+    def _passes(self, call: Call) -> bool:
+        if len(call.inputs) != 1 or len(call.outputs) != 1 or call.parameters:
+            return False
+        if call.module is None:
+            return call.name in _FUNCTIONS or (
+                call.name in _FUNCTIONAL_DROPOUTS and not _is_on(call)
+            )
+        if call.name in self.gone:
+            return True
+        changed = has_hooks(call.module) or "forward" in vars(call.module)
+        return type(call.module) in _MODULES and not changed
+
+
+def _not_alone(reader: Call) -> str:
+    return f"{reader} reads more than this one tensor"
+
+
+def _is_on(dropout: Call) -> bool:
+    """Return whether a functional dropout drops: by training=True, its default."""
+    given = dropout.arguments[2] if len(dropout.arguments) > 2 else True
+    return bool(dropout.keywords.get("training", dropout.keywords.get("train", given)))
+
+
+def followed(flow: Dataflow, passages: tuple[Call, ...], features: Tensor) -> Tensor | None:
+    """Return where `features`, a tensor of feature numbers, lie after the passages; None if unsure.
+
+    It goes the way of the values themselves, so any mixture of reshapes is followed exactly.
+    """
+    for call in passages:
+        try:
+            features = _replayed(flow, call, features)
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            return None
+    return features
+
+
+def _replayed(flow: Dataflow, call: Call, features: Tensor) -> Tensor:
+    if isinstance(call.module, nn.Flatten | nn.Unflatten):
+        return call.module(features)  # type: ignore[no-any-return]
+    if call.module is not None or call.name in _FUNCTIONAL_DROPOUTS:
+        return features
+
+    def stand_in(part: Any) -> Any:
+        if isinstance(part, Value):
+            return features if part == call.inputs[0] else torch.empty(flow.shapes[part])
+        return part
+
+    keywords = {key: stand_in(part) for key, part in call.keywords.items()}
+    arguments = [stand_in(part) for part in call.arguments]
+    first = keywords.pop("input") if "input" in keywords else arguments.pop(0)
+    if any(isinstance(part, torch.dtype) for part in (*arguments, *keywords.values())):
+        raise TypeError("a view as another dtype is no reshape")
+    function = getattr(Tensor, _AS_STRIDES_ALLOW.get(call.name, call.name))
+    if not callable(function):  # an attribute such as x.mT
+        return getattr(first, call.name)  # type: ignore[no-any-return]
+    return function(first, *arguments, **keywords)  # type: ignore[no-any-return]
+
+
+def one_end_each(features: Tensor, count: int, axis: int) -> Tensor | None:
+    """Return the index on `axis` at which each of `count` features lies; None if some have two.
+
+    Those that lie nowhere get −1.
+
+    >>> one_end_each(torch.tensor([[2, 2], [0, 0]]), 3, axis=0)
+    tensor([ 1, -1,  0])
+    """
+    columns = features.movedim(axis, 0).flatten(1)
+    ends = torch.arange(len(columns))[:, None].expand(columns.shape).flatten()
+    where = columns.flatten()
+    lowest = torch.full((count,), len(columns)).scatter_reduce(0, where, ends, "amin")
+    highest = torch.full((count,), -1).scatter_reduce(0, where, ends, "amax")
+    return highest if bool(((lowest == highest) | (highest == -1)).all()) else None
+
+
+def one_start_each(features: Tensor, axis: int) -> Tensor | None:
+    """Return the feature that lies at each index on `axis`; None if somewhere there are two.
+
+    >>> one_start_each(torch.tensor([[2, 2], [0, 0]]), axis=0)
+    tensor([2, 0])
+    """
+    columns = features.movedim(axis, 0).flatten(1)
+    return columns[:, 0] if bool((columns == columns[:, :1]).all()) else None
+
+
+def spread(shape: tuple[int, ...], axis: int) -> Tensor:
+    """Return the number of each value's feature, for features on `axis` of this shape.
+
+    >>> spread((2, 3), axis=1)
+    tensor([[0, 1, 2],
+            [0, 1, 2]])
+    """
+    ones = [1] * len(shape)
+    ones[axis] = shape[axis]
+    return torch.arange(shape[axis]).reshape(ones).expand(shape)

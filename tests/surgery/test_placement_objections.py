@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bnkit.surgery import plan_addition
-from bnkit.surgery.eligibility import layer_kind
+from bnkit.surgery.placement import layer_kind
 from models import MODELS
 from zoo.catalogue import Net, dense, vectors
 
@@ -84,12 +84,14 @@ def test_a_layer_whose_result_nobody_reads_is_left_alone():
             return self.head(x)
 
     (left, _) = plan_addition(Wasteful(), vectors()).left_alone
-    assert left.why == "no activation follows: nothing that bnkit can see reads its output"
+    assert left.why == "no activation follows: bnkit cannot find what uses its output"
 
 
 def test_the_vector_of_one_example_is_no_mini_batch():
     (left, _) = plan_addition(nn.Sequential(dense(), nn.ReLU(), dense()), vectors()[0]).left_alone
-    assert left.why == "its output of shape (4,) is no mini-batch: add a batch axis to the example"
+    assert (
+        left.why == "its output of shape (4,) is not a mini-batch: add a batch axis to the example"
+    )
 
 
 @pytest.mark.parametrize("model", MODELS, ids=str)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnkit.surgery.distance import Distance, distance, errors_of_rows, parting_layer, run
+from bnkit.surgery.verification import Distance, distance, errors_of_samples, first_difference, run
 from zoo.catalogue import vectors
 from zoo.checks import fingerprint, random_state
 
@@ -39,10 +39,10 @@ def test_each_figure_is_the_largest_over_all_tensors():
     assert distance([], []) == Distance(0.0, 0.0)
 
 
-def test_the_error_of_a_row_is_the_largest_of_all_tensors():
+def test_the_error_of_a_sample_is_the_largest_of_all_tensors():
     first, second = torch.tensor([[1.0, 4.0], [2.0, 0.0]]), torch.tensor([1.0, INF])
     others = torch.tensor([[2.0, 4.0], [2.0, 0.0]]), torch.tensor([1.0, NAN])
-    assert errors_of_rows([first, second], others).tolist() == [0.25, INF]
+    assert errors_of_samples([first, second], others).tolist() == [0.25, INF]
 
 
 def test_numbers_of_every_dtype_are_compared_without_loss():
@@ -138,10 +138,10 @@ def chain():
 
 def test_the_layer_from_which_on_two_models_part_is_named():
     model = chain()
-    assert parting_layer(model, scaled(model, _1=1.1), vectors(), 1e-3) == "1"
-    assert parting_layer(model, scaled(model, _1=1.1), vectors(), 0.2) == ""
+    assert first_difference(model, scaled(model, _1=1.1), vectors(), 1e-3) == "1"
+    assert first_difference(model, scaled(model, _1=1.1), vectors(), 0.2) == ""
 
 
 def test_a_layer_that_parts_and_meets_again_is_not_the_one():
     model = chain()  # as a conv does, into which a batch norm was folded
-    assert parting_layer(model, scaled(model, _0=4, _1=0.25, _2=1.1), vectors(), 1e-3) == "2"
+    assert first_difference(model, scaled(model, _0=4, _1=0.25, _2=1.1), vectors(), 1e-3) == "2"

@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from bnkit.dataflow import trace
+from bnkit.parameters import shared_parameters
 from bnkit.surgery import add
-from bnkit.surgery.folding.targets import objection_to_layer, original_class, shared_parameters
+from bnkit.surgery.folding.matching import objection_to_layer, original_class
 
 
 def objection(layer, x):

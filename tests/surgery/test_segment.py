@@ -6,7 +6,7 @@ from torch import nn
 import bnkit
 from bnkit.dataflow import trace
 from bnkit.roles import Role
-from bnkit.surgery.stretch import next_weights, role_of, stretch_after
+from bnkit.surgery.segment import next_weights, role_of, segment_after
 from zoo.catalogue import Net, conv, dense, images
 
 
@@ -40,7 +40,7 @@ def follow(function, x=None):
 
 def stretch_of(function):
     flow, start = follow(function)
-    return stretch_after(flow, start)
+    return segment_after(flow, start)
 
 
 def names(calls):
@@ -52,24 +52,24 @@ def test_a_stretch_holds_what_a_value_meets_nearest_first():
         z = self.next(F.max_pool2d(y, 2).tanh())
         return z, self.norm(y), self.lstm(y.mean(1)), y.flatten(1).relu(), y.abs()
 
-    stretch = stretch_of(forward)
-    assert names(stretch.activations) == ["tanh", "relu"]
-    assert names(stretch.normalisations) == ["norm"]
-    assert names(stretch.others) == ["abs", "lstm"]
-    assert not stretch.leaves
+    segment = stretch_of(forward)
+    assert names(segment.activations) == ["tanh", "relu"]
+    assert names(segment.normalisations) == ["norm"]
+    assert names(segment.others) == ["abs", "lstm"]
+    assert not segment.leaves
 
 
 def test_a_stretch_ends_at_activations_weights_normalisations_and_other_operations():
     def forward(self, y):
         return [self.act(y).tanh(), self.next(y).tanh(), self.group(y).tanh(), y.exp().tanh()]
 
-    stretch = stretch_of(forward)
-    assert names(stretch.activations) == ["act"]
+    segment = stretch_of(forward)
+    assert names(segment.activations) == ["act"]
 
 
 def test_a_call_that_is_reached_twice_is_met_once():
-    stretch = stretch_of(lambda _, y: torch.relu(y + y.flip(0)).sum())
-    assert names(stretch.activations) == ["relu"]
+    segment = stretch_of(lambda _, y: torch.relu(y + y.flip(0)).sum())
+    assert names(segment.activations) == ["relu"]
 
 
 LEAVES = {
@@ -141,8 +141,8 @@ AXES = {
 
 @pytest.mark.parametrize(("function", "kept"), AXES.values(), ids=AXES)
 def test_whether_features_stay_on_their_axis(function, kept):
-    stretch = stretch_of(function)
-    assert [stretch.keeps_axes[call.index] for call in stretch.activations] == [kept]
+    segment = stretch_of(function)
+    assert [segment.keeps_axes[call.index] for call in segment.activations] == [kept]
 
 
 def read_twice(self, y):

@@ -12,18 +12,18 @@ from bnkit.internals import AnyBatchNorm, has_hooks
 from bnkit.layers.batch_norm import ActivatedBatchNorm
 from bnkit.layers.domains import DomainBatchNorm
 from bnkit.layers.frozen import FrozenBatchNorm
+from bnkit.norms import NO_STATISTICS
 from bnkit.observation import on_the_side
-from bnkit.roles import Role, is_batch_norm, is_leaf
+from bnkit.roles import Role, is_batch_norm, is_leaf, role_of_function
 from bnkit.surgery.folding.arithmetic import affine_of
 from bnkit.surgery.normalized import Normalized
 from bnkit.surgery.plan import LeftAlone
-from bnkit.surgery.stretch import role_of
 
 _STATE = ("weight", "bias", "running_mean", "running_var")
 
 
 @dataclass(frozen=True, eq=False)
-class Site:
+class Candidate:
     """One batch norm of a model: a layer of its own, or the child of a layer that owns it.
 
     `owner` is the path of the layer that calls it on its own output or input (bnkit's layers), None
@@ -61,7 +61,7 @@ def arguments_of(call: Call) -> list[Any]:
     return [part for part in (*call.arguments, *call.keywords.values()) if part is not None]
 
 
-def find_sites(model: nn.Module, flow: Dataflow) -> Iterator[Site]:
+def find_candidates(model: nn.Module, flow: Dataflow) -> Iterator[Candidate]:
     """Yield every batch norm of `model`, in the order of its layers."""
     owners = {
         id(layer.batchnorm): path
@@ -71,24 +71,42 @@ def find_sites(model: nn.Module, flow: Dataflow) -> Iterator[Site]:
     for path, module in model.named_modules():
         if isinstance(module, AnyBatchNorm) or (is_leaf(module) and is_batch_norm(module)):
             owner = owners.get(id(module))
-            yield Site(path, module, owner, tuple(flow.calls_of(path if owner is None else owner)))
+            yield Candidate(
+                path, module, owner, tuple(flow.calls_of(path if owner is None else owner))
+            )
 
 
 def functional_batch_norms(flow: Dataflow) -> Iterator[LeftAlone]:
     """Yield the batch norms that are torch functions, which nothing can be put in the place of."""
     for call in flow.calls:
-        if call.module is None and role_of(call) is Role.NORMALISATION and is_batch_norm(call.name):
+        if call.module is not None or not is_batch_norm(call.name):
+            continue
+        role = role_of_function(call.name, call.arguments, call.keywords)
+        if role is Role.NORMALISATION:
             yield LeftAlone(str(call), "function", "called as a function: no layer can be replaced")
 
 
-def objection_to_batch_norm(site: Site, flow: Dataflow) -> str | None:
+def objection_to_batch_norm(candidate: Candidate, flow: Dataflow) -> str | None:
     """Return why what this batch norm does in eval mode is unknown or not to be kept, or None."""
-    if not site.path:
-        return "it is the model itself: only layers inside of it can be replaced"
-    unknown = {name for call in site.calls for name in call.keywords} - {"input", "residual"}
-    if unknown and site.owner is None:
+    if not candidate.path:
+        return "it is the model itself: only layers inside it can be replaced"
+    unknown = {name for call in candidate.calls for name in call.keywords} - {"input", "residual"}
+    if unknown and candidate.owner is None:
         return f"called with the keyword {min(unknown)!r}, which no other layer knows"
-    return _objection_to_class(site.module) or _objection_to_state(site, flow)
+    readers = flow.calls_reading(candidate.path)
+    if readers:
+        use = f"{readers[0]} reads its parameters or statistics"
+        return _objection_to_class(candidate.module) or use
+    return objection_to_eval_mode(candidate.module)
+
+
+def objection_to_eval_mode(module: nn.Module) -> str | None:
+    """Return why this batch norm is not the affine map of its state in eval mode, or None.
+
+    >>> objection_to_eval_mode(nn.BatchNorm1d(2, track_running_stats=False))
+    'it has no running statistics: even in eval mode it uses those of the mini-batch'
+    """
+    return _objection_to_class(module) or _objection_to_state(module)
 
 
 def _objection_to_class(module: nn.Module) -> str | None:
@@ -100,10 +118,15 @@ def _objection_to_class(module: nn.Module) -> str | None:
         return "its weight or bias is computed (weight norm, pruning and the like)"
     if isinstance(module, AnyBatchNorm):
         return None if _has_known_forward(module) else "its class has a forward of its own"
-    return _objection_to_foreign_state(module)
+    return objection_to_foreign_state(module)
 
 
-def _objection_to_foreign_state(module: nn.Module) -> str | None:
+def objection_to_foreign_state(module: nn.Module) -> str | None:
+    """Return why the state of another library's layer does not say what it computes, or None.
+
+    >>> objection_to_foreign_state(nn.Linear(2, 2))
+    "a batch norm of another library, without 'running_mean' and 'running_var'"
+    """
     held = {**dict(module.named_buffers()), **dict(module.named_parameters())}
     missing = [name for name in _STATE if name not in held]
     if missing:
@@ -124,22 +147,18 @@ def _has_known_forward(module: nn.Module) -> bool:
     return kind.forward in (AnyBatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
-def _objection_to_state(site: Site, flow: Dataflow) -> str | None:
-    module: Any = site.module
-    readers = flow.calls_reading(site.path)
-    if readers:
-        return f"{readers[0]} reads its parameters or statistics"
+def _objection_to_state(module: Any) -> str | None:
     if module.running_mean is None or module.running_var is None:
-        return "it has no running statistics: in eval mode, too, it takes those of the mini-batch"
+        return NO_STATISTICS
     affine = affine_of(module)
     if not all(t.isfinite().all() for t in (affine.scale, affine.center, affine.offset)):
         return "its statistics or parameters are not finite numbers, or its variance is negative"
-    if not isinstance(module, AnyBatchNorm) and not _computes_its_affine(module):
-        return "a batch norm of another library, which computes something else than its state says"
+    if not isinstance(module, AnyBatchNorm) and not computes_its_affine(module):
+        return "a batch norm of another library, which computes something other than its state says"
     return None
 
 
-def _computes_its_affine(module: Any) -> bool:
+def computes_its_affine(module: Any) -> bool:
     """Return whether a layer of another library is the affine map that its state says, by trial."""
     affine, like = affine_of(module), module.running_mean
     probe = torch.linspace(-100, 100, 4 * len(affine.scale)).to(affine.scale)

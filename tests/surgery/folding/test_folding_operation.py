@@ -6,7 +6,7 @@ from bnkit.layers import BatchNorm1d
 from bnkit.layers.affine import ResidualActivation
 from bnkit.surgery import add
 from bnkit.surgery.folding import fold_away
-from bnkit.surgery.folding.application import folded, give_class_back
+from bnkit.surgery.folding.folding import folded, give_class_back
 from surgery.folding.states import randomised
 
 

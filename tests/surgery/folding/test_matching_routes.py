@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bnkit.dataflow import trace
-from bnkit.surgery.folding.routes import (
+from bnkit.surgery.folding.matching import (
     Routes,
     followed,
     one_end_each,

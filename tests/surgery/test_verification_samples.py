@@ -4,8 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from bnkit.surgery.distance import Outcome, run
-from bnkit.surgery.rows import furthest_rows, rows_of, stands_for, unwritten
+from bnkit.surgery.verification import (
+    Outcome,
+    furthest_samples,
+    run,
+    samples_of,
+    stands_for,
+    unwritten,
+)
 
 NOTHING = frozenset()
 
@@ -18,19 +24,19 @@ def example(rows=16):
     return torch.randn(rows, 4, generator=torch.Generator().manual_seed(0))
 
 
-def test_the_rows_are_those_in_which_any_output_is_furthest_off():
+def test_the_samples_are_those_in_which_any_output_is_furthest_off():
     scores, boxes = torch.ones(17, 3), 100 * torch.ones(17)
     others, moved = scores.clone(), boxes.clone()
     others[3, 1], others[9, 2] = 1.01, 1.002
     moved[12] = 100.5  # 0.005 of the largest
-    found = furthest_rows(example(17), outcome(scores, boxes), outcome(others, moved))
+    found = furthest_samples(example(17), outcome(scores, boxes), outcome(others, moved))
     assert found.tolist() == [3, 12]
 
 
-def test_a_row_in_which_one_side_is_no_number_is_furthest_off():
+def test_a_sample_in_which_one_side_is_no_number_is_furthest_off():
     before, after = torch.zeros(8), torch.zeros(8)
     after[2], after[5] = 1.0, math.nan
-    assert furthest_rows(example(8), outcome(before), outcome(after)).tolist() == [5]
+    assert furthest_samples(example(8), outcome(before), outcome(after)).tolist() == [5]
 
 
 WITHOUT_ROWS = {
@@ -43,8 +49,8 @@ WITHOUT_ROWS = {
 
 
 @pytest.mark.parametrize(("given", "output"), WITHOUT_ROWS.values(), ids=WITHOUT_ROWS)
-def test_where_rows_cannot_be_told_apart_there_are_none(given, output):
-    assert furthest_rows(given, outcome(output), outcome(output)) is None
+def test_where_samples_cannot_be_told_apart_there_are_none(given, output):
+    assert furthest_samples(given, outcome(output), outcome(output)) is None
 
 
 class Net(nn.Module):
@@ -77,17 +83,17 @@ OTHER = {
 
 def part_stands(between, rows):
     net, x = Net(between), example()
-    part, whole = run(net, rows_of(x, rows)), run(net, x)
+    part, whole = run(net, samples_of(x, rows)), run(net, x)
     return stands_for(part, whole, rows, bound=1e-5)
 
 
 @pytest.mark.parametrize("between", PLAIN.values(), ids=PLAIN)
-def test_rows_that_go_their_own_way_stand_for_all(between):
+def test_samples_that_go_their_own_way_stand_for_all(between):
     assert part_stands(between, torch.tensor([3, 12]))
 
 
 @pytest.mark.parametrize("between", OTHER.values(), ids=OTHER)
-def test_rows_that_do_not_go_their_own_way_stand_for_nothing(between):
+def test_samples_that_do_not_go_their_own_way_stand_for_nothing(between):
     first = Net(between).first(example())[:, 0]
     assert not part_stands(between, (first < 0).nonzero().flatten()[-2:])
 

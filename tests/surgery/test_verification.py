@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from bnkit.surgery import SurgeryError
-from bnkit.surgery.distance import run
-from bnkit.surgery.promise import prove_change, prove_same_function
+from bnkit.surgery import Plan, SurgeryError
+from bnkit.surgery.verification import run, verify
+from surgery.sameness import verified
 from zoo.catalogue import vectors
 from zoo.checks import fingerprint, random_state
 
@@ -27,7 +27,7 @@ def off_by(error, model, layer=-1):
 
 def test_a_proof_holds_both_errors():
     model = small()
-    proof = prove_same_function(model, off_by(2**-20, model), vectors(), change=copy.deepcopy)
+    proof = verified(model, off_by(2**-20, model), vectors(), exactly=copy.deepcopy)
     assert proof.error == pytest.approx(2**-20, rel=0.2)
     assert 0 < proof.absolute < 1e-5
     assert proof.error_in_float64 == 0.0
@@ -41,7 +41,7 @@ def test_nothing_is_touched():
     model = small().train()
     other, x = off_by(0, model), vectors()
     before, shown, state = [fingerprint(m) for m in (model, other)], x.clone(), random_state()
-    prove_same_function(model, other, x)
+    verified(model, other, x)
     assert [fingerprint(m) for m in (model, other)] == before
     assert torch.equal(x, shown)
     assert random_state() == state
@@ -54,33 +54,31 @@ BOUNDS = [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 1e-2)]
 def test_the_error_in_the_models_own_dtype_is_bounded(dtype, bound):
     model, x = small(dtype), vectors().to(dtype)
     # In bfloat16 a factor rounds to the next of numbers that are 2^-8 apart.
-    prove_same_function(model, off_by(bound / 4, model), x, change=copy.deepcopy)
+    verified(model, off_by(bound / 4, model), x, exactly=copy.deepcopy)
     with pytest.raises(SurgeryError, match=rf"and at most {bound:.2g} is allowed"):
-        prove_same_function(model, off_by(4 * bound, model), x, change=copy.deepcopy)
+        verified(model, off_by(4 * bound, model), x, exactly=copy.deepcopy)
 
 
 def test_a_tolerance_of_ones_own_bounds_the_error_in_the_models_dtype():
     model = small()
-    prove_same_function(model, off_by(0.1, model), vectors(), change=copy.deepcopy, tolerance=0.2)
+    verified(model, off_by(0.1, model), vectors(), exactly=copy.deepcopy, tolerance=0.2)
     message = (
         r"^the changed model does not compute the same: from layer '2' on the error "
         r"max\|a − b\| / max\|a\| is 0\.1, and at most 0\.05 is allowed; leave the layer out by "
         r"`where`, or allow more by `tolerance`$"
     )
     with pytest.raises(SurgeryError, match=message):
-        prove_same_function(
-            model, off_by(0.1, model), vectors(), change=copy.deepcopy, tolerance=0.05
-        )
+        verified(model, off_by(0.1, model), vectors(), exactly=copy.deepcopy, tolerance=0.05)
 
 
-def test_what_rounding_in_float64_does_not_explain_is_a_broken_promise():
+def test_what_rounding_in_float64_does_not_explain_is_refused():
     model = small()
     message = (
         r"^the changed model does not compute the same: from layer '0' on the error .* is .*e-0\d "
         r"in float64, and at most 1e-10 is allowed; leave the layer out by `where`$"
     )
     with pytest.raises(SurgeryError, match=message):
-        prove_same_function(model, off_by(2**-20, model, layer=0), vectors(), tolerance=1.0)
+        verified(model, off_by(2**-20, model, layer=0), vectors(), tolerance=1.0)
 
 
 def test_the_change_is_made_again_in_float64_where_the_values_are_not_rounded():
@@ -95,9 +93,9 @@ def test_the_change_is_made_again_in_float64_where_the_values_are_not_rounded():
             other[2].weight.mul_(3)
         return other
 
-    assert prove_same_function(model, third(model), x, change=third).error_in_float64 < 1e-15
+    assert verified(model, third(model), x, exactly=third).error_in_float64 < 1e-15
     with pytest.raises(SurgeryError, match="in float64"):
-        prove_same_function(model, third(model), x)
+        verified(model, third(model), x)
 
 
 class Casting(nn.Module):
@@ -120,14 +118,38 @@ class Demanding(Casting):
         return self.fc(x)
 
 
-@pytest.mark.parametrize("kind", [Casting, Demanding])
-def test_a_model_that_does_not_run_in_float64_has_no_error_there(kind):
+WHY_NOT = {
+    Casting: "on the way the model rounds to float32",
+    Demanding: "the model fails in it (AssertionError: wrong dtype)",
+}
+
+
+@pytest.mark.parametrize(("kind", "why"), WHY_NOT.items())
+def test_a_proof_in_the_models_dtype_only_says_why(kind, why):
     torch.manual_seed(0)
     model = kind(torch.float32)
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.fc.weight.mul_(1 + 2**-20)
-    assert prove_same_function(model, other, vectors()).error_in_float64 is None
+    proof = verified(model, other, vectors())
+    assert (proof.error_in_float64, proof.why_not_in_float64) == (None, why)
+    assert "in the model's dtype only (largest difference" in str(proof)
+    assert str(proof).endswith(f" Not checked in float64: {why}.")
+    plan = Plan((), (), proof)
+    assert plan.to_json()["proof"]["why_not_in_float64"] == why
+
+
+def test_a_proof_that_ran_out_of_memory_in_float64_says_so():
+    class Large(nn.Linear):
+        def forward(self, x):
+            if x.dtype is torch.float64:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nof 1")
+            return super().forward(x)
+
+    proof = verify(Large(4, 3), nn.Module.eval, vectors())
+    assert proof.why_not_in_float64 == (
+        "the model fails in it (OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB)"
+    )
 
 
 def test_where_any_part_computes_in_half_precision_the_bound_is_that_of_it():
@@ -137,7 +159,7 @@ def test_where_any_part_computes_in_half_precision_the_bound_is_that_of_it():
     with torch.no_grad():
         other.fc.weight.mul_(1 + 2e-3)  # one step of rounding in some of its outputs
         other.fc.bias.mul_(1 + 2e-3)
-    assert 1e-4 < prove_same_function(model, other, vectors(), change=copy.deepcopy).error < 1e-2
+    assert 1e-4 < verified(model, other, vectors(), exactly=copy.deepcopy).error < 1e-2
 
 
 def test_random_numbers_are_the_same_on_both_sides():
@@ -145,16 +167,16 @@ def test_random_numbers_are_the_same_on_both_sides():
         def forward(self, x):
             return x + torch.randn_like(x)
 
-    assert prove_same_function(Noisy(), Noisy(), vectors()).error == 0
+    assert verified(Noisy(), Noisy(), vectors()).error == 0
 
 
-def test_a_changed_model_that_fails_is_a_broken_promise():
+def test_a_changed_model_that_fails_is_refused():
     message = (
         r"^the changed model fails where the original does not: RuntimeError: .*; leave layers "
         r"out by `where`$"
     )
     with pytest.raises(SurgeryError, match=message):
-        prove_same_function(nn.Linear(4, 2), nn.Linear(3, 2), vectors())
+        verified(nn.Linear(4, 2), nn.Linear(3, 2), vectors())
 
 
 def test_a_model_that_gives_no_numbers_cannot_be_proven():
@@ -164,16 +186,16 @@ def test_a_model_that_gives_no_numbers_cannot_be_proven():
 
     message = r"^the model \(Silent\) returns no numbers on the example, so nothing shows that"
     with pytest.raises(SurgeryError, match=message):
-        prove_same_function(Silent(), Silent(), vectors())
+        verified(Silent(), Silent(), vectors())
 
 
-def test_more_or_fewer_outputs_are_a_broken_promise():
+def test_more_or_fewer_outputs_are_refused():
     class Twice(nn.Module):
         def forward(self, x):
             return x, x + 0
 
     with pytest.raises(SurgeryError, match=r"in its output the error .* is inf"):
-        prove_same_function(nn.Identity(), Twice(), vectors())
+        verified(nn.Identity(), Twice(), vectors())
 
 
 SINGLE, DOUBLE = torch.float32, torch.float64
@@ -212,26 +234,26 @@ def scale(error):
     return change
 
 
-def test_of_many_rows_an_eighth_runs_in_float64():
+def test_of_many_samples_an_eighth_runs_in_float64():
     model, x = Seen(), sixteen()
-    prove_change(model, nn.Module.eval, x)
+    verify(model, nn.Module.eval, x)
     assert SEEN == [(SINGLE, 16)] * 2 + [(DOUBLE, 2)] * 2
 
 
 def test_what_the_original_gave_when_it_was_traced_is_not_computed_again():
     model, x = Seen(), sixteen()
     before = run(model, x)
-    prove_change(model, nn.Module.eval, x, before=before)
+    verify(model, nn.Module.eval, x, before=before)
     assert SEEN == [(SINGLE, 16)] * 2 + [(DOUBLE, 2)] * 2
 
 
-def test_a_difference_in_a_single_row_is_found_in_float64():
+def test_a_difference_in_a_single_sample_is_found_in_float64():
     with pytest.raises(SurgeryError, match="in float64, and at most 1e-10 is allowed"):
-        prove_change(Seen(), scale(1e-6), sixteen())
+        verify(Seen(), scale(1e-6), sixteen())
 
 
-def test_a_model_in_which_rows_meet_runs_in_float64_on_all_of_them():
-    prove_change(Seen(lambda x: x - x.mean(0)), nn.Module.eval, sixteen())
+def test_a_model_in_which_samples_meet_runs_in_float64_on_all_of_them():
+    verify(Seen(lambda x: x - x.mean(0)), nn.Module.eval, sixteen())
     assert SEEN[-2:] == [(DOUBLE, 16)] * 2
 
 
@@ -245,7 +267,7 @@ def test_a_model_that_changes_when_it_runs_begins_as_it_is_each_time():
             self.count += 1
             return x * self.count
 
-    assert prove_change(Counting(), nn.Module.eval, sixteen()).error_in_float64 == 0
+    assert verify(Counting(), nn.Module.eval, sixteen()).error_in_float64 == 0
 
 
 def test_a_change_that_fails_says_so_itself():
@@ -253,4 +275,4 @@ def test_a_change_that_fails_says_so_itself():
         raise SurgeryError("not this one")
 
     with pytest.raises(SurgeryError, match=r"^not this one$"):
-        prove_change(Seen(), refuse, sixteen())
+        verify(Seen(), refuse, sixteen())

@@ -47,7 +47,7 @@ def on_ranks_with_groups(_rank):
     return {
         "given": mine[1].process_group is group,
         "default": default[1].process_group is None,
-        "kept": whys == ["it is that already"] * 2,
+        "kept": whys == ["already of that kind"] * 2,
         "new for default": limit_of(convert(default, "sync")[1]),
         "other limit": limit_of(convert(mine, "sync", timeout=7)[1]),
         "torch's": limit_of(convert(nn.Sequential(nn.SyncBatchNorm(3)), "sync", X.float())[0]),

@@ -1,4 +1,4 @@
-"""The stretch of a network after a layer: what its output meets before the next weight layer."""
+"""The segment of a network after a layer: what its output meets before the next weight layer."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def role_of(call: Call) -> Role:
 
 
 @dataclass
-class Stretch:
+class Segment:
     """What the output of one call reaches, looking through passages, each call once.
 
     `normalisations` are those that read it, and batch norms of what its activations make.
@@ -43,24 +43,24 @@ class Stretch:
     keeps_axes: dict[int, bool] = field(default_factory=dict)
 
 
-def stretch_after(flow: Dataflow, start: Call) -> Stretch:
-    """Return the stretch that begins with what `start` made."""
-    stretch, keeps = Stretch(leaves=flow.leaves(start)), {start.index: True}
+def segment_after(flow: Dataflow, start: Call) -> Segment:
+    """Return the segment that begins with what `start` made."""
+    segment, keeps = Segment(leaves=flow.leaves(start)), {start.index: True}
     for call, reader in _readers_beyond(flow, start):
         match role_of(reader):
             case Role.PASSAGE:
-                stretch.leaves |= flow.leaves(reader)
+                segment.leaves |= flow.leaves(reader)
                 keeps[reader.index] = keeps[call.index] and not _moves_axes(reader)
             case Role.ACTIVATION:
-                stretch.activations.append(reader)
-                stretch.keeps_axes[reader.index] = keeps[call.index]
-                stretch.normalisations += _batch_norms_of(flow, reader)
-                stretch.leaves |= _is_answer(flow, reader)
+                segment.activations.append(reader)
+                segment.keeps_axes[reader.index] = keeps[call.index]
+                segment.normalisations += _batch_norms_of(flow, reader)
+                segment.leaves |= _is_answer(flow, reader)
             case Role.NORMALISATION:
-                stretch.normalisations.append(reader)
+                segment.normalisations.append(reader)
             case _:
-                stretch.others.append(reader)
-    return stretch
+                segment.others.append(reader)
+    return segment
 
 
 def _readers_beyond(flow: Dataflow, start: Call) -> Iterator[tuple[Call, Call]]:

@@ -9,7 +9,11 @@ from bnkit.layers.frozen import FrozenBatchNorm2d
 from bnkit.layers.masked import MaskedBatchNorm1d
 from bnkit.surgery import add
 from bnkit.surgery.folding import fold, plan_folding
-from bnkit.surgery.folding.sites import find_sites, functional_batch_norms, objection_to_batch_norm
+from bnkit.surgery.folding.candidates import (
+    find_candidates,
+    functional_batch_norms,
+    objection_to_batch_norm,
+)
 from surgery.folding.states import randomised
 
 OF_OTHERS = "a batch norm of another library, "
@@ -25,8 +29,8 @@ def objection(norm, example=None):
     model = nn.Sequential(nn.Linear(4, 4) if dense else nn.Conv2d(4, 4, 1), norm)
     example = (torch.randn(3, 4) if dense else images()) if example is None else example
     flow = trace(model, example)
-    (site,) = find_sites(model, flow)
-    return objection_to_batch_norm(site, flow)
+    (candidate,) = find_candidates(model, flow)
+    return objection_to_batch_norm(candidate, flow)
 
 
 class FrozenBatchNorm(nn.Module):
@@ -111,7 +115,7 @@ def with_state(name, value):
 UNKNOWN = {
     "batch statistics": (
         nn.BatchNorm2d(4, track_running_stats=False),
-        "it has no running statistics: in eval mode, too, it takes those of the mini-batch",
+        "it has no running statistics: even in eval mode it uses those of the mini-batch",
     ),
     "own forward": (Patched(4), "its class has a forward of its own"),
     "padding is hidden": (MaskedBatchNorm1d(4), "its class has a forward of its own"),
@@ -128,7 +132,7 @@ UNKNOWN = {
     "unknown eps": (FrozenBatchNorm(4, eps=None), f"{OF_OTHERS}whose eps is unknown"),
     "other function": (
         FrozenBatchNorm(4, power=2),
-        f"{OF_OTHERS}which computes something else than its state says",
+        f"{OF_OTHERS}which computes something other than its state says",
     ),
 }
 
@@ -141,8 +145,8 @@ def test_batch_norms_of_which_that_is_unknown_have_a_reason(norm, why):
 def test_the_model_itself_cannot_be_replaced():
     norm = nn.BatchNorm1d(4)
     flow = trace(norm, torch.randn(3, 4))
-    (site,) = find_sites(norm, flow)
-    assert objection_to_batch_norm(site, flow).startswith("it is the model itself")
+    (candidate,) = find_candidates(norm, flow)
+    assert objection_to_batch_norm(candidate, flow).startswith("it is the model itself")
 
 
 class Reading(nn.Module):
@@ -159,8 +163,8 @@ class Reading(nn.Module):
 def test_a_batch_norm_whose_statistics_are_read_stays():
     model = Reading()
     flow = trace(model, torch.randn(3, 4))
-    (site,) = find_sites(model, flow)
-    assert objection_to_batch_norm(site, flow) == "sub() reads its parameters or statistics"
+    (candidate,) = find_candidates(model, flow)
+    assert objection_to_batch_norm(candidate, flow) == "sub() reads its parameters or statistics"
 
 
 def test_a_keyword_that_other_layers_know_is_no_obstacle():
@@ -173,8 +177,10 @@ def test_own_batch_norms_are_found_with_their_owners():
     model = add(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), torch.randn(3, 4))
     model.append(nn.BatchNorm1d(4))
     flow = trace(model, torch.randn(3, 4))
-    sites = [(s.path, s.owner, s.kind, [c.name for c in s.calls]) for s in find_sites(model, flow)]
-    assert sites == [
+    candidates = [
+        (s.path, s.owner, s.kind, [c.name for c in s.calls]) for s in find_candidates(model, flow)
+    ]
+    assert candidates == [
         ("0.batchnorm", "0", "BatchNorm1d", ["0"]),
         ("3", None, "BatchNorm1d", ["3"]),
     ]
