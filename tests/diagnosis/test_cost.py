@@ -1,5 +1,6 @@
 """What a diagnosis of 50 layers costs: forwards of the given mini-batches, copies of the model."""
 
+import sys
 import weakref
 from collections import Counter
 
@@ -111,3 +112,40 @@ def test_few_copies_live_at_a_time_and_all_are_let_go(build, copies, monkeypatch
     assert counted.most_bytes <= 4 * held
     assert found.layers
     assert counted.bytes == 0
+
+
+def deep(depth, *, training):
+    torch.manual_seed(0)
+    blocks = [(nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU()) for _ in range(depth)]
+    model = nn.Sequential(*(layer for block in blocks for layer in block)).train(training)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.running_mean += 5
+            module.momentum = 0.99
+    return model
+
+
+def calls_of_functions(depth, *, training):
+    """Return how many Python functions are called for a diagnosis and all its forms."""
+    model, batches = deep(depth, training=training), [torch.randn(16, 8) for _ in range(2)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=1e-4)
+    number = 0
+
+    def count(_frame, event, _argument):
+        nonlocal number
+        number += event == "call"
+
+    sys.setprofile(count)
+    try:
+        found = diagnose(model, batches, optimizer=optimizer, progress=False)
+        found.to_sarif(), found.to_json(), str(found), found.fixed(model)
+    finally:
+        sys.setprofile(None)
+    return number
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_work_grows_with_the_number_of_layers_and_not_with_its_square(training):
+    calls_of_functions(2, training=training)  # the first time imports what it needs
+    small, middle, large = (calls_of_functions(n, training=training) for n in (20, 40, 80))
+    assert large - middle < 2.2 * (middle - small)

@@ -72,11 +72,11 @@ class Diagnosis:
         >>> plan.edits[0].action
         'momentum = 0.01'
         """
-        found = self.at_least(severity)
+        found = {id(finding): finding for finding in self.at_least(severity)}
         fixes = [
             f.automatic_fix
-            for f in found
-            if f.automatic_fix and not any(c.automatic_fix for c in f.causes if c in found)
+            for f in found.values()
+            if f.automatic_fix and not any(c.automatic_fix for c in f.causes if id(c) in found)
         ]
         if not fixes:
             raise ValueError(

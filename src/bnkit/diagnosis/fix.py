@@ -52,13 +52,19 @@ def by_edit(edit: Edit, *, needs: Sequence[str] = (), measures: bool = False) ->
     """
 
     def plan(model: nn.Module) -> Plan:
-        held = dict(model.named_modules(remove_duplicate=False))
-        if edit.layer not in held or not all(p in held and is_batch_norm(held[p]) for p in needs):
+        layer, needed = _module_at(model, edit.layer), [_module_at(model, path) for path in needs]
+        if layer is None or not all(each is not None and is_batch_norm(each) for each in needed):
             return Plan((), ())
-        kind = type(held[edit.layer]).__name__
-        return Plan((replace(edit, kind=kind, why="it fixes a finding"),), ())
+        return Plan((replace(edit, kind=type(layer).__name__, why="it fixes a finding"),), ())
 
     return Fix((Step(plan, measures),))
+
+
+def _module_at(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:  # another fix has taken it away
+        return None
 
 
 def in_turn(*fixes: Fix | None) -> Fix | None:
@@ -71,8 +77,10 @@ def in_turn(*fixes: Fix | None) -> Fix | None:
     >>> in_turn(one, None, two)(nn.BatchNorm1d(1))
     BatchNorm1d(1, eps=0.5, momentum=0.5, affine=True, bias=True, track_running_stats=True)
     """
-    steps = tuple(step for fix in fixes if fix is not None for step in fix.steps)
-    return Fix(steps) if steps else None
+    found = [fix for fix in fixes if fix is not None]
+    if len(found) < 2:  # that of all trained layers is one object, for however many findings
+        return found[0] if found else None
+    return Fix(tuple(step for fix in found for step in fix.steps))
 
 
 def fixed_by(fixes: Iterable[Fix], model: nn.Module) -> tuple[nn.Module, tuple[Plan, ...]]:
@@ -80,12 +88,14 @@ def fixed_by(fixes: Iterable[Fix], model: nn.Module) -> tuple[nn.Module, tuple[P
 
     Steps that write what was measured come first: the others keep what the model computes.
 
-    >>> fix = by_edit(Edit("", "", "momentum = 0.01", "", "set_numbers", {"momentum": 0.01}))
-    >>> fixed, plans = fixed_by([fix, fix], nn.BatchNorm1d(1))
-    >>> fixed.momentum, len(plans)
-    (0.01, 2)
+    >>> numbers = ({"momentum": 0.5}, {"eps": 0.5})
+    >>> fixes = [by_edit(Edit("", "", "", "", "set_numbers", options)) for options in numbers]
+    >>> fixed, plans = fixed_by(fixes, nn.BatchNorm1d(1))
+    >>> fixed.momentum, fixed.eps, len(plans)
+    (0.5, 0.5, 2)
     """
-    steps = [step for fix in fixes for step in fix.steps]
+    each_once = {id(fix): fix for fix in fixes}
+    steps = [step for fix in each_once.values() for step in fix.steps]
     measuring = dict.fromkeys(step for step in steps if step.measures)  # once for many findings
     changed, plans = duplicate(unwrapped(model)), list[Plan]()
     for step in (*measuring, *(step for step in steps if not step.measures)):

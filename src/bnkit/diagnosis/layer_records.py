@@ -70,19 +70,17 @@ def layer_records(evidence: Evidence) -> tuple[LayerRecord, ...]:
     >>> round(record.mean_shift.highest, 3), round(record.variance_ratio.median, 3), record.dead
     (2.0, 1.0, 0)
     """
-    found = sorted(readings(evidence), key=lambda reading: _place(evidence, reading))
-    return tuple(_record(evidence, reading) for reading in found)
+    flow = evidence.flow or evidence.trained_flow
+    functions = [] if flow is None else list(filter(is_functional_batch_norm, flow.calls))
+    of_functions = {call.scope: call.index for call in reversed(functions)}  # the first call wins
 
-
-def _place(evidence: Evidence, reading: Reading) -> float:
-    """Return the index of its first call; last for what did not run."""
-    if reading.norm is not None:
+    def place(reading: Reading) -> float:  # the index of its first call; last for what did not run
+        if reading.norm is None:
+            return of_functions.get(reading.path, math.inf)
         calls = reading.norm.calls or reading.norm.training_calls
-    else:
-        flow = evidence.flow or evidence.trained_flow
-        of_flow = () if flow is None else flow.calls
-        calls = tuple(c for c in of_flow if c.scope == reading.path and is_functional_batch_norm(c))
-    return calls[0].index if calls else math.inf
+        return calls[0].index if calls else math.inf
+
+    return tuple(_record(evidence, reading) for reading in sorted(readings(evidence), key=place))
 
 
 def _record(evidence: Evidence, reading: Reading) -> LayerRecord:

@@ -240,8 +240,7 @@ class _Holders:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._held: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
-        self._note(model)
+        self._held: dict[nn.Module, list[tuple[nn.Module, str]]] = {}  # nothing before a first edit
 
     def _note(self, root: nn.Module) -> None:
         seen, ahead = {root}, [root]

@@ -1,13 +1,14 @@
 """Rules on statistics that mix what does not belong together: distributions, and padding."""
 
 import math
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
 import torch
 
-from bnkit.diagnosis.evidence import Evidence, Norm
+from bnkit.diagnosis.evidence import Evidence, Norm, once
 from bnkit.diagnosis.finding import Finding
 from bnkit.diagnosis.fix import Fix
 from bnkit.diagnosis.rules.distances import by_chance, distance, root_mean_square
@@ -105,9 +106,15 @@ def _between_calls(evidence: Evidence, norm: Norm, calls: int) -> Finding:
 
 def _unsharing(evidence: Evidence, norm: Norm) -> Fix | None:
     """Return the fix where the same module stands at several paths, one for each call."""
-    named = evidence.model.named_modules(remove_duplicate=False)
-    paths = [path for path, module in named if module is norm.module]
-    return one_for_each_place(paths)
+    return one_for_each_place(_paths_of_modules(evidence)[id(norm.module)])
+
+
+@once
+def _paths_of_modules(evidence: Evidence) -> Mapping[int, list[str]]:
+    paths = defaultdict(list)
+    for path, module in evidence.model.named_modules(remove_duplicate=False):
+        paths[id(module)].append(path)
+    return paths
 
 
 def _may_mix(evidence: Evidence, norm: Norm) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnkit.diagnosis.evidence import Evidence
+from bnkit.diagnosis.evidence import Evidence, once
 from bnkit.diagnosis.finding import Finding
 from bnkit.diagnosis.rules.fixes import converting, in_float32
 from bnkit.diagnosis.rules.noise import effective_values, noise_of
@@ -54,8 +54,13 @@ def _decayed(layer: str, half_lives: list[float], kind: str, *, fast: bool) -> F
 
 
 def _parameters(evidence: Evidence, reading: Reading) -> list[str]:
-    held = dict(evidence.model.named_parameters())
+    held = _names_of_parameters(evidence)
     return [reading.names[n] for n in ("weight", "bias") if reading.names.get(n) in held]
+
+
+@once
+def _names_of_parameters(evidence: Evidence) -> frozenset[str]:
+    return frozenset(name for name, _ in evidence.model.named_parameters())
 
 
 def _half_lives(evidence: Evidence) -> Iterator[tuple[str, float]]:

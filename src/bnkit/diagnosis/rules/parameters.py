@@ -1,5 +1,6 @@
 """Rules on γ: dead channels, negative γ before a ReLU, γ that explodes."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.dataflow import Call
-from bnkit.diagnosis.evidence import Evidence
+from bnkit.diagnosis.evidence import Evidence, once
 from bnkit.diagnosis.finding import Finding
 from bnkit.diagnosis.fix import Fix
 from bnkit.diagnosis.rules.biases import channels_of_features
 from bnkit.diagnosis.rules.fixes import turning_signs
-from bnkit.diagnosis.rules.places import chained
+from bnkit.diagnosis.rules.places import chains_to_norms
 from bnkit.diagnosis.rules.reading import Reading, readings, wide
 from bnkit.internals import AnyTransposedConv
 from bnkit.layers.batch_norm import ActivatedBatchNorm
@@ -94,7 +95,7 @@ def negative_gamma(evidence: Evidence) -> Iterator[Finding]:
 def _turning(evidence: Evidence, reading: Reading) -> Fix | None:
     """Return the fix where one weight layer of torch's, called once, feeds the batch norm only."""
     module: Any = reading.module
-    leading = [each for each in chained(evidence) if each[1].norm is reading.norm]
+    leading = chains_to_norms(evidence).get(reading.path, ())
     if module is None or reading.domain or len(leading) != 1:
         return None
     flow, place, chain = leading[0]
@@ -121,9 +122,15 @@ def _is_plain(layer: nn.Module | None) -> bool:
 
 def _is_tied(evidence: Evidence, path: str) -> bool:
     """Return whether a parameter of this layer has another name, too."""
-    own = {id(p) for p in evidence.model.get_submodule(path).parameters(recurse=False)}
+    own = evidence.model.get_submodule(path).parameters(recurse=False)
+    names = _numbers_of_names(evidence)
+    return any(names[id(parameter)] > 1 for parameter in own)
+
+
+@once
+def _numbers_of_names(evidence: Evidence) -> Counter[int]:
     named = evidence.model.named_parameters(remove_duplicate=False)
-    return sum(id(parameter) in own for _, parameter in named) > len(own)
+    return Counter(id(parameter) for _, parameter in named)
 
 
 def exploding_gamma(evidence: Evidence) -> Iterator[Finding]:

@@ -1,13 +1,13 @@
 """`Place`: one call of a batch norm: of a layer, of a function or by its owner; what it reads."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from bnkit.dataflow import Call, Dataflow, Value
-from bnkit.diagnosis.evidence import Evidence, Norm
+from bnkit.diagnosis.evidence import Evidence, Norm, once
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.roles import Role, is_batch_norm
 from bnkit.surgery.normalized import NormalizedOutput
@@ -119,13 +119,24 @@ def chain_to(flow: Dataflow, makers: Makers, place: Place) -> Chain:
         (value,) = maker.inputs
 
 
-def chained(evidence: Evidence) -> Iterator[tuple[Dataflow, Place, Chain]]:
-    """Yield every call of a batch norm with what leads to its input."""
+@once
+def chained(evidence: Evidence) -> list[tuple[Dataflow, Place, Chain]]:
+    """Return every call of a batch norm with what leads to its input."""
     flow = evidence.trained_flow
-    if flow is not None:
-        makers = makers_of(flow)
-        for place in places(evidence):
-            yield flow, place, chain_to(flow, makers, place)
+    if flow is None:
+        return []
+    makers = makers_of(flow)
+    return [(flow, place, chain_to(flow, makers, place)) for place in places(evidence)]
+
+
+@once
+def chains_to_norms(evidence: Evidence) -> Mapping[str, Sequence[tuple[Dataflow, Place, Chain]]]:
+    """Return `chained` by the path of the batch norm; functions are left out."""
+    found: dict[str, list[tuple[Dataflow, Place, Chain]]] = {}
+    for each in chained(evidence):
+        if each[1].norm is not None:
+            found.setdefault(each[1].norm.path, []).append(each)
+    return found
 
 
 def layer_of(call: Call) -> str:

@@ -121,5 +121,5 @@ def _owner(buffer: str) -> str:
 
 
 def _order(evidence: Evidence) -> Callable[[str], int]:
-    paths = [path for path, _ in evidence.model.named_modules()]
-    return paths.index
+    order = {path: index for index, (path, _) in enumerate(evidence.model.named_modules())}
+    return order.__getitem__
