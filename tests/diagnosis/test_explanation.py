@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 import bnkit
-from bnkit.diagnosis.explanation import FOLDER, SECTIONS, explanation_of
-from bnkit.diagnosis.manual import manual
+from bnkit.diagnosis.explanation import FOLDER, SECTIONS, explanation_of, manual
 from bnkit.diagnosis.rules import numbers, optimizing, parameters, reading, staleness
 from bnkit.diagnosis.rules.table import RULES
 
@@ -70,7 +69,7 @@ def test_a_page_states_the_threshold_that_the_rule_uses(slug, threshold):
 
 def test_the_docs_are_made_from_the_explanations():
     anew = (
-        "make it anew: python -c 'from bnkit.diagnosis.manual import manual; "
+        "make it anew: python -c 'from bnkit.diagnosis.explanation import manual; "
         'print(manual(), end="")\' > docs/rules.md'
     )
     assert (DOCS / "rules.md").read_text(encoding="utf-8") == manual(), anew

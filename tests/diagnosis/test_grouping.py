@@ -1,5 +1,5 @@
 from bnkit.diagnosis import Finding
-from bnkit.diagnosis.grouping import groups_of
+from bnkit.diagnosis.finding import groups_of
 
 
 def finding(rule, severity="warning", layer="bn", **options):

@@ -10,9 +10,8 @@ from torch import nn
 
 from bnkit.deprecation import warn_of
 from bnkit.diagnosis.explanation import explanation_of
-from bnkit.diagnosis.finding import SEVERITIES, Finding, Severity
+from bnkit.diagnosis.finding import SEVERITIES, Finding, Group, Severity, groups_of
 from bnkit.diagnosis.fix import fixed_by
-from bnkit.diagnosis.grouping import Group, groups_of
 from bnkit.diagnosis.layer_records import LayerRecord
 from bnkit.diagnosis.rules.table import RULES, Rule
 from bnkit.surgery.plan import Plan

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.dataflow import as_call, duplicate
-from bnkit.dataflow.precisions import Precisions
+from bnkit.dataflow.recording import Precisions
 from bnkit.dataflow.tensors import tensors_in
 from bnkit.internals import leaves_of, replace_tensors, version_of
 from bnkit.observation import Mode, evaluating, on_the_side, watching

@@ -13,7 +13,7 @@ import bnkit
 from bnkit.diagnosis.diagnosing import diagnose
 from bnkit.diagnosis.evidence import Parallel
 from bnkit.diagnosis.gathering import gather
-from bnkit.diagnosis.rules import ranks
+from bnkit.diagnosis.rules import noise
 from bnkit.diagnosis.rules.table import KINDS
 from bnkit.layers.sync import SyncBatchNorm1d
 from cases import seeded
@@ -223,7 +223,7 @@ def test_other_trainings_do_not_accumulate_too_little(micro_batches, size, count
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d(4), Norm(4)], ids=["plain", "a subclass"])
 def test_batch_norms_of_several_ranks_with_few_samples_are_found(norm, monkeypatch):
-    monkeypatch.setattr(ranks, "world_size", lambda: 4)
+    monkeypatch.setattr(noise, "world_size", lambda: 4)
     (finding,) = found_by("unsynchronised", network(norm), rows(4, batches=40))
     assert (finding.severity, finding.layers) == ("warning", ("0.1",))
     assert finding.measured["ranks"] == 4
@@ -233,7 +233,7 @@ def test_batch_norms_of_several_ranks_with_few_samples_are_found(norm, monkeypat
 
 
 def test_enough_samples_a_rank_need_no_synchronisation(monkeypatch):
-    monkeypatch.setattr(ranks, "world_size", lambda: 4)
+    monkeypatch.setattr(noise, "world_size", lambda: 4)
     assert found_by("unsynchronised", network(), rows()) == []
 
 
@@ -269,7 +269,7 @@ def test_a_synchronised_layer_that_is_alone_is_found_and_made_plain(norm, count,
 
 
 def test_a_synchronised_layer_that_meets_others_is_healthy(monkeypatch):
-    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    monkeypatch.setattr(noise, "world_size", lambda: 2)
     evidence = gather(network(SyncBatchNorm1d(4)), rows(4))
     assert list(CHECKS["sync-without-group"](evidence)) == []
     assert list(CHECKS["unsynchronised"](evidence)) == []

@@ -11,7 +11,6 @@ from bnkit.diagnosis.finding import Finding
 from bnkit.diagnosis.rules.biases import cancelled_bias
 from bnkit.diagnosis.rules.dropouts import dropout_before
 from bnkit.diagnosis.rules.export import exported_batch_norm, training_mode_export
-from bnkit.diagnosis.rules.freezing import frozen_but_batch_statistics
 from bnkit.diagnosis.rules.mixtures import padding_in_statistics, several_distributions
 from bnkit.diagnosis.rules.neighbours import (
     after_activation,
@@ -19,14 +18,13 @@ from bnkit.diagnosis.rules.neighbours import (
     two_normalisations,
     unfolded,
 )
-from bnkit.diagnosis.rules.noise import noisy_statistics
+from bnkit.diagnosis.rules.noise import noisy_statistics, sync_without_group, unsynchronised
 from bnkit.diagnosis.rules.numbers import (
     half_precision_statistics,
     large_eps,
     momentum_convention,
     non_finite,
 )
-from bnkit.diagnosis.rules.opening import train_eval_gap
 from bnkit.diagnosis.rules.optimizing import (
     half_precision_training,
     missing_from_optimizer,
@@ -34,10 +32,14 @@ from bnkit.diagnosis.rules.optimizing import (
     weight_decay,
 )
 from bnkit.diagnosis.rules.parameters import dead_channels, exploding_gamma, negative_gamma
-from bnkit.diagnosis.rules.ranks import sync_without_group, unsynchronised
 from bnkit.diagnosis.rules.running_statistics import collapsed_variance, never_updated, warming_up
-from bnkit.diagnosis.rules.staleness import stale_statistics
-from bnkit.diagnosis.rules.uses import checkpointed_twice, one_value_per_channel, two_forwards
+from bnkit.diagnosis.rules.staleness import stale_statistics, train_eval_gap
+from bnkit.diagnosis.rules.uses import (
+    checkpointed_twice,
+    frozen_but_batch_statistics,
+    one_value_per_channel,
+    two_forwards,
+)
 
 
 @dataclass(frozen=True)
