@@ -113,9 +113,9 @@ def update_running_statistics(
 
 
 def is_recomputing() -> bool:
-    """Return whether this forward runs inside of a backward, as activation checkpointing does it.
+    """Return whether this forward runs inside a backward, as activation checkpointing runs it.
 
-    Its mini-batch has entered the running statistics already.
+    Its mini-batch is already in the running statistics.
     """
     if torch.compiler.is_compiling():  # there torch's compiler traces a forward once
         return False

@@ -115,7 +115,7 @@ def _check(values: Tensor, channel_axis: int) -> None:
 # core, which takes a quarter of the time of whole arrays; on GPUs fewer launches count for more.
 _TILE = {"cpu": 2**16}
 _TILE_ELSEWHERE = 2**25
-_SHORT = 8  # planes of fewer values are no work for one sum
+_SHORT = 8  # on planes of fewer values a sum each costs more than its work
 
 
 def _groups(values: Tensor) -> tuple[list[int], Tensor, Tensor]:

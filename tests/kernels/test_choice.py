@@ -22,10 +22,10 @@ class Watched(torch.Tensor):
 @pytest.mark.parametrize(
     ("x", "reason"),
     [
-        (torch.empty(60, 100), "so few values"),
+        (torch.empty(60, 100), "too few values"),
         (LARGE.half(), "no kernels for this dtype"),
         (LARGE.flatten(), "no channel axis"),
-        (torch.empty(64, LARGE.numel() // 32)[:, ::2], "neither channels-first nor channels-last"),
+        (torch.empty(64, LARGE.numel() // 32)[:, ::2], "neither channels first nor channels last"),
         (LARGE.as_subclass(Watched), "a tensor subclass or a torch function mode"),
         (LARGE.to("meta"), "no kernels for this device"),
     ],
@@ -44,7 +44,7 @@ def test_forward_mode_differentiation_is_left_to_torch():
 
 def test_without_numba_torch_does_it(monkeypatch):
     monkeypatch.setitem(choice._INSTALLED, "numba", False)
-    assert str(choose_kernel(LARGE)).startswith("torch: numba is not installed")
+    assert str(choose_kernel(LARGE)).startswith("torch: numba, which compiles the kernels")
 
 
 @pytest.mark.parametrize("name", ["reference", "torch", "cpu"])

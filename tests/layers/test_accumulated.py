@@ -244,9 +244,7 @@ def test_a_recomputed_micro_batch_that_is_unknown_is_refused():
     layer = AccumulatedBatchNorm1d(3, micro_batches=2)
     y = checkpoint(layer, torch.randn(4, 3, requires_grad=True), use_reentrant=False)
     layer.reset_accumulation()
-    with pytest.raises(
-        RuntimeError, match=r"runs again inside of backward\(\).*none of its last 2"
-    ):
+    with pytest.raises(RuntimeError, match=r"runs again inside backward\(\).*not among its last 2"):
         y.sum().backward()
 
 
@@ -291,7 +289,7 @@ def test_a_micro_batch_without_a_variance_is_refused_and_changes_nothing(rows, m
 
 @pytest.mark.parametrize("number", [0, -1, 2.0, "2", True, None])
 def test_a_number_of_micro_batches_that_is_none_is_refused(number):
-    with pytest.raises(ValueError, match=rf"`micro_batches` is {number!r}: give the number"):
+    with pytest.raises(ValueError, match=rf"`micro_batches` is {number!r}: pass the number"):
         AccumulatedBatchNorm1d(3, micro_batches=number)
 
 

@@ -161,7 +161,7 @@ def test_a_model_without_domains_is_refused():
     with (
         pytest.raises(
             ValueError,
-            match=r"`model` \(BatchNorm1d\) has no per-domain batch norm.*'night' to choose",
+            match=r"`model` \(BatchNorm1d\) has no per-domain batch norm.*the domain 'night'",
         ),
         domain(nn.BatchNorm1d(3), "night"),
     ):
@@ -307,13 +307,13 @@ def test_a_mini_batch_that_is_not_finite_stays_out_of_the_running_statistics():
 
 @pytest.mark.parametrize("domains", ["day", ("day", 1), (None,), ("day", "")], ids=str)
 def test_domains_that_are_no_names_are_refused(domains):
-    with pytest.raises(TypeError, match=r"`domains` is .*: give the names in a tuple, as in"):
+    with pytest.raises(TypeError, match=r"`domains` is .*: pass the names in a tuple, as in"):
         DomainBatchNorm1d(3, domains=domains)
 
 
 @pytest.mark.parametrize("domains", [(), ("day", "day"), ("day", "night.late")], ids=str)
 def test_domains_that_cannot_be_told_apart_are_refused(domains):
-    with pytest.raises(ValueError, match=r"`domains` is \(.*: give at least one name, each once"):
+    with pytest.raises(ValueError, match=r"`domains` is \(.*: pass at least one name, each once"):
         DomainBatchNorm1d(3, domains=domains)
 
 

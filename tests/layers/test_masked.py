@@ -457,7 +457,7 @@ def test_a_recomputed_forward_that_lost_its_block_is_refused(default):
     x, real = ragged((4, 7))
     with mask(real):
         y = checkpoint(layer, x.requires_grad_(), use_reentrant=False)
-    with pytest.raises(ValueError, match=r"the block `with mask\(...\)` of its first run is out"):
+    with pytest.raises(ValueError, match=r"outside the block `with mask\(...\)` of its first run"):
         y.sum().backward()
 
 

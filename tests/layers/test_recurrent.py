@@ -672,14 +672,14 @@ ALONE = (
             lambda _: BatchNormLSTM(D, H, max_steps=0),
             ValueError,
             (
-                "`max_steps` is 0: give at least 1, best the length of the longest sequence that "
+                "`max_steps` is 0: pass at least 1, best the length of the longest sequence that "
                 "the layer trains on"
             ),
         ),
         (
             lambda _: BatchNormLSTMCell(D, H, max_steps=2.5),
             TypeError,
-            "`max_steps` is 2.5: give an int, the longest sequence's length",
+            "`max_steps` is 2.5: pass an int, the longest sequence's length",
         ),
     ],
 )

@@ -246,9 +246,9 @@ def test_limits_may_be_changed_later():
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"r_max": 0.5}, r"`r_max` is 0.5: give a number of at least 1, or a callable from the"),
-        ({"d_max": -1.0}, r"`d_max` is -1.0: give a number of at least 0, or a callable from"),
-        ({"r_max": float("nan")}, r"`r_max` is nan: give a number"),
+        ({"r_max": 0.5}, r"`r_max` is 0.5: pass a number of at least 1, or a callable from the"),
+        ({"d_max": -1.0}, r"`d_max` is -1.0: pass a number of at least 0, or a callable from"),
+        ({"r_max": float("nan")}, r"`r_max` is nan: pass a number"),
     ],
     ids=str,
 )

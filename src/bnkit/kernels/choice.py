@@ -1,7 +1,7 @@
 """Which kernel serves a tensor, and why: by device, layout, dtype and size, from measurements.
 
-`BNKIT_KERNEL` in the environment, read once, takes the choice away: "reference", "torch", "cpu" or
-"gpu".
+`BNKIT_KERNEL` in the environment, read once at import, overrides the choice: "reference",
+"torch", "cpu" or "gpu".
 """
 
 import importlib.util
@@ -48,28 +48,30 @@ class Choice:
 
 
 _FORCED = {name: Choice(name, f"{VARIABLE} says so") for name in get_args(Kernel)}
-_SMALL = Choice("torch", "so few values that a call costs more than its work")
+_SMALL = Choice("torch", "too few values: the call overhead would exceed the work")
 _CPU = Choice("cpu", "a large tensor on the CPU")
-_LOOKED_ON = Choice("torch", "a tensor subclass or a torch function mode wants to see each step")
-_FORWARD_MODE = Choice("torch", "forward-mode differentiation is on, for which torch has the rules")
-_GPU = Choice("torch", f"the kernels for GPUs were not measured yet; {VARIABLE}=gpu takes them")
+_LOOKED_ON = Choice(
+    "torch", "a tensor subclass or a torch function mode needs to intercept every operation"
+)
+_FORWARD_MODE = Choice("torch", "forward-mode differentiation is on, whose rules only torch has")
+_GPU = Choice("torch", f"the kernels for GPUs have not been measured; {VARIABLE}=gpu selects them")
 _DEVICE = Choice("torch", "there are no kernels for this device")
 _DTYPE = Choice("torch", "there are no kernels for this dtype")
-_LAYOUT = Choice("torch", "its memory is neither channels-first nor channels-last")
+_LAYOUT = Choice("torch", "its memory is neither channels first nor channels last, without gaps")
 _SHAPE = Choice("torch", "it has no channel axis")
-_NO_NUMBA = Choice("torch", "numba is not installed, which compiles the kernels for the CPU")
+_NO_NUMBA = Choice("torch", "numba, which compiles the kernels for the CPU, is not installed")
 
 
 def choose_kernel(x: Tensor, *, training: bool = True, fused: bool = True) -> Choice:
     """Return the kernel that normalises `x`, and why.
 
-    `training` says whether by the statistics of the mini-batch, `fused` whether an activation or
-    a residual is part of it.
+    `training` says that the statistics are those of the mini-batch, `fused` that an activation or
+    a residual is part of the call.
 
     Raises ValueError if `BNKIT_KERNEL` names no kernel, or one that cannot serve `x`.
 
     >>> print(choose_kernel(torch.empty(60, 100)))
-    torch: so few values that a call costs more than its work
+    torch: too few values: the call overhead would exceed the work
     >>> choose_kernel(torch.empty(32, 64, 56, 56)).kernel
     'cpu'
     """
@@ -102,7 +104,7 @@ def is_dense(x: Tensor) -> bool:
 
 
 def is_traced(x: Tensor) -> bool:
-    """Return whether a compiler looks on, to which the kernels must be operators."""
+    """Return whether a compiler records this call, for which the kernels must be operators."""
     return (
         torch.compiler.is_compiling()
         or type(x) not in (Tensor, nn.Parameter)
@@ -111,7 +113,7 @@ def is_traced(x: Tensor) -> bool:
 
 
 def is_transformed() -> bool:
-    """Return whether this runs inside of a transformation of torch.func."""
+    """Return whether this runs inside a transformation of torch.func."""
     return transformation() is not None
 
 

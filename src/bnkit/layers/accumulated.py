@@ -14,7 +14,7 @@ from bnkit.moments import Moments
 
 
 class AccumulatedBatchNorm(ActivatedBatchNorm):
-    """What the accumulated layers share: the moments so far, and who is normalised by them."""
+    """What the accumulated layers share: the moments so far, and how they normalise."""
 
     @showing_options()
     def __init__(
@@ -26,8 +26,8 @@ class AccumulatedBatchNorm(ActivatedBatchNorm):
     ) -> None:
         if type(micro_batches) is not int or micro_batches < 1:
             raise ValueError(
-                f"`micro_batches` is {micro_batches!r}: give the number of micro-batches that one "
-                f"optimizer step takes, a whole number of at least 1"
+                f"`micro_batches` is {micro_batches!r}: pass the number of micro-batches in one "
+                f"optimizer step, an integer of at least 1"
             )
         super().__init__(num_features, *arguments, **options)
         self.micro_batches = micro_batches
@@ -74,8 +74,8 @@ class AccumulatedBatchNorm(ActivatedBatchNorm):
             if _are_equal(known, own):
                 return before
         raise RuntimeError(
-            f"{type(self).__name__}({self.num_features}) runs again inside of backward(), as "
-            f"activation checkpointing does it, with a micro-batch that is none of its last "
+            f"{type(self).__name__}({self.num_features}) runs again inside backward(), as "
+            f"activation checkpointing does, with a micro-batch that is not among its last "
             f"{self.micro_batches}: call backward() before the forward of the next accumulation "
             f"and before reset_accumulation()"
         )
@@ -189,7 +189,7 @@ class AccumulatedBatchNorm1d(AccumulatedBatchNorm, nn.BatchNorm1d):
 
     `micro_batches=k` is the number of forward passes that one optimizer step takes. In training
     micro-batch i of an accumulation is normalised by the pooled moments of micro-batches 1 to i;
-    gradients flow through its own part of them, those of the earlier ones are constants. The
+    gradients flow through its own share of them; those of the earlier ones are constants. The
     running statistics, `num_batches_tracked` and `momentum` know only whole accumulations.
 
     Exact, to rounding, for micro-batches of any sizes: the running statistics are those of torch's
@@ -200,16 +200,16 @@ class AccumulatedBatchNorm1d(AccumulatedBatchNorm, nn.BatchNorm1d):
     statistics of other micro-batches is missing.
 
     Each forward in training counts, so a layer that is called n times in one forward of its model
-    takes micro_batches=n·k; eval mode disturbs nothing. An accumulation that ends early is to be
-    forgotten, by `reset_accumulation()` or `bnkit.layers.reset_accumulation_(model)`; it is no part
-    of checkpoints. A micro-batch that is not finite makes the rest of its accumulation so: the
-    guard keeps all of it out of the running statistics and counts one non-finite batch.
+    takes micro_batches=n·k; eval mode changes nothing. Discard an accumulation that ends early by
+    `reset_accumulation()` or `bnkit.layers.reset_accumulation_(model)`; checkpoints do not hold it.
+    A micro-batch that is not finite makes the rest of its accumulation so: the guard keeps all of
+    it out of the running statistics and counts one non-finite batch.
 
     Activation checkpointing counts a micro-batch once, whose backward may follow after all k
     forwards; a second forward that is unknown raises RuntimeError. torch.compile(fullgraph=True)
     takes both modes; in training it makes k graphs, so k over 8 needs a larger
     torch._dynamo.config.recompile_limit. Further arguments are those of `bnkit.BatchNorm1d`;
-    `micro_batches` that is no whole number of at least 1 raises ValueError, and in training so does
+    `micro_batches` other than an integer of at least 1 raises ValueError, and in training so does
     a micro-batch that is empty or has one value per channel.
 
     >>> layer = AccumulatedBatchNorm1d(1, micro_batches=2, momentum=1.0)

@@ -123,8 +123,8 @@ def _layers_with(model: nn.Module, name: str) -> list[DomainBatchNorm]:
     layers = {p: m for p, m in model.named_modules() if isinstance(m, DomainBatchNorm)}
     if not layers:
         raise ValueError(
-            f"`model` ({type(model).__name__}) has no per-domain batch norm, so there is no domain "
-            f'{name!r} to choose: make some by bnkit.convert(model, "domains", domains=...)'
+            f"`model` ({type(model).__name__}) has no per-domain batch norm, so it does not have "
+            f'the domain {name!r}: make some by bnkit.convert(model, "domains", domains=...)'
         )
     for path, layer in layers.items():
         if name not in layer.domains:
@@ -139,12 +139,12 @@ def _check_domains(domains: Sequence[str]) -> None:
     names = [domains] if isinstance(domains, str) else list(domains)
     if isinstance(domains, str) or not all(isinstance(n, str) and n for n in names):
         raise TypeError(
-            f'`domains` is {domains!r}: give the names in a tuple, as in ("day", "night")'
+            f'`domains` is {domains!r}: pass the names in a tuple, as in ("day", "night")'
         )
     if not names or len(set(names)) < len(names) or any("." in name for name in names):
         raise ValueError(
-            f"`domains` is {domains!r}: give at least one name, each once, without dots, because "
-            f"they end the names of buffers"
+            f"`domains` is {domains!r}: pass at least one name, each once, without dots, because "
+            f"they become part of the names of buffers"
         )
 
 
@@ -153,7 +153,7 @@ class DomainBatchNorm1d(DomainBatchNorm, nn.BatchNorm1d):
 
     Weight and bias are shared; each domain has the statistics that a torch layer of its own would
     have. `with bnkit.domain(model, "night"):` chooses one for all layers of a model; where nothing
-    is chosen it is the first, so a model that is never told of domains is exactly torch's.
+    is chosen it is the first, so a model in which no domain is ever chosen is exactly torch's.
 
     The first domain's buffers have torch's names, those of the others end in the domain's:
     `running_mean_night`. A torch checkpoint loads, and its statistics go to every domain; torch's

@@ -1,7 +1,7 @@
-"""The exchange between ranks: what each brings goes to all, and no rank waits for ever.
+"""The exchange between ranks: each sends its values to all, and no rank waits forever.
 
-Before anything else the ranks tell each other where they are (layer, call, phase). So a rank that
-is somewhere else, or nowhere, is an error that says so within the time limit, and not a hang.
+Before anything else the ranks tell each other where they are (layer, call, phase). A rank that is
+in another place, or missing, is therefore an error within the time limit, and not a hang.
 """
 
 import time
@@ -64,7 +64,7 @@ class Ranks:
         self._calls: Counter[str] = Counter()
 
     def is_alone(self, layer: str) -> bool:
-        """Return whether there is nobody to exchange with; `layer` is named in errors.
+        """Return whether there is no other process to exchange with; `layer` is named in errors.
 
         Raises RuntimeError where the group was lost in pickling, and where this process is not
         one of the group.

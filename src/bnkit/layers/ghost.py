@@ -36,8 +36,8 @@ class GhostBatchNorm(ActivatedBatchNorm):
     virtual batches, without bias, and `momentum` and `num_batches_tracked` mean what they mean in
     torch. The paper updates once for each virtual batch, in order: the same on average, but the
     last ten or so virtual batches then make up the running statistics, and two rows left over count
-    as much as a full one. Eval mode knows no virtual batches: it normalises by the running
-    statistics, and a layer without them by the whole mini-batch.
+    as much as a full one. In eval mode there are no virtual batches: the layer normalises by
+    the running statistics, and without them by the whole mini-batch.
 
     Raises ValueError in training for an empty input and for virtual batches of one value per
     channel.
@@ -53,8 +53,8 @@ class GhostBatchNorm(ActivatedBatchNorm):
     ) -> None:
         if not isinstance(virtual_batch_size, int) or virtual_batch_size < 1:
             raise ValueError(
-                f"`virtual_batch_size` is {virtual_batch_size!r}: give the rows of a virtual batch "
-                f"as a whole number of at least 1"
+                f"`virtual_batch_size` is {virtual_batch_size!r}: pass the rows of a virtual batch "
+                f"as an integer of at least 1"
             )
         super().__init__(num_features, *arguments, **options)
         self.virtual_batch_size = virtual_batch_size

@@ -24,7 +24,7 @@ class MaskedBatchNorm(ActivatedBatchNorm):
     ) -> None:
         if default not in (None, "all"):
             raise ValueError(
-                f'`default` is {default!r}: choose "all" to take every value for real where no '
+                f'`default` is {default!r}: choose "all" to treat every value as real where no '
                 f"mask is given, or None to raise an error there"
             )
         super().__init__(num_features, *arguments, **options)
@@ -68,8 +68,8 @@ class MaskedBatchNorm(ActivatedBatchNorm):
             self._had_mask_of_block = mask is not None
         elif mask is None and self._had_mask_of_block:
             raise ValueError(
-                f"{self._called} runs again inside of backward(), as activation checkpointing does "
-                f"it, where the block `with mask(...)` of its first run is out of sight: give "
+                f"{self._called} runs again inside backward(), as activation checkpointing does, "
+                f"outside the block `with mask(...)` of its first run: give "
                 f"`mask` to the checkpointed function as an argument, and open the block there"
             )
         return None if mask is None else self._fit(mask, input)
@@ -157,7 +157,7 @@ class MaskedBatchNorm1d(MaskedBatchNorm, nn.BatchNorm1d):
     `bnkit.BatchNorm1d`.
 
     torch.compile(fullgraph=True) takes both modes, with the mask as an argument (one of too few
-    real values is a RuntimeError there) or without; a block is no part of a graph, so models that
+    real values is a RuntimeError there) or without; a block is not part of a graph, so models that
     run in one need fullgraph=False. Under activation checkpointing call the model in a block inside
     of the checkpointed function.
 

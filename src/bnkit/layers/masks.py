@@ -1,4 +1,4 @@
-"""`mask`: which values are real, told to every masked layer that runs inside a block."""
+"""`mask`: which values are real, for every masked layer that runs inside a block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

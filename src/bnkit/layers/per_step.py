@@ -10,7 +10,7 @@ from bnkit.layers.batch_norm import ActivatedBatchNorm, KeywordOptions, showing_
 
 
 class PerStepBatchNorm1d(ActivatedBatchNorm):
-    """Batch norm inside of a recurrent layer: shared weight and bias, statistics for each step.
+    """Batch norm inside a recurrent layer: shared weight and bias, statistics for each step.
 
     Section 3 of Cooijmans et al. 2017, "Recurrent Batch Normalization" (arXiv:1603.09025): the
     activations of a recurrent layer differ so much over the first steps that statistics averaged
@@ -163,9 +163,9 @@ class PerStepBatchNorm1d(ActivatedBatchNorm):
 
 def _check_max_steps(max_steps: int) -> None:
     if not isinstance(max_steps, int) or isinstance(max_steps, bool):
-        raise TypeError(f"`max_steps` is {max_steps!r}: give an int, the longest sequence's length")
+        raise TypeError(f"`max_steps` is {max_steps!r}: pass an int, the longest sequence's length")
     if max_steps < 1:
         raise ValueError(
-            f"`max_steps` is {max_steps}: give at least 1, best the length of the longest sequence "
+            f"`max_steps` is {max_steps}: pass at least 1, best the length of the longest sequence "
             f"that the layer trains on"
         )

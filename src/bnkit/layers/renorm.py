@@ -162,7 +162,7 @@ def _clip(values: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
 def _check_limit(name: str, limit: Limit, least: int) -> None:
     if not callable(limit) and not limit >= least:
         raise ValueError(
-            f"`{name}` is {limit}: give a number of at least {least}, or a callable from the step "
+            f"`{name}` is {limit}: pass a number of at least {least}, or a callable from the step "
             f"to such a number"
         )
 

@@ -59,7 +59,7 @@ class SynchronisedBatchNorm(ActivatedBatchNorm):
         if not self.training or self._ranks.is_alone(self.sync_name):
             return super().normalise_by_batch(input, residual)
         meet = self._normalise_with_others
-        if torch.compiler.is_compiling():  # ranks meet outside of compiled graphs
+        if torch.compiler.is_compiling():  # ranks meet outside compiled graphs
             meet = torch.compiler.disable(meet)  # type: ignore[no-untyped-call]
         return meet(input, residual)
 
@@ -110,7 +110,7 @@ class SyncBatchNorm1d(SynchronisedBatchNorm, BatchNorm1d):
 
     Nothing is exchanged in eval mode, before torch.distributed is initialised and in a group of
     one: there it is BatchNorm1d. Otherwise all ranks must call the same layers in the same order,
-    forward and backward. A rank that meets another in another layer, or nobody within the time
+    forward and backward. A rank that meets another in another layer, or none within the time
     limit of the group (`make_group(timeout)` makes one; the default group's is often 30 minutes),
     raises SyncError, as does each rank that waits for one that died. A group whose only backend
     is not gloo keeps to the limits of that backend.
@@ -202,9 +202,9 @@ class _Normalisation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        """Return the part of this rank of the gradients of the whole batch, by `_input_gradient`.
+        """Return the share of this rank in the gradients of the whole batch.
 
-        Those of weight and bias are sums over its own rows: whoever adds up the ranks has them all.
+        Those of weight and bias are sums over its own rows: the sum over the ranks is that of all.
         """
         if torch.is_grad_enabled():
             raise RuntimeError(
