@@ -52,7 +52,7 @@ def batch_norm(
     running, affine = (running_mean, running_var), (weight, bias)
     fused = activation is not None or residual is not None
     kernel = choose_kernel(input, training=training, fused=fused).kernel
-    if kernel == "torch":
+    if kernel == "torch":  # three calls of torch, which checks the arguments itself
         y = _normalise(input, running, affine, training, momentum, eps)
         y = y if residual is None else y + residual
         return y if activation is None else find_activation(activation).function(y)
@@ -82,7 +82,7 @@ def _normalise(
 def _train(call: Call, running: _Pair, momentum: float) -> Tensor:
     _refuse_one_value_per_channel(call.x)
     y, mean, variance = batch_norm_forward(call)
-    count = call.x.numel() // call.x.shape[1]
+    count = call.x.numel() // call.x.shape[1]  # values per channel; the variance is made unbiased
     update_running_statistics(*running, mean, variance * (count / (count - 1)), momentum)
     return y
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from bnkit.kernels.activations import ACTIVATIONS
+from bnkit.layers import masks
 from bnkit.layers.masked import MaskedBatchNorm1d, MaskedBatchNorm2d, MaskedBatchNorm3d
 from bnkit.layers.masks import current_mask, fit, mask
 from bnkit.observation import normalising_by_batch_statistics
@@ -400,6 +401,26 @@ def test_blocks_nest_and_an_argument_goes_before_them():
             fail()
         assert real_values() == 1
     assert real_values() == 4
+
+
+def test_masks_of_many_threads_come_and_go_without_a_trace():
+    wrong = []
+
+    def run(length):
+        real = torch.ones(length, dtype=torch.bool)
+        for _ in range(500):
+            with mask(real):
+                if current_mask() is not real:
+                    wrong.append(length)
+
+    threads = [threading.Thread(target=run, args=(length,)) for length in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert current_mask() is None
+    assert not masks._blocks
 
 
 def test_threads_have_masks_of_their_own():

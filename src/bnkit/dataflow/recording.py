@@ -62,6 +62,8 @@ class Recorder(TorchFunctionMode):
     # --- module calls
 
     def enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        # What happens inside a leaf module is one call, so only the outermost leaf begins one. Its
+        # inputs are noted here, before its forward can write into them.
         begins = self.leaf is None and is_leaf(module)
         if begins:
             self.leaf = path
@@ -92,7 +94,7 @@ class Recorder(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         keywords = kwargs or {}
-        if self.leaf is not None:
+        if self.leaf is not None:  # part of the leaf's own call
             output = func(*args, **keywords)
             self.precisions.note(output)
             return output
@@ -127,13 +129,15 @@ class Recorder(TorchFunctionMode):
         if module is None:
             # A function that returns its input as it was (contiguous, requires_grad_) did nothing.
             made = [t for t in made if not reading.holds_unchanged(t)]
-        if not (made or changed or name in _READ):
+        if not (made or changed or name in _READ):  # a question, such as x.dim()
             return
         inputs = tuple(self._value(t) for t in reading.tensors if not self._is_constant(t))
         parameters = tuple(
             self.parameters[id(t)] for t in reading.tensors if id(t) in self.parameters
         )
+        # The arguments as they were read: an in-place write gets its new value only below.
         arguments, named = self._as_values(args), self._as_values(dict(keywords))
+        # A write into a tensor is also one into its base and its views: all get a new value.
         made += [t for t in self._sharing_memory(changed) if all(t is not m for m in made)]
         outputs = tuple(self._new_value(t) for t in made)
         self.calls.append(
@@ -173,6 +177,7 @@ class Recorder(TorchFunctionMode):
         Keeping all of them alive would cost the model's forward again: every page of memory is
         then a fresh one.
         """
+        # The closure holds dictionaries, not `self`: no tensor keeps the recorder alive.
         key, values, sharing = id(tensor), self.values, self.alive[memory_of(tensor)]
 
         def forget(_: object) -> None:
@@ -201,6 +206,8 @@ class Recorder(TorchFunctionMode):
         """Return what was written down, of a run that returned `result`."""
         returned = {self.values[id(t)] for t in tensors_in(result) if id(t) in self.values}
         handed_out = {v for call in self.calls if call.name in _HAND_OUT for v in call.inputs}
+        # Classes of outputs that are not containers hide their tensors: then what has no reader is
+        # the output. What went to NumPy has left the model too.
         outputs = (returned or self._unread()) | handed_out
         dtypes = frozenset(self.precisions.seen)
         return Dataflow(tuple(self.calls), self.shapes, frozenset(outputs), dtypes)

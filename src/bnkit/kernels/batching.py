@@ -36,6 +36,7 @@ def backward(
     dy = _fold(dy, dims[0], models, 1)
     dx, dweight, dbias, dresidual = apply(dy, *_folded(call, dims[1:], models))
     outputs = _maps(dx, models), _rows(dweight, models), _rows(dbias, models)
+    # Gradients that are empty by convention belong to no model, so they have no batch axis.
     axes = (1, *(0 if t.numel() else None for t in (dweight, dbias)))
     if not dresidual.numel():
         return (*outputs, dresidual), (*axes, None)
@@ -54,6 +55,7 @@ def _folded(call: Call, dims: Dims, models: int) -> list[Any]:
 
 def _fold(t: Tensor, dim: int | None, models: int, axis: int) -> Tensor:
     """Return `t`, one for all models where `dim` is None, with the models before the channels."""
+    # (…, models, …) -> models before the channels: (N, models · C, …), or (models · C,)
     if dim is None:
         t, dim = t.unsqueeze(axis), axis
         t = t.expand(*t.shape[:axis], models, *t.shape[axis + 1 :])

@@ -33,6 +33,7 @@ _DTYPES = {
 _DEVICES = {"cpu": "cpu", "gpu": "cuda"}
 _COMPILERS = {"cpu": "numba", "gpu": "triton"}
 _INSTALLED = {name: importlib.util.find_spec(name) is not None for name in _COMPILERS.values()}
+# Read once and never written again, so all threads see the same.
 forced = os.environ.get(VARIABLE, "")
 
 
@@ -77,6 +78,7 @@ def choose_kernel(x: Tensor, *, training: bool = True, fused: bool = True) -> Ch
     """
     if forced and x.numel():
         return _forced(forced, x)
+    # The most frequent answer first: on small tensors the choice itself is measurable.
     if x.numel() < WORTHWHILE[training, fused]:
         return _SMALL
     return _objection(x) or _CPU
@@ -93,6 +95,7 @@ def _objection(x: Tensor) -> Choice | None:
         (not _INSTALLED["numba"], _NO_NUMBA),
     )
     first = next((choice for true, choice in objections if true), None)
+    # Asked last, because both are slow to answer, and of a subclass the strides may mean nothing.
     if first is None and not is_dense(x):
         return _LAYOUT
     return _FORWARD_MODE if first is None and _in_forward_mode() else first
@@ -107,6 +110,7 @@ def is_traced(x: Tensor) -> bool:
     """Return whether a compiler records this call, for which the kernels must be operators."""
     return (
         torch.compiler.is_compiling()
+        # FakeTensor, FunctionalTensor and their like are subclasses; a parameter is plain memory.
         or type(x) not in (Tensor, nn.Parameter)
         or dispatch_modes() > 0
     )

@@ -29,6 +29,7 @@ def gradients_of_backward(
     def gradients(dy: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
         return torch.func.vjp(y, *values)[1](dy)  # type: ignore[no-any-return]
 
+    # Double backward is the pullback of the backward: vjp of (dy, terms) -> gradients of the terms.
     pull = torch.func.vjp(gradients, dy, *(t for t in terms if t is not None))[1]
     pairs = zip(cotangents, terms, strict=True)
     # A result that is empty by convention has no cotangent of the term's shape.

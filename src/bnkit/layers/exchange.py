@@ -130,6 +130,8 @@ def exchange(
     through that of the CPU. Raises SyncError where another rank is at another place, has died, or
     does not come within the limit of the group.
     """
+    # 256 bytes of text from each rank go ahead: only ranks in the same call of the same layer have
+    # `values` of one shape, and gloo would wait, or mix them up, where shapes differ.
     headers = [bytes(h.tolist()) for h in _all_gather(_header(place, count), place, group)]
     places, counts = zip(*map(_read, headers), strict=True)
     if len(set(places)) > 1:
@@ -138,6 +140,7 @@ def exchange(
 
 
 def _header(place: Place, count: int) -> Tensor:
+    # "phase call channels count name", the name last because it may hold spaces
     name = place.layer.encode()[-_NAME_BYTES:]
     text = f"{place.phase} {place.call} {place.channels} {count} ".encode() + name
     return torch.frombuffer(bytearray(text.ljust(_HEADER_BYTES, b"\0")), dtype=torch.uint8)
@@ -155,6 +158,8 @@ def _all_gather(values: Tensor, place: Place, group: dist.ProcessGroup | None) -
     device, backend = _road(group, values.device)
     own, size = dist.get_rank(group), dist.get_world_size(group)
     outgoing = values.to(device)
+    # The own share is not sent, and all shares keep the order of the ranks: then every rank adds
+    # them up in the same order and gets the same bits.
     gathered = [outgoing if r == own else torch.empty_like(outgoing) for r in range(size)]
     if backend == "gloo":
         _send_to_each(outgoing, gathered, place, group)
@@ -166,6 +171,7 @@ def _all_gather(values: Tensor, place: Place, group: dist.ProcessGroup | None) -
 def _road(group: dist.ProcessGroup | None, device: torch.device) -> tuple[torch.device, str]:
     """Return in which memory values of `device` travel, and by which backend."""
     backends = _backends(group)
+    # gloo takes GPU tensors for some collectives only, so its values go through the CPU's memory.
     if device.type != "cpu" and backends.get(device.type, "gloo") != "gloo":
         return device, backends[device.type]
     if "cpu" in backends:
@@ -188,7 +194,8 @@ def _send_to_each(
 ) -> None:
     """Fill `gathered` with what the other ranks send, by their ranks in the group."""
     own, limit = dist.get_rank(group), _limit(group)
-    end = time.monotonic() + limit.total_seconds()
+    end = time.monotonic() + limit.total_seconds()  # one limit for all ranks together
+    # All messages are posted before the first is waited for, so no order of ranks can deadlock.
     meetings = {
         other: (_receive(gathered[other], other, group), _send(outgoing, other, group))
         for other in range(len(gathered))

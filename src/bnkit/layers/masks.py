@@ -10,6 +10,7 @@ from torch import Tensor
 _current: ContextVar[Tensor] = ContextVar("bnkit.mask")
 # One entry for each block in force, in whatever thread or task: torch.compile cannot look into a
 # ContextVar, but it can guard the length of a list, so that models without a mask stay one graph.
+# Threads share it: only its length counts, and append and pop are atomic.
 _blocks: list[None] = []
 
 

@@ -17,6 +17,8 @@ import torch
 from bnkit.platforms import after_fork
 
 _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # releases the GIL while it runs
+# Threads share both: a pool is stored by setdefault, which is atomic, and _forked is written only
+# in a child, before it has a second thread.
 _pools: dict[int, ThreadPoolExecutor] = {}  # by number of helpers
 _forked = False
 
@@ -60,6 +62,7 @@ def _with_own_threads(function: Any, job: int, helpers: int) -> None:
     futures: list[Future[Any]] = [pool.submit(function, job) for _ in range(helpers)]
     function(job)
     for future in futures:
+        # A helper that has not begun has nothing left to do; one that has may still write.
         if not future.cancel():
             future.result()
 
