@@ -15,14 +15,16 @@ PLACES = """
 # What has none of them yet; the rest follows with the parts that are redrawn.
 CLEAN = """
     CONTRIBUTING.md Makefile README.md claims/src/bnkit_claims/report claims/tests/report
-    docs/add.md docs/compare.md docs/convert.md docs/fold.md
-    docs/index.md docs/insert.md src/bnkit/batches.py src/bnkit/benchmarking src/bnkit/checkpoints
-    src/bnkit/cli/app.py src/bnkit/cli/arguments.py src/bnkit/cli/comparison.py
-    src/bnkit/cli/output.py src/bnkit/cli/performance.py src/bnkit/dataflow src/bnkit/experiments
-    src/bnkit/files.py src/bnkit/internals.py src/bnkit/moments.py src/bnkit/names.py
+    docs/add.md docs/compare.md docs/convert.md docs/fold.md docs/index.md docs/insert.md
+    src/bnkit/batches.py src/bnkit/benchmarking src/bnkit/checkpoints src/bnkit/cli/app.py
+    src/bnkit/cli/arguments.py src/bnkit/cli/comparison.py src/bnkit/cli/output.py
+    src/bnkit/cli/performance.py src/bnkit/dataflow src/bnkit/experiments src/bnkit/files.py
+    src/bnkit/internals.py src/bnkit/moments.py src/bnkit/monitoring src/bnkit/names.py
     src/bnkit/observation.py src/bnkit/options.py src/bnkit/parameters.py src/bnkit/progress.py
-    src/bnkit/references.py src/bnkit/report src/bnkit/roles.py src/bnkit/source_code.py
-    src/bnkit/tables.py tests/dataflow tests/experiments tests/report tests/test_ tests/zoo
+    src/bnkit/recalibration src/bnkit/references.py src/bnkit/report src/bnkit/roles.py
+    src/bnkit/source_code.py src/bnkit/tables.py tests/cli/test_app.py
+    tests/cli/test_comparison.py tests/dataflow tests/experiments tests/monitoring
+    tests/recalibration tests/report tests/test_ tests/zoo
 """.split()
 
 

@@ -104,7 +104,7 @@ def test_the_plan_says_how_far_the_target_is_and_applies():
 
 
 class BlockError(Exception):
-    """Raised inside blocks, by nobody else."""
+    """Raised inside blocks, and nowhere else."""
 
 
 @pytest.mark.parametrize("error", [None, BlockError])

@@ -484,7 +484,7 @@ def test_awkward_models_are_recalibrated_and_stay_as_they_are(model, estimator):
 
 
 class BrokenError(Exception):
-    """Raised by loaders, by nobody else."""
+    """Raised by loaders, and nowhere else."""
 
 
 def breaking_after(count):

@@ -123,7 +123,7 @@ def test_the_batch_norm_is_in_the_mode_of_the_layer_and_follows_it(training):
 
 
 class Counted(nn.Conv2d):
-    """A conv of somebody's, with state of its own."""
+    """A user's own conv, with state of its own."""
 
     def __init__(self, *args):
         super().__init__(*args)

@@ -26,7 +26,7 @@ from bnkit.names import one_of
 from bnkit.references import called, import_reference
 from bnkit.surgery import plan_addition
 
-_CALIBRATED = ("group", "instance")  # kinds that compute something else than a batch norm
+_CALIBRATED = ("group", "instance")  # kinds that compute something other than a batch norm
 
 
 def add(

@@ -98,7 +98,7 @@ class Recorder:
         return tuple(self._found)
 
     def to_json(self) -> dict[str, Any]:
-        """Return all that was recorded as plain data; None stands for what is no number."""
+        """Return all that was recorded as plain data; None stands for NaN and infinities."""
         return {
             "every": self.every,
             "steps": self.steps,

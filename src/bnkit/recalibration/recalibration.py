@@ -39,7 +39,7 @@ def recalibrate(
 
     `where(path, layer)` chooses among the batch norms. Frozen ones stay as they are and normalise
     by the statistics that they have: those of momentum 0 or with track_running_stats=False, frozen
-    classes, and those in eval mode inside of a model in training mode.
+    classes, and those in eval mode inside a model in training mode.
     `plan_recalibration` says which they are, and how far the statistics of the others were off.
 
     Where torch.distributed is initialised the statistics are pooled over the ranks of
@@ -49,7 +49,7 @@ def recalibrate(
 
     Raises ValueError for a model without batch norms to measure, for `batches` that are empty or
     used up, for a mini-batch with one value per channel and for one with values that are not
-    finite; TypeError for what is no model or no mini-batch. What `batches` and the model raise
+    finite; TypeError for what is not a model or a mini-batch. What `batches` and the model raise
     passes through as it is. `model` stays as it is in every case.
 
     >>> import torch
@@ -71,7 +71,7 @@ def recalibrate_(
 
     As `recalibrate` in all else. The statistics are measured on a copy and written into the buffers
     at the end, so parameters, modes, hooks and the random generators stay as they are, and after
-    an error everything does. A model inside of DataParallel, DistributedDataParallel or
+    an error everything does. A model inside DataParallel, DistributedDataParallel or
     torch.compile is unwrapped. `revert_` of what is returned takes the change back.
 
     >>> import torch

@@ -468,7 +468,7 @@ SICK = (
         fixed=False,
     ),
     Sick(
-        "inside of a layer that owns it, before a function",
+        "inside a layer that owns it, before a function",
         "negative-gamma",
         lambda: with_tensor(OwnedAndRectified(), "fc.batchnorm.weight", [-1, 1, 1, 1]),
         "fc.batchnorm",

@@ -123,7 +123,7 @@ UNKNOWN = {
     "hooks": (hooked(), "hooks are registered on it, which see or change what it gets and gives"),
     "computed": (parametrised(), "its weight or bias is computed (weight norm"),
     "infinite variance": (with_state("running_var", -1.0), "not finite numbers, or its variance"),
-    "mean that is no number": (with_state("running_mean", torch.nan), "are not finite numbers"),
+    "mean that is not finite": (with_state("running_mean", torch.nan), "are not finite numbers"),
     "infinite weight": (with_state("weight", torch.inf), "are not finite numbers"),
     "other names": (
         FrozenBatchNorm(4, without=["running_mean", "weight"]),

@@ -76,7 +76,7 @@ INTO = {
     ),
     "synchronised": (chain(nn.Linear(4, 3), nn.SyncBatchNorm(3)), (5, 4), "0"),
     "not affine": (chain(nn.Linear(4, 3), nn.BatchNorm1d(3, affine=False)), (5, 4), "0"),
-    "features cut, the rest is read by nobody": (
+    "features cut, the rest is not read": (
         chain(nn.Linear(4, 6), lambda x: x[:, 1:4], nn.BatchNorm1d(3)),
         (5, 4),
         "0",

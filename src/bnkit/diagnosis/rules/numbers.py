@@ -24,8 +24,8 @@ from bnkit.diagnosis.rules.reading import (
 from bnkit.diagnosis.rules.running_statistics import is_collapsed, measured_variance
 from bnkit.internals import AnyBatchNorm
 
-# Nobody means the last mini-batch or two to be nine tenths of an average; Keras's 0.99 and 0.9 are
-# shares of what is kept.
+# An average of which the last mini-batch or two make nine tenths is hardly intended; Keras's 0.99
+# and 0.9 are shares of what is kept.
 _OTHER_CONVENTION = 0.9
 _DEFAULT_MOMENTUM, _DEFAULT_EPS = 0.1, 1e-5
 _EPS_OF_KERAS = 1e-3
@@ -210,8 +210,8 @@ def _misplaced(reading: Reading) -> Finding:
         "warning",
         (reading.path,),
         {"eps": reading.eps},
-        f"An eps of {reading.eps:g} is no framework's: the second argument of torch's batch norms "
-        f"is eps, where others have momentum.",
+        f"An eps of {reading.eps:g} is not the default of any framework: the second argument "
+        f"of torch's batch norms is eps, where others have momentum.",
         "Name the arguments: BatchNorm2d(features, eps=1e-5, momentum=0.1).",
         _smaller_eps(reading, _DEFAULT_EPS),
     )
