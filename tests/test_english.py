@@ -12,19 +12,14 @@ PLACES = """
     claims/docs/*.md claims/src/**/*.py claims/tests/**/*.py claims/benchmarks/*.py
 """.split()
 
-# What has none of them yet; the rest follows with the parts that are redrawn.
-CLEAN = """
-    CONTRIBUTING.md Makefile README.md claims/src/bnkit_claims/report claims/tests/report
-    docs/add.md docs/compare.md docs/convert.md docs/fold.md docs/index.md docs/insert.md
-    src/bnkit/batches.py src/bnkit/benchmarking src/bnkit/checkpoints src/bnkit/cli/app.py
-    src/bnkit/cli/arguments.py src/bnkit/cli/comparison.py src/bnkit/cli/output.py
-    src/bnkit/cli/performance.py src/bnkit/dataflow src/bnkit/experiments src/bnkit/files.py
-    src/bnkit/internals.py src/bnkit/moments.py src/bnkit/monitoring src/bnkit/names.py
-    src/bnkit/observation.py src/bnkit/options.py src/bnkit/parameters.py src/bnkit/progress.py
-    src/bnkit/recalibration src/bnkit/references.py src/bnkit/report src/bnkit/roles.py
-    src/bnkit/source_code.py src/bnkit/tables.py tests/cli/test_app.py
-    tests/cli/test_comparison.py tests/dataflow tests/experiments tests/monitoring
-    tests/recalibration tests/report tests/test_ tests/zoo
+# What is still to be cleaned: this list only gets shorter.
+NOT_YET = """
+    benchmarks/faults.py claims docs/accelerate.md docs/decisions.md docs/doctor.md docs/faults.md
+    docs/kinds.md docs/rules.md docs/statistics.md src/bnkit/cli/doctor.py
+    src/bnkit/cli/explaining.py src/bnkit/deprecation.py src/bnkit/diagnosis src/bnkit/functional.py
+    src/bnkit/kernels src/bnkit/layers src/bnkit/surgery tests/cli/test_doctor.py
+    tests/cli/test_explaining.py tests/cli/test_surgery.py tests/diagnosis tests/kernels
+    tests/layers tests/surgery
 """.split()
 
 
@@ -47,7 +42,7 @@ def test_the_vocabulary_is_read():
 
 def clean():
     found = {str(p.relative_to(ROOT)) for place in PLACES for p in ROOT.glob(place)}
-    return sorted(path for path in found if path.startswith(tuple(CLEAN)))
+    return sorted(path for path in found if not path.startswith(tuple(NOT_YET)))
 
 
 @pytest.mark.parametrize("path", clean())
