@@ -2,8 +2,8 @@
 
     python claims/benchmarks/claims.py --data-dir FOLDER [claim ...]
 
-Results are kept in bnkit-claims and gone on from. In claims/docs the figures go to claims.json, the
-charts to charts/, and the tables of claims.md are made from them.
+Results are kept in bnkit-claims; run the same command to resume. In claims/docs the figures go to
+claims.json, the charts to charts/, and the tables of claims.md are made from them.
 """
 
 import argparse
@@ -103,7 +103,7 @@ def section(claim: CheckedClaim) -> str:
                 f"*Measured:* {claim.measurement}",
                 f"*The verdict:* {claim.criteria}",
                 f"*Who says it:* {sources}.",
-                f"*Again:* `{claim.command}` ({ran})",
+                f"*To repeat it:* `{claim.command}` ({ran})",
             ]
         )
         + "\n"
@@ -117,7 +117,7 @@ def parts(evidence: Evidence) -> Iterable[str]:
     for part in evidence.parts:
         yield f"| {part.what} | {part.figures} | **{part.verdict}** |"
     for each in evidence.beside:
-        yield f"| {each.what} | {each.figures} | beside |"
+        yield f"| {each.what} | {each.figures} | not counted |"
 
 
 if __name__ == "__main__":

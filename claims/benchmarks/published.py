@@ -2,9 +2,9 @@
 
     python claims/benchmarks/published.py --data-dir FOLDER experiment [experiment ...]
 
-Results are kept in bnkit-published and gone on from (`bnkit reproduce --list` names the
-experiments). In claims/docs the figures go to published.json, and the table in published.md is made
-from them.
+Results are kept in bnkit-published; run the same command to resume. `bnkit reproduce --list` names
+the experiments. In claims/docs the figures go to published.json, and the table in published.md is
+made from them.
 """
 
 import argparse

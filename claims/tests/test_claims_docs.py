@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bnkit_claims.claims.all_claims import CLAIMS
 from bnkit_claims.core.checked_claims import Checked
 from bnkit_claims.published.reproduction import Reproduction
 from pages import check_page
@@ -24,6 +25,13 @@ def test_the_table_of_published_experiments_is_made_from_the_kept_figures():
     kept = Reproduction.from_json(json.loads((ROOT / "docs" / "published.json").read_text()))
     table = "\n".join(published["lines"](kept.figures))
     assert table in (ROOT / "docs" / "published.md").read_text()
+
+
+def test_the_kept_claims_say_what_the_code_says():
+    kept = Checked.from_json(json.loads((ROOT / "docs" / "claims.json").read_text()))
+    said = [(c.name, c.statement, c.sources, c.measurement, c.criteria) for c in kept.claims]
+    code = [(c.name, c.statement, c.sources, c.measurement, c.criteria) for c in CLAIMS]
+    assert said == code
 
 
 def test_the_readme_counts_the_verdicts_as_they_are():

@@ -1,3 +1,3 @@
-"""What is said of batch norm, measured with bnkit: claims, and published experiments run here."""
+"""Claims about batch norm, measured with bnkit, and published experiments, run here."""
 
 __version__ = "0.1.0"

@@ -84,7 +84,7 @@ def test_activations_that_need_no_help_say_nothing():
     assert found.beside[0] == Beside(
         "sigmoid, which needs no help", "5/5 runs train without, 5/5 with batch norm"
     )
-    assert "These train on both sides and so say nothing: sigmoid." in found.notes
+    assert "These train with and without batch norm, and so say nothing: sigmoid." in found.notes
     assert found.headline == (
         "At 8 hidden layers 1 of 1 activations clearly train with batch norm and 1 without it; "
         "it rescues none."
@@ -104,7 +104,7 @@ def test_activations_that_disagree_hold_in_part():
         ("sigmoid made usable", True),
         ("tanh made usable", False),
     ]
-    assert evidence.notes[0] == "These train on both sides and so say nothing: relu."
+    assert evidence.notes[0] == "These train with and without batch norm, and so say nothing: relu."
     assert evidence.headline == (
         "At 8 hidden layers 2 of 3 activations clearly train with batch norm and 1 without it; "
         "it rescues sigmoid."
@@ -114,7 +114,7 @@ def test_activations_that_disagree_hold_in_part():
 def test_units_that_saturate_no_less_are_told_against_the_paper():
     none = judge(SETTINGS, trained(0, 5))
     assert none.notes == (
-        "Against its sources, there is no activation of which clearly fewer units saturate.",
+        "Contrary to its sources, clearly fewer units saturate with no activation.",
     )
     assert none.beside == (
         Beside("saturated units with sigmoid", "52% without, 52% with batch norm"),

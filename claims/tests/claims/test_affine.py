@@ -77,8 +77,8 @@ def test_no_loss_and_nothing_undone_contradict_the_sources_plainly():
     )
     (note,) = evidence.notes
     assert note == (
-        "Against its sources, SGD leaves the normalisation in place: learned gamma and beta undo "
-        "less than 50% of it."
+        "Contrary to its sources, SGD leaves the normalisation in place: learned gamma and beta "
+        "undo less than 50% of it."
     )
 
 

@@ -47,9 +47,7 @@ def test_the_toy_run_finds_redundant_biases_and_more_parameters():
     assert evidence.parts[1] == Part(
         "fewer parameters in mlp", "27,710 without, 28,010 with batch norm", False
     )
-    assert evidence.notes == (
-        "Against a source, batch norm brings more parameters, not fewer, in mlp.",
-    )
+    assert evidence.notes == ("Contrary to a source, batch norm adds parameters in mlp.",)
 
 
 def test_biases_that_do_nothing_fewer_parameters_and_slower_steps_hold():
@@ -88,9 +86,7 @@ def test_biases_that_matter_more_parameters_and_equal_steps_do_not_hold():
     assert evidence.parts[0].figures == (
         "outputs move by at most 0.001 of their size, gradient 0.001 of the weights'"
     )
-    assert evidence.notes == (
-        "Against a source, batch norm brings more parameters, not fewer, in mlp.",
-    )
+    assert evidence.notes == ("Contrary to a source, batch norm adds parameters in mlp.",)
     assert evidence.headline == (
         "With batch norm biases prove redundant in 0 of 1 networks, parameters are fewer in 0 of "
         "1, and a training step takes 1 times as long."
@@ -126,9 +122,7 @@ def test_networks_that_differ_are_counted_and_span_a_range():
         "With batch norm biases prove redundant in 2 of 2 networks, parameters are fewer in 1 of "
         "2, and a training step takes 1.2 to 2 times as long."
     )
-    assert evidence.notes == (
-        "Against a source, batch norm brings more parameters, not fewer, in vgg.",
-    )
+    assert evidence.notes == ("Contrary to a source, batch norm adds parameters in vgg.",)
 
 
 def test_a_gradient_alone_speaks_against_redundancy():

@@ -40,7 +40,7 @@ def found(*, drifts, shifts, steps, seeds=4):
 
 FASTER = "when noise moves them more, batch norm is still 2.5 times as fast (sigmoid)"
 NO_FASTER = "when noise moves them more, batch norm is no faster (sigmoid)"
-UNSURE = "whether stillness speeds up training, these runs cannot tell"
+UNSURE = "these runs cannot tell whether stability speeds up training"
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_the_verdict_follows_from_the_evidence(drifts, shifts, steps, verdict, s
     moved = f"Without batch norm a layer's inputs move {far} (sigmoid) times as far"
     assert evidence.headline == f"{moved}; {told}."
     against = (
-        "Against Ioffe and Szegedy, and with Santurkar et al., batch norm with sigmoid is faster "
-        "than the plain network even while noise moves its inputs more."
+        "Contrary to Ioffe and Szegedy, and as Santurkar et al. found, batch norm with sigmoid is "
+        "faster than the plain network even when noise moves its inputs more."
     )
     assert evidence.notes == ((against,) if shown[-1] is False else ())
 
@@ -79,15 +79,15 @@ def test_the_verdict_follows_from_the_evidence(drifts, shifts, steps, verdict, s
 def test_parts_tell_how_far_inputs_and_gradients_move_and_what_noise_does():
     evidence = judge(INVENTED, found(drifts=(3, 1, 4), shifts=(2, 1, None), steps=(50, 10, 20)))
     inputs, gradients, cause = evidence.parts
-    assert inputs.what == "stiller inputs of sigmoid units"
+    assert inputs.what == "steadier inputs of sigmoid units"
     assert inputs.figures == "move 2.96 (2.90 to 3.02) times as far without batch norm"
     assert gradients == Part(
-        "stiller gradients of sigmoid layers",
+        "steadier gradients of sigmoid layers",
         "move 2.00 (2.00 to 2.00) times as far without batch norm",
         True,
     )
     assert cause == Part(
-        "stiller inputs cause the speed with sigmoid",
+        "steadier inputs cause the speed with sigmoid",
         "noise moves the inputs 1.35 (1.33 to 1.38) times as far as plain; plain takes 2.50 (2.50 "
         "to 2.50) times the steps to 50%",
         False,

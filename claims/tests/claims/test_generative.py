@@ -49,15 +49,15 @@ def test_the_verdict_follows_from_the_evidence(evidence, verdict, shown):
 @pytest.mark.parametrize(
     ("scores", "both", "discriminator", "generator"),
     [
-        ((30.0, 10.0, 15.0, 2.0), "15 times", "2 times", "3 times"),
-        ((30.0, 40.0, 35.0, 50.0), "0.61 times", "0.87 times", "0.76 times"),
-        ((30.0, None, 15.0, 2.0), "15 times", "2 times", "an unknown number of times"),
+        ((30.0, 10.0, 15.0, 2.0), "15×", "2×", "3×"),
+        ((30.0, 40.0, 35.0, 50.0), "0.61×", "0.87×", "0.76×"),
+        ((30.0, None, 15.0, 2.0), "15×", "2×", "an unknown number of times"),
     ],
     ids=["for", "against", "unknown"],
 )
-def test_the_headline_tells_how_near_samples_come(scores, both, discriminator, generator):
+def test_the_headline_says_how_close_samples_come(scores, both, discriminator, generator):
     assert judge(TOY, found(*scores)).headline == (
-        f"Batch norm in both networks brings samples {both} as near to the data, in the "
+        f"Batch norm in both networks brings samples {both} closer to the data, in the "
         f"discriminator only {discriminator}, in the generator only {generator}."
     )
 
@@ -65,9 +65,9 @@ def test_the_headline_tells_how_near_samples_come(scores, both, discriminator, g
 def test_ratios_are_neither_over_with():
     judged = judge(TOY, found(30.0, 10.0, 15.0, 2.0, seeds=1))
     assert judged.parts == (
-        Part("nearer samples, batch norm in the generator only", "3.00 times", None),
-        Part("nearer samples, batch norm in the discriminator only", "2.00 times", None),
-        Part("nearer samples, batch norm in both networks", "15.00 times", None),
+        Part("closer samples, batch norm in the generator only", "3.00 times", None),
+        Part("closer samples, batch norm in the discriminator only", "2.00 times", None),
+        Part("closer samples, batch norm in both networks", "15.00 times", None),
     )
     assert judged.beside == (
         Beside("median distance without batch norm", "30"),

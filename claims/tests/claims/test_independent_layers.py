@@ -84,7 +84,7 @@ def test_each_part_says_by_how_much_an_effect_is_smaller_with_batch_norm():
         Part("smaller rise of the loss by scaling (relu)", larger, False),
     )
     assert judged.notes == (
-        "With batch norm only gamma and beta move a distribution: that it stays is built in.",
+        "Only gamma and beta can move a normalised distribution: its stability is built in.",
     )
 
 

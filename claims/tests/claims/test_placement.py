@@ -77,7 +77,7 @@ def test_after_does_better_and_the_sources_are_contradicted_plainly(steps, ends)
     assert [part.shown for part in evidence.parts] == [False]
     (note,) = evidence.notes
     assert note == (
-        "Against its sources, Ioffe and Szegedy and Udacity's lesson, after the activation is "
+        "Contrary to its sources, Ioffe and Szegedy and Udacity's lesson, after the activation is "
         "better in mlp with relu, as fast.ai says."
     )
 

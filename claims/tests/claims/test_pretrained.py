@@ -17,12 +17,12 @@ from bnkit_claims.claims.pretrained import (
 from bnkit_claims.core.evidence import Beside, Part
 
 AGAINST = (
-    "Against its source, the published recipe, the variance as weight, changes what the network "
-    "computes."
+    "Contrary to its source, the published recipe, with the variance as weight, changes what the "
+    "network computes."
 )
 ROOT_MOVES, VARIANCE_MOVES, GAIN, LEAD = (
-    "no change, inserted by the root of the variance",
-    "no change, inserted by the variance, as published",
+    "no change, inserted with the root of the variance",
+    "no change, inserted with the variance, as published",
     "a higher accuracy after fine-tuning than before",
     "a higher accuracy than fine-tuning without batch norm",
 )
@@ -70,16 +70,16 @@ def test_insertions_that_change_nothing_and_a_gain_hold():
     )
     assert evidence.notes == ()
     assert evidence.headline == (
-        "Inserted by the root of the variance, batch norm changes no output, and fine-tuning adds "
-        "+1.0 points (+0.0 without it); by the variance, as published, it takes accuracy from 95.0 "
-        "to 60.0%."
+        "Inserted with the root of the variance as weight, batch norm changes no output, and "
+        "fine-tuning adds +1.0 points (+0.0 without it); with the variance, as published, it "
+        "changes accuracy from 95.0 to 60.0%."
     )
 
 
 def test_what_the_variance_as_weight_does_is_told_beside():
     assert judge(found()).beside == (
-        Beside("test loss on insertion by the variance", "from 0.200 to 0.200"),
-        Beside("test accuracy on insertion by the variance", "from 95.00% to 60.00%"),
+        Beside("test loss on insertion with the variance", "from 0.200 to 0.200"),
+        Beside("test accuracy on insertion with the variance", "from 95.00% to 60.00%"),
     )
 
 
@@ -96,8 +96,8 @@ def test_insertions_that_change_the_network_and_no_gain_do_not_hold():
     assert evidence.verdict == "does not hold"
     assert [part.shown for part in evidence.parts] == [False] * 4
     assert evidence.headline.startswith(
-        "Inserted by the root of the variance, batch norm changes outputs, and fine-tuning adds "
-        "-1.0 points (+2.0 without it);"
+        "Inserted with the root of the variance as weight, batch norm changes outputs, and "
+        "fine-tuning adds -1.0 points (+2.0 without it);"
     )
 
 

@@ -84,7 +84,7 @@ def test_a_loss_that_only_adapting_mends_holds_in_part():
     assert [part.shown for part in evidence.parts] == [False, True, True]
     assert evidence.parts[0].figures == "-10.00 (-10.00 to -10.00) points"
     assert evidence.notes == (
-        "Against its sources, mlp keeps less accuracy in other inks with batch norm.",
+        "Contrary to its sources, mlp keeps less accuracy in other inks with batch norm.",
     )
     assert evidence.headline == (
         "Batch norm changes the accuracy kept in other inks by -10 points (mlp); adapted to the "

@@ -65,19 +65,19 @@ def test_single_examples_that_fail_and_averages_that_arrive_late_hold():
     assert evidence.parts == (
         Part("single examples fail with mlp", f"{spread(92)} lost", True),
         Part("moving averages mislead early, momentum 0.01", f"{spread(60)} behind", True),
-        Part("moving averages serve at the end, momentum 0.01", f"{spread(0)} behind", True),
+        Part("moving averages good enough at the end, momentum 0.01", f"{spread(0)} behind", True),
     )
     assert evidence.beside == (
         Beside(
             "single examples that are right with mlp",
-            "5% by their own statistics, 97% by the population's",
+            "5% with their own statistics, 97% with the population's",
         ),
         Beside("single examples given the same answer, mlp", "100%"),
         Beside("moving averages arrive, momentum 0.01", "within a point by step 90"),
     )
     assert evidence.headline == (
-        "Single examples lose 92 (mlp) points of accuracy by their own statistics; moving averages "
-        "lose up to 60 along training and 0.0 at its end."
+        "With their own statistics single examples lose 92 (mlp) points of accuracy; moving "
+        "averages lose up to 60 along training and 0.0 at its end."
     )
 
 
@@ -86,8 +86,8 @@ def test_single_examples_that_are_right_and_averages_that_never_lag_or_always_do
     assert never.verdict == "holds in part"
     assert [part.shown for part in never.parts] == [False, False, True]
     assert never.headline == (
-        "Single examples lose 1 (mlp) points of accuracy by their own statistics; moving averages "
-        "lose up to 0 along training and 0.0 at its end."
+        "With their own statistics single examples lose 1 (mlp) points of accuracy; moving "
+        "averages lose up to 0 along training and 0.0 at its end."
     )
     always = judge(SETTINGS, asked(0.96), followed([0.88] * 4))
     assert always.verdict == "does not hold"
@@ -108,7 +108,7 @@ def test_averages_that_stay_behind_are_said_to_arrive_at_no_time():
     arrival = Beside("moving averages arrive, momentum 0.01", "within a point at no time")
     assert arrival in evidence.beside
     assert [part.shown for part in evidence.parts] == [True, True, False]
-    assert evidence.parts[2].what == "moving averages serve at the end, momentum 0.01"
+    assert evidence.parts[2].what == "moving averages good enough at the end, momentum 0.01"
 
 
 def test_a_network_that_does_without_population_statistics_is_named():
@@ -117,7 +117,9 @@ def test_a_network_that_does_without_population_statistics_is_named():
     evidence = judge(both, results, followed(LATE))
     assert evidence.parts[0].shown is True
     assert evidence.parts[1] == Part("single examples fail with resnet", f"{spread(2)} lost", False)
-    assert evidence.headline.startswith("Single examples lose 92 (mlp) and 2 (resnet) points of")
+    assert evidence.headline.startswith(
+        "With their own statistics single examples lose 92 (mlp) and 2 (resnet) points of"
+    )
 
 
 def test_two_seeds_show_nothing():

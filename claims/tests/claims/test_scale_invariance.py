@@ -43,12 +43,12 @@ def trained(plain, batch_norm, seeds=3):
     ]
 
 
-SAME = "With weights times 0.1 to 10 the layer stays the same within 1%"
-LESS = "in training they are shown to grow less with batch norm at 1 of 1 learning rates."
+SAME = "With its weights multiplied by 0.1 to 10 the layer stays the same within 1%"
+LESS = "in training the weights are shown to grow less with batch norm at 1 of 1 learning rates."
 NOT_LESS = LESS.replace("1 of 1", "0 of 1")
 AGAINST = (
-    "Against its sources, which leave eps out, the layer does feel the scale of its weights where "
-    "the variance of its units comes near to eps (1e-05)."
+    "Contrary to its sources, which leave eps out, the layer does depend on the scale of its "
+    "weights where the variance of its units comes close to eps (1e-05)."
 )
 
 
@@ -62,14 +62,14 @@ AGAINST = (
             trained(1.1, 1.5),
             "does not hold",
             (False, False, False, False),
-            f"With weights times 0.1 or 10 the layer is off by up to 50%; {NOT_LESS}",
+            f"With its weights multiplied by 0.1 or 10 the layer is off by up to 50%; {NOT_LESS}",
         ),
         (
             scaled(with_eps=(OFF, EXACT)),
             trained(1.5, 1.1),
             "holds in part",
             (True, False, True, True),
-            f"With weights times 0.1 the layer is off by up to 50%; {LESS}",
+            f"With its weights multiplied by 0.1 the layer is off by up to 50%; {LESS}",
         ),
         (
             scaled(),
@@ -115,7 +115,8 @@ def test_errors_that_are_not_finite_have_no_bound():
     evidence = judge(INVENTED, scaled({"output": math.nan}), trained(1.5, 1.1))
     assert evidence.parts[0] == Part("the same layer without eps", "off without bound", False)
     evidence = judge(INVENTED, scaled(with_eps=(EXACT, {"output": math.inf})), trained(1.5, 1.1))
-    assert evidence.headline == f"With weights times 10 the layer is off without bound; {LESS}"
+    scaled_up = "With its weights multiplied by 10 the layer is off without bound"
+    assert evidence.headline == f"{scaled_up}; {LESS}"
 
 
 @pytest.mark.parametrize(

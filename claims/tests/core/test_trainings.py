@@ -7,7 +7,7 @@ from bnkit_claims.core.trainings import experiment_for, in_segments
 DRAWN = experiment_for(ClaimSettings(), hidden=[8])
 
 
-def test_three_stretches_are_one_training():
+def test_three_segments_are_one_training():
     """Batches go on where they stopped, and plain SGD has no memory."""
     pieces, whole = (DRAWN.network("batch norm", "relu", 0) for _ in range(2))
     list(in_segments(pieces, DRAWN.loaders(0), learning_rate=0.1, steps=9, every=3))
@@ -20,4 +20,4 @@ def test_three_stretches_are_one_training():
 def test_a_run_that_diverges_ends_there():
     model = DRAWN.network("plain", "relu", 0)
     found = list(in_segments(model, DRAWN.loaders(0), learning_rate=1e20, steps=90, every=5))
-    assert [stretch and stretch.outcome for stretch in found] == [None, "diverged"]
+    assert [segment and segment.outcome for segment in found] == [None, "diverged"]

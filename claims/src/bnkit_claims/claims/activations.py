@@ -202,7 +202,7 @@ def _beside(
 
 def _notes(settings: Activations, flat: Flat, needless: Sequence[str]) -> Iterator[str]:
     if needless:
-        yield f"These train on both sides and so say nothing: {', '.join(needless)}."
+        yield f"These train with and without batch norm, and so say nothing: {', '.join(needless)}."
     highs = {
         name: paired_difference((share, with_it[seed]) for seed, share in without.items()).high
         for name in settings.activations
@@ -212,7 +212,7 @@ def _notes(settings: Activations, flat: Flat, needless: Sequence[str]) -> Iterat
     if fewer:
         yield f"Clearly fewer units saturate with batch norm for {', '.join(fewer)}."
     elif None not in highs.values():
-        yield "Against its sources, there is no activation of which clearly fewer units saturate."
+        yield "Contrary to its sources, clearly fewer units saturate with no activation."
 
 
 def _success_chart(settings: Activations, rates: Rates) -> Dots:

@@ -245,8 +245,8 @@ def _against(settings: Affine, undoing: Sequence[Part]) -> tuple[str, ...]:
     if any(part.shown is not False for part in undoing):
         return ()
     note = (
-        "Against its sources, SGD leaves the normalisation in place: learned gamma and beta undo "
-        f"less than {settings.undone:.0%} of it."
+        "Contrary to its sources, SGD leaves the normalisation in place: learned gamma and beta "
+        f"undo less than {settings.undone:.0%} of it."
     )
     return (note,)
 
@@ -327,8 +327,8 @@ def _shares(best: Best, trained: Records) -> Dots:
 CLAIM = Claim(
     name="gamma-and-beta",
     statement=(
-        "Gamma and beta are needed: SGD would undo the normalisation, and they let it do so by "
-        "two numbers a unit."
+        "Gamma and beta are needed: SGD would undo the normalisation, and they let it do so with "
+        "two numbers per unit."
     ),
     sources=(
         Source(
@@ -337,7 +337,7 @@ CLAIM = Claim(
         ),
         Source(
             "A tutorial's reason for gamma and beta",
-            "if it lowers the loss SGD undoes the normalisation, by changing these two alone",
+            "if it lowers the loss SGD undoes the normalisation, by changing these two only",
         ),
         Source("Ioffe 2017, section 4", "gamma stays 1 where a ReLU follows"),
     ),

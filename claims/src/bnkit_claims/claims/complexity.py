@@ -37,7 +37,7 @@ class Complexity(ClaimSettings):
     depth: int = 2
     learning_rates: tuple[float, ...] = (0.1, 0.3)
     activation: str = "relu"
-    init: str = "he"  # so that the deepest plain network trains too, and its gain is no bound
+    init: str = "he"  # so that the deepest plain network trains too, and its gain is not a bound
     batch_size: int = 60
     steps: int = 200
     evaluate_every: int = 2

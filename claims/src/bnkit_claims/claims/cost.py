@@ -114,8 +114,8 @@ def _running(model: nn.Module) -> int:
 def seconds(settings: Cost, case: tuple[str, int]) -> list[dict[str, Any]]:
     """Return the processor's seconds for a training step and for the answers to a mini-batch.
 
-    Each is that of the quickest of several bursts, in which the sides take turns. Of one thread,
-    processor time is what a clock shows on an idle machine, whatever else this one does.
+    Each is that of the quickest of several bursts, in which the sides take turns. With one
+    thread, processor time is what a clock would show on an idle machine.
     """
     network, seed = case
     drawn = experiment_for(settings, network, activations=["relu"])
@@ -161,7 +161,7 @@ def judge(settings: Cost, moved: Records, counted: Records, timed: Records) -> E
     biases = [_biases_part(name, moved) for name in settings.networks]
     counts = [_count_part(row) for row in counted]
     more = ", ".join(row["network"] for row in counted if row["batch norm"] > row["plain"])
-    against = f"Against a source, batch norm brings more parameters, not fewer, in {more}."
+    against = f"Contrary to a source, batch norm adds parameters in {more}."
     return Evidence(
         headline=_headline(biases, counts, steps.values()),
         parts=(*biases, *counts, *(_seconds_part(name, ratio) for name, ratio in steps.items())),
@@ -321,10 +321,10 @@ CLAIM = Claim(
     measurement=(
         "In float64, random numbers become the biases of all layers that batch norm normalises: "
         "how far do the outputs in training mode move, and what gradient do the biases get? The "
-        "same is done to the plain network, for comparison. Parameters are counted, with the "
-        "bias that goes and the gamma and beta that come, and running statistics beside them. "
-        "Training steps, and answers in eval mode, are timed in turns in one thread, by the "
-        "processor's clock; answers also after batch norm is folded into the layers."
+        "same is done to the plain network, for comparison. Parameters are counted (biases go, "
+        "gamma and beta come), and running statistics beside them. Training steps, and answers in "
+        "eval mode, are timed in turns in one thread, with the processor's clock; answers also "
+        "after batch norm is folded into the layers."
     ),
     criteria=(
         "By network: biases are redundant if for every seed (three at least) outputs move by less "

@@ -65,8 +65,8 @@ class Noisy(nn.Module):
         mean = noise.noise_mean * _symmetric(input[0])
         scale = 1 + (noise.noise_scale - 1) * torch.rand_like(input[0])
         shift = mean + spread * _symmetric(input)
-        stretch = scale + spread * torch.randn_like(input)
-        output: Tensor = self.activation(stretch * input + shift)
+        factor = scale + spread * torch.randn_like(input)
+        output: Tensor = self.activation(factor * input + shift)
         return output
 
 
@@ -95,14 +95,14 @@ def watch(settings: CovariateShift, case: tuple[Kind, str, int]) -> dict[str, An
         model = disturbed(model, activation, settings)
     rate = settings.learning_rates[settings.activations.index(activation)]
     seen, shifts, accuracies = [], [], []
-    stretches = in_segments(
+    segments = in_segments(
         model, drawn.loaders(seed), learning_rate=rate, steps=settings.steps, every=settings.every
     )
     batches = iter(drawn.loaders(seed).train)
     held_out = load(settings.data, folder=settings.folder).held_out.inputs
-    for stretch in stretches:
+    for segment in segments:
         seen.append(percentiles(model, held_out))
-        accuracies.append(None if stretch is None else stretch.curve.accuracy[-1])
+        accuracies.append(None if segment is None else segment.curve.accuracy[-1])
         if kind != "noisy batch norm":
             shifts.append(gradient_shift(model, next(batches), rate))
     return {
@@ -173,8 +173,8 @@ def judge(settings: CovariateShift, found: Records) -> Evidence:
     return Evidence(
         headline=f"{_movement(moves)}; {_with_noise(noise)}.",
         parts=(
-            *(_stiller(f"stiller inputs of {name} units", r) for name, r in moves.items()),
-            *(_stiller(f"stiller gradients of {name} layers", r) for name, r in turns.items()),
+            *(_steadier(f"steadier inputs of {name} units", r) for name, r in moves.items()),
+            *(_steadier(f"steadier gradients of {name} layers", r) for name, r in turns.items()),
             *(_caused(settings, name, *ratios) for name, ratios in noise.items()),
         ),
         notes=_against(noise),
@@ -200,18 +200,18 @@ def _movement(moves: Mapping[str, PairedRatio]) -> str:
 
 def _with_noise(noise: Noise) -> str:
     words = {True: "no faster", False: "still {} times as fast"}
-    told = [
+    known = [
         f"{words[cause].format(rounded(faster.ratio))} ({name})"
         for name, (moved, faster) in noise.items()
         for cause in [_cause(moved, faster)]
         if cause is not None
     ]
-    if not told:
-        return "whether stillness speeds up training, these runs cannot tell"
-    return f"when noise moves them more, batch norm is {' and '.join(told)}"
+    if not known:
+        return "these runs cannot tell whether stability speeds up training"
+    return f"when noise moves them more, batch norm is {' and '.join(known)}"
 
 
-def _stiller(what: str, ratio: PairedRatio) -> Part:
+def _steadier(what: str, ratio: PairedRatio) -> Part:
     return Part(what, f"move {_known(ratio)} times as far without batch norm", above_one(ratio))
 
 
@@ -220,7 +220,7 @@ def _caused(settings: CovariateShift, name: str, moved: PairedRatio, faster: Pai
         f"noise moves the inputs {_known(moved)} times as far as plain; plain takes "
         f"{_known(faster)} times the steps to {settings.target:.0%}"
     )
-    return Part(f"stiller inputs cause the speed with {name}", figures, _cause(moved, faster))
+    return Part(f"steadier inputs cause the speed with {name}", figures, _cause(moved, faster))
 
 
 def _known(ratio: PairedRatio) -> str:
@@ -232,8 +232,8 @@ def _against(noise: Noise) -> tuple[str, ...]:
     if not kept:
         return ()
     note = (
-        "Against Ioffe and Szegedy, and with Santurkar et al., batch norm with "
-        f"{' and '.join(kept)} is faster than the plain network even while noise moves its inputs "
+        "Contrary to Ioffe and Szegedy, and as Santurkar et al. found, batch norm with "
+        f"{' and '.join(kept)} is faster than the plain network even when noise moves its inputs "
         "more."
     )
     return (note,)
@@ -358,11 +358,11 @@ CLAIM = Claim(
         Source(
             "Ioffe and Szegedy 2015, sections 1 and 4.1, figure 1",
             "the inputs of each layer change as the layers before it learn, which slows training; "
-            "batch norm keeps their distribution still, and so speeds it up",
+            "batch norm keeps their distribution stable, and so speeds it up",
         ),
         Source(
             "Santurkar et al. 2018, section 2",
-            "against it: noise after batch norm makes the inputs less still than without it, and "
+            "against it: noise after batch norm makes the inputs less stable than without it, and "
             "the network learns as fast; measured by gradients the shift is not smaller",
         ),
     ),
@@ -373,7 +373,7 @@ CLAIM = Claim(
         "on the same held-out examples, and their mean move from one measurement to the next is "
         "compared. The shift by gradients is the distance of a layer's gradient before and after "
         "the layers before it have taken their step, divided by its norm before. The noise asks "
-        "for the cause: if still inputs are what helps, it takes the gain in steps away."
+        "for the cause: if stable inputs are what helps, it takes the gain in steps away."
     ),
     criteria=(
         "For each activation three parts: the inputs and the gradients move less with batch norm "

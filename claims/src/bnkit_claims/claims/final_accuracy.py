@@ -18,7 +18,7 @@ from bnkit_claims.core.pairs import Records, points, select
 
 @dataclass(frozen=True, kw_only=True)
 class FinalAccuracy(ClaimSettings):
-    """The long runs over learning rates; `negligible` is a lead that nobody would care for."""
+    """The long runs over learning rates; `negligible` is a lead too small to matter."""
 
     activations: tuple[str, ...] = ("relu",)
     learning_rates: tuple[float, ...] = (0.1, 0.3, 1.0)
@@ -190,8 +190,8 @@ CLAIM = Claim(
     measurement=(
         "Both sides of the network are trained for long at each learning rate of a sweep. Each "
         "side's best rate is the one with the highest final held-out accuracy over the other "
-        "seeds; at these rates the test accuracies at the end are compared, seed by seed. The "
-        "lead along training, and what the last quarter still adds, show whether it is the end."
+        "seeds; at these rates the test accuracies at the end are compared, seed by seed. The lead "
+        "along training, and what the last quarter still adds, show whether training had converged."
     ),
     criteria=(
         "For each activation, the 95% interval over seeds of the lead of batch norm in final test "

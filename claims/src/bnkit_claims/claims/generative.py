@@ -53,7 +53,7 @@ class Generative(ClaimSettings):
 
 
 def run(settings: Generative, run_cases: RunCases = in_turn) -> Evidence:
-    """Return how near samples come to the data, with batch norm in either network or in both."""
+    """Return how close samples come to the data, with batch norm in either network or in both."""
     return judge(settings, run_cases(play, settings, list(product(KINDS, range(settings.seeds)))))
 
 
@@ -131,7 +131,7 @@ def judge(settings: Generative, found: Records) -> Evidence:
         headline=_headline(found, ratios),
         parts=tuple(
             Part(
-                f"nearer samples, batch norm {PLACES[kind]}",
+                f"closer samples, batch norm {PLACES[kind]}",
                 _figures(ratio),
                 above_one_or_alone(ratio),
             )
@@ -161,10 +161,14 @@ def _headline(found: Records, ratios: Mapping[Kind, PairedRatio]) -> str:
             f"Without batch norm no run ends in finite numbers; with it in both networks "
             f"{ratios['both'].only_batch_norm} of {ratios['both'].pairs} do."
         )
-    near = {kind: f"{rounded(ratio.ratio)} times" for kind, ratio in ratios.items()}
+    closer = {
+        kind: "an unknown number of times" if r.ratio is None else f"{rounded(r.ratio)}×"
+        for kind, r in ratios.items()
+    }
     return (
-        f"Batch norm in both networks brings samples {near['both']} as near to the data, in the "
-        f"discriminator only {near['discriminator']}, in the generator only {near['generator']}."
+        f"Batch norm in both networks brings samples {closer['both']} closer to the data, in the "
+        f"discriminator only {closer['discriminator']}, in the generator only "
+        f"{closer['generator']}."
     )
 
 

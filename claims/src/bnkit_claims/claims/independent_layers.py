@@ -160,7 +160,7 @@ def judge(settings: IndependentLayers, found: Records) -> Evidence:
         headline=_headline(parts),
         parts=tuple(chain.from_iterable(parts.values())),
         notes=(
-            "With batch norm only gamma and beta move a distribution: that it stays is built in.",
+            "Only gamma and beta can move a normalised distribution: its stability is built in.",
         ),
         figures=tuple(_chart(settings, found, kind, effect) for kind, effect in _CHARTS),
         details=tuple(_rows(settings, found)),

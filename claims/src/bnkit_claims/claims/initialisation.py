@@ -217,7 +217,7 @@ def _details(settings: Initialisation, trained: Records) -> Iterator[dict[str, A
 CLAIM = Claim(
     name="initialisation",
     statement=(
-        "Batch norm lets a network train from more initial weights, and does not fix them all."
+        "Batch norm lets a network train from more initial weights, but does not fix all of them."
     ),
     sources=(
         Source("Ioffe and Szegedy 2015, section 1", "one can be less careful about initialisation"),

@@ -37,7 +37,7 @@ class Jacobians(ClaimSettings):
     steps: int = 500
     examples: int = 8
     within: float = 2.0  # a singular value is close to 1 from 1 / within to within
-    negligible: float = 0.05  # a gain in the share of these that nobody would care for
+    negligible: float = 0.05  # a gain in the share of these that is too small to matter
 
 
 def run(settings: Jacobians, run_cases: RunCases = in_turn) -> Evidence:
@@ -52,11 +52,11 @@ def spectra(settings: Jacobians, case: tuple[Side, str, str, int]) -> dict[str, 
     drawn = experiment_for(settings, activations=[activation], init=init)
     model = drawn.network(side, activation, seed)
     rate = settings.learning_rates[settings.activations.index(activation)]
-    stretches = in_segments(
+    segments = in_segments(
         model, drawn.loaders(seed), learning_rate=rate, steps=settings.steps, every=settings.steps
     )
     network: dict[str, Any] = {"side": side, "activation": activation, "init": init, "seed": seed}
-    for when, _ in zip(WHENS, stretches, strict=False):
+    for when, _ in zip(WHENS, segments, strict=False):
         values = singular_values(settings, model, drawn.loaders(seed))
         network[when] = summary(values, settings.within)
     return network
@@ -229,9 +229,9 @@ CLAIM = Claim(
     ),
     measurement=(
         "The Jacobian of each hidden layer, from the inputs of one activation to those of the "
-        "next, is taken for single examples, with the statistics of the units held still, at the "
+        "next, is taken for single examples, with the statistics of the units held fixed, at the "
         "initial weights and after training, on both sides, from good and from small initial "
-        "weights. Counted is the share of its singular values from one half to two."
+        "weights. What counts is the share of its singular values between one half and two."
     ),
     criteria=(
         "For each activation, initialisation and moment: closer to 1 where the 95% interval over "

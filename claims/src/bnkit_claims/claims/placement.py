@@ -206,7 +206,7 @@ def _part(settings: Placements, name: str, contest: Contest) -> Part:
 def _against(contests: Mapping[str, Contest]) -> tuple[str, ...]:
     names = ", ".join(_won(contests, "after"))
     note = (
-        "Against its sources, Ioffe and Szegedy and Udacity's lesson, after the activation is "
+        "Contrary to its sources, Ioffe and Szegedy and Udacity's lesson, after the activation is "
         f"better in {names}, as fast.ai says."
     )
     return (note,) if names else ()

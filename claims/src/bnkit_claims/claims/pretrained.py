@@ -151,8 +151,8 @@ def judge(found: Records) -> Evidence:
     return Evidence(
         headline=_headline(found, gain, lead),
         parts=(
-            _unmoved("no change, inserted by the root of the variance", found, ROOT),
-            _unmoved("no change, inserted by the variance, as published", found, VARIANCE),
+            _unmoved("no change, inserted with the root of the variance", found, ROOT),
+            _unmoved("no change, inserted with the variance, as published", found, VARIANCE),
             _higher("a higher accuracy after fine-tuning than before", gain),
             _higher("a higher accuracy than fine-tuning without batch norm", lead),
         ),
@@ -198,13 +198,13 @@ def _unmoved(what: str, found: Records, name: str) -> Part:
 
 def _by_variance(found: Records, what: str, form: str) -> Beside:
     plain, variance = (format(_of(found, name, what), form) for name in (PLAIN, VARIANCE))
-    return Beside(f"test {what} on insertion by the variance", f"from {plain} to {variance}")
+    return Beside(f"test {what} on insertion with the variance", f"from {plain} to {variance}")
 
 
 def _against(found: Records) -> tuple[str, ...]:
     note = (
-        "Against its source, the published recipe, the variance as weight, changes what the "
-        "network computes."
+        "Contrary to its source, the published recipe, with the variance as weight, changes what "
+        "the network computes."
     )
     return (note,) if _same(found, VARIANCE) is False else ()
 
@@ -214,9 +214,10 @@ def _headline(found: Records, gain: PairedDifference, lead: PairedDifference) ->
     tuned, more = (100 * (each.difference or 0) for each in (gain, lead))
     plain, variance = (100 * _of(found, name, "accuracy") for name in (PLAIN, VARIANCE))
     return (
-        f"Inserted by the root of the variance, batch norm {outputs[_same(found, ROOT)]}, and "
-        f"fine-tuning adds {tuned:+z.1f} points ({tuned - more:+z.1f} without it); by the "
-        f"variance, as published, it takes accuracy from {plain:.1f} to {variance:.1f}%."
+        "Inserted with the root of the variance as weight, batch norm "
+        f"{outputs[_same(found, ROOT)]}, and fine-tuning adds {tuned:+z.1f} points "
+        f"({tuned - more:+z.1f} without it); with the variance, as published, it changes accuracy "
+        f"from {plain:.1f} to {variance:.1f}%."
     )
 
 
@@ -278,11 +279,11 @@ CLAIM = Claim(
         ),
     ),
     measurement=(
-        "A small VGG is trained without batch norm. It is then inserted after the activations of "
-        "its hidden dense layers, with the statistics of training data: once with the root of the "
-        "variance as weight (bnkit.insert), once with the variance, as the published recipe has "
-        "it. Outputs on the test set are compared. Then each, and the plain network too, is "
-        "trained further by Adam at a low learning rate, on the same mini-batches."
+        "A small VGG is trained without batch norm. Batch norm is then inserted after the "
+        "activations of its hidden dense layers, with the statistics of training data: once with "
+        "the root of the variance as weight (bnkit.insert), once with the variance, as in the "
+        "published recipe. Outputs on the test set are compared. Then each, and the plain network "
+        "too, is trained further by Adam at a low learning rate, on the same mini-batches."
     ),
     criteria=(
         "An insertion changes nothing if for every seed (three at least) no test output moves by "

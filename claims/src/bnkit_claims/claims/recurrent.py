@@ -261,7 +261,7 @@ CLAIM = Claim(
         "training, for either order, and of the final test accuracy on permuted pixels; and gamma "
         "0.1 − gamma 1 of the final test accuracy on permuted pixels. Each is shown where its 95% "
         "interval over seeds lies above 0, and refuted where it ends below half a point. The final "
-        "accuracy in order is reported only, as the paper's 0.1 points are within any noise."
+        "accuracy in order is reported only, as the paper's 0.1 points are within the noise."
     ),
     sizes={
         "toy": Recurrent(seeds=3, pool=2, hidden=8, steps=6, every=3, examined=100),

@@ -326,7 +326,7 @@ CLAIM = Claim(
     name="regularisation",
     statement=(
         "Batch norm regularises: the noise of its mini-batches narrows the generalisation gap, so "
-        "that dropout can go; where it stays, it must not stand right before batch norm."
+        "that dropout can be removed; where it stays, it must not come right before batch norm."
     ),
     sources=(
         Source(
@@ -341,7 +341,7 @@ CLAIM = Claim(
         "A trained network sees the same example in many mini-batches, and the deviation of its "
         "outputs is measured against the mini-batch size. Both sides are trained on few examples, "
         "with and without dropout, at several mini-batch sizes; the gap is training accuracy − "
-        "test accuracy. Then dropout stands right before batch norm: its running variance is "
+        "test accuracy. Then dropout comes right before batch norm: its running variance is "
         "compared with that in eval mode, and the accuracy with that after recalibration."
     ),
     criteria=(

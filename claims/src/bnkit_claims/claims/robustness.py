@@ -174,7 +174,7 @@ def _notes(settings: Robustness, gains: Gains) -> Iterator[str]:
     for (name, kinds), gain in gains.items():
         if gain.high is not None and gain.high < 0:
             how = COMPARED[kinds][0]
-            yield f"Against its sources, {name} keeps less accuracy in other inks {how}."
+            yield f"Contrary to its sources, {name} keeps less accuracy in other inks {how}."
         if gain.difference is None and kinds == ("plain", "batch norm"):
             yield (
                 f"With {name} nothing is compared with plain: in no pair of runs do both sides "

@@ -178,11 +178,11 @@ def walk(settings: RounderCost, case: tuple[Side, float, int]) -> dict[str, Any]
     drawn = experiment_for(settings, activations=[settings.activation])
     model = drawn.network(side, settings.activation, seed)
     batches = iter(drawn.loaders(seed).train)
-    stretches = in_segments(
+    segments = in_segments(
         model, drawn.loaders(seed), learning_rate=rate, steps=settings.steps, every=settings.every
     )
     sizes = [rate * reach for reach in settings.reaches]
-    looks = [look_ahead(model, next(batches), sizes) for _ in stretches]
+    looks = [look_ahead(model, next(batches), sizes) for _ in segments]
     curves = {name: [look[name] for look in looks] for name in MEASURES}
     return {"side": side, "rate": rate, "seed": seed, **curves}
 
@@ -381,8 +381,8 @@ CLAIM = Claim(
     sources=(
         Source(
             "Andrew Ng's lectures",
-            "inputs of unlike ranges make contours long and thin, and normalised ones round; batch "
-            "norm does the same for the inputs of hidden layers",
+            "inputs of different ranges make contours long and thin, and normalised ones round; "
+            "batch norm does the same for the inputs of hidden layers",
         ),
         Source(
             "Santurkar et al. 2018, section 3",
@@ -395,7 +395,7 @@ CLAIM = Claim(
         "Hessian at the initial weights, the largest eigenvalue divided by the middle one. A "
         "network with three hidden layers in training: from half a step to four along the gradient "
         "of a mini-batch, the range of the loss, the largest distance between the gradients there "
-        "and here, and that divided by the distance gone, in the mean over training."
+        "and here, and that divided by the length of the step, averaged over training."
     ),
     criteria=(
         "Eight parts: both condition numbers, and the three measures at each of two learning "

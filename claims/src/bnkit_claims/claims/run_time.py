@@ -200,7 +200,7 @@ def _headline(lost: ByName, most: ByMomentum, last: ByMomentum) -> str:
         max(0, *(100 * (d.difference or 0) for d in found.values())) for found in (most, last)
     )
     return (
-        f"Single examples lose {single} points of accuracy by their own statistics; moving "
+        f"With their own statistics single examples lose {single} points of accuracy; moving "
         f"averages lose up to {round(worst)} along training and {end:.1f} at its end."
     )
 
@@ -212,7 +212,7 @@ def _parts(lost: ByName, most: ByMomentum, last: ByMomentum) -> Iterator[Part]:
         what = f"moving averages mislead early, momentum {momentum:g}"
         yield Part(what, f"{points(d)} behind", _over(d, 0.05))
     for momentum, d in last.items():
-        what = f"moving averages serve at the end, momentum {momentum:g}"
+        what = f"moving averages good enough at the end, momentum {momentum:g}"
         yield Part(what, f"{points(d)} behind", _within(d))
 
 
@@ -222,7 +222,7 @@ def _beside(settings: RunTime, asked: Records, followed: Records) -> Iterator[Be
             _percent(select(asked, network=name), what)
             for what in ("single", "population", "one_answer")
         )
-        right = f"{own} by their own statistics, {population} by the population's"
+        right = f"{own} with their own statistics, {population} with the population's"
         yield Beside(f"single examples that are right with {name}", right)
         yield Beside(f"single examples given the same answer, {name}", same)
     for momentum in settings.momenta:
@@ -310,13 +310,13 @@ CLAIM = Claim(
     name="run-time",
     statement=(
         "At run time batch norm needs the statistics of its training data: a single example fails "
-        "by its own, and moving averages, which mislead early, serve at the end."
+        "with its own, and moving averages, which mislead early, are good enough at the end."
     ),
     sources=(
         Source(
             "Udacity's lesson",
-            "by its own statistics a network answers 200 single images with one class, 5% right; "
-            "by moving averages 97%",
+            "with its own statistics a network answers 200 single images with one class, 5% "
+            "right; with moving averages 97%",
         ),
         Source(
             "Ioffe and Szegedy 2015, section 3.1",
@@ -324,16 +324,16 @@ CLAIM = Claim(
         ),
         Source(
             "Wu and Johnson 2021, section 3",
-            "moving averages lag, worst early; once the weights have settled both are alike",
+            "moving averages lag, worst early; once the weights have settled, both are alike",
         ),
     ),
     measurement=(
-        "Trained networks answer test examples in mini-batches of 1 to 200, normalised by their "
+        "Trained networks answer test examples in mini-batches of 1 to 200, normalised with their "
         "own statistics, and by population statistics pooled over training data. A dense layer has "
         "one value per feature in a mini-batch of one, which becomes zero; a convolution still has "
-        "all its pixels. Along a training, the accuracy by moving averages is measured beside that "
-        "by population statistics of the same weights, for the momentum of torch (0.1) and that of "
-        "TensorFlow and Keras (0.01)."
+        "all its pixels. Along a training, the accuracy with moving averages is measured beside "
+        "that with population statistics of the same weights, for the momentum of torch (0.1) and "
+        "that of TensorFlow and Keras (0.01)."
     ),
     criteria=(
         "Judged by 95% intervals over seeds of differences in accuracy. Single examples fail with "

@@ -108,14 +108,14 @@ def grow(settings: ScaleInvariance, case: tuple[Side, float, int]) -> dict[str, 
     start = _norm(weights)
     norms, along, effective = [], [], []
     finished = True
-    for stretch in in_segments(
+    for segment in in_segments(
         model, drawn.loaders(seed), learning_rate=rate, steps=settings.steps, every=settings.every
     ):
-        finished = stretch is None or stretch.outcome == "finished"
+        finished = segment is None or segment.outcome == "finished"
         if finished:
             norms.append(_norm(weights) / start)
             effective.append(_effective_rate(weights, rate))
-        if finished and stretch is not None:
+        if finished and segment is not None:
             along.append(_along(weights))  # the gradients of the latest step are still there
     return {
         "side": side,
@@ -233,8 +233,8 @@ def _headline(
     )
     less = sum(_stable(ratio) is True for ratio in growth.values())
     return (
-        f"With weights times {scaled}; in training they are shown to grow less with batch norm at "
-        f"{less} of {len(growth)} learning rates."
+        f"With its weights multiplied by {scaled}; in training the weights are shown to grow less "
+        f"with batch norm at {less} of {len(growth)} learning rates."
     )
 
 
@@ -259,8 +259,8 @@ def _notes(settings: ScaleInvariance, exact: float, used: Sequence[float]) -> tu
     if exact >= ROUNDING or max(used) < settings.visible:
         return ()
     note = (
-        "Against its sources, which leave eps out, the layer does feel the scale of its weights "
-        f"where the variance of its units comes near to eps ({settings.eps:g})."
+        "Contrary to its sources, which leave eps out, the layer does depend on the scale of its "
+        f"weights where the variance of its units comes close to eps ({settings.eps:g})."
     )
     return (note,)
 

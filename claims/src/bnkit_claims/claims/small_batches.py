@@ -225,8 +225,8 @@ CLAIM = Claim(
     ),
     measurement=(
         "The network is trained with each kind of normalisation at each mini-batch size, from the "
-        "same weights, on equally many examples and with a learning rate in proportion to the "
-        "size. Test accuracy is measured with the moving averages, and with statistics "
+        "same weights, on the same number of examples and with a learning rate in proportion to "
+        "the size. Test accuracy is measured with the moving averages, and with statistics "
         "recalibrated on training examples."
     ),
     criteria=(

@@ -67,8 +67,8 @@ def training(settings: Speed, case: tuple[str, Side, int]) -> dict[str, Any]:
 def seconds_per_step(settings: Speed, case: tuple[str, int]) -> dict[str, Any]:
     """Return the processor's seconds for a step of both sides, in the quickest of several bursts.
 
-    The sides take turns. Of one thread, processor time is what a clock shows on an idle machine,
-    whatever else this one does. At its end a burst is evaluated on one mini-batch.
+    The sides take turns. With one thread, processor time is what a clock would show on an idle
+    machine. At its end a burst is evaluated on one mini-batch.
     """
     activation, seed = case
     drawn = experiment_for(settings)
@@ -240,7 +240,7 @@ CLAIM = Claim(
         "chosen on the other seeds (as the paper compares 31 with 2.1 million steps), and both at "
         "the plain network's best rate (as it compares 31 with 13.3 million). A run that never "
         "gets there counts with all its steps, so that the ratio is a bound. Training steps of "
-        "both sides are timed in turns, in one thread, by the processor's clock, so that other "
+        "both sides are timed in turns, in one thread, with the processor's clock, so that other "
         "work on the machine does not count; steps times their seconds is the time."
     ),
     criteria=(

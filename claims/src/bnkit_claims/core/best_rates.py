@@ -79,7 +79,7 @@ def error(run: Run) -> float:
 def slowness(target: float) -> Callable[[Run], float]:
     """Return a cost of runs: the steps to the target.
 
-    A run that never gets there costs more than any that does, and the less the nearer it came.
+    A run that never gets there costs more than any that does; less, the closer it came.
     """
 
     def cost(run: Run) -> float:
@@ -129,12 +129,14 @@ def edge_notes(
         rate: [name for name, runs in best.items() if rate in {own for own, _ in runs.values()}]
         for rate in edges
     }
-    told = " and ".join(
+    found_at = " and ".join(
         f"the {edge}, {rate:g}, for {', '.join(found[rate])}"
         for rate, edge in edges.items()
         if found[rate]
     )
-    return (f"A wider sweep might find a better learning rate than {told}.",) if told else ()
+    return (
+        (f"A wider sweep might find a better learning rate than {found_at}.",) if found_at else ()
+    )
 
 
 class StepRatio(NamedTuple):

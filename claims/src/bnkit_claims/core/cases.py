@@ -103,7 +103,7 @@ class Repetition:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the settings of a claim are told: `folder`, and `seeds` where it is given."""
+        """The settings of a claim that it decides: `folder`, and `seeds` where it is given."""
         folder = None if self.folder is None else str(self.folder.absolute())
         return {"folder": folder} if self.seeds is None else {"folder": folder, "seeds": self.seeds}
 

@@ -102,15 +102,15 @@ def in_segments(
 ) -> Iterator[Trained | None]:
     """Train `model` in place by plain SGD and yield before the first step and after `every` steps.
 
-    It yields None first, then what training the latest stretch gave. A run that diverges ends
+    It yields None first, then what training the latest segment gave. A run that diverges ends
     there. `loaders` must be those of a named data set, whose batches are endless.
 
     >>> from bnkit_claims.core.claim import ClaimSettings
     >>> from bnkit_claims.core.trainings import experiment_for
     >>> drawn = experiment_for(ClaimSettings(), hidden=[8])
     >>> model, loaders = drawn.network("plain", "relu", seed=0), drawn.loaders(0)
-    >>> stretches = in_segments(model, loaders, learning_rate=0.1, steps=20, every=10)
-    >>> [stretch and stretch.steps for stretch in stretches]
+    >>> segments = in_segments(model, loaders, learning_rate=0.1, steps=20, every=10)
+    >>> [segment and segment.steps for segment in segments]
     [None, 10, 10]
     """
     yield None
