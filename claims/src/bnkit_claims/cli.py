@@ -1,5 +1,6 @@
 """`bnkit claims` and `bnkit reproduce`: claims and published experiments, measured here."""
 
+import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from bnkit.experiments.comparison import Interrupted
 from bnkit.experiments.provenance import usable_cores
 from bnkit.files import strict_json, write_atomically
 from bnkit.names import one_of, unknown_name
+from bnkit.options import showing
 from bnkit.report import write_report
 from bnkit.tables import text_table
 from bnkit_claims.claims.all_claims import CLAIMS
@@ -30,6 +32,23 @@ Seeds = Annotated[int | None, typer.Option(help="runs of each", show_default="ea
 ListThem = Annotated[bool, typer.Option("--list", help="list them with their sources; run nothing")]
 
 
+def _options(out: str) -> list[inspect.Parameter]:
+    """Return the options of both commands; `out` is the folder of the results by default."""
+    options = {
+        "data_dir": (DataDir, None),
+        "seeds": (Seeds, None),
+        "jobs": (Jobs, None),
+        "out": (Reports, Path(out)),
+        "list_them": (ListThem, False),
+        "as_json": (AllAsJson, False),
+    }
+    return [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+        for name, (kind, default) in options.items()
+    ]
+
+
+@showing(_options("bnkit-claims"))
 def claims(
     names: Annotated[
         list[str] | None,
@@ -39,12 +58,7 @@ def claims(
         str,
         typer.Option(help="digits, mnist, fashion-mnist, or toy: tiny runs, to try it out"),
     ] = "digits",
-    data_dir: DataDir = None,
-    seeds: Seeds = None,
-    jobs: Jobs = None,
-    out: Reports = Path("bnkit-claims"),
-    list_them: ListThem = False,
-    as_json: AllAsJson = False,
+    **typed: Any,
 ) -> None:
     """Which of the claims about batch norm hold?
 
@@ -62,36 +76,32 @@ def claims(
         chosen = [claim_named(CLAIMS, name) for name in names] if names else list(CLAIMS)
         if data not in DATA:
             raise ValueError(unknown_name("data set", data, DATA))
-        if list_them:
+        if typed["list_them"]:
             rows = [(c.name, c.statement, "; ".join(s.who for s in c.sources)) for c in chosen]
             plain = [{"name": c.name, "statement": c.statement} for c in chosen]
-            _print_list(("name", "claim", "who says it"), rows, plain if as_json else None)
+            _print_list(("name", "claim", "who says it"), rows, plain if typed["as_json"] else None)
             return
-        how = Repetition(out, data_dir, seeds, jobs or usable_cores())
+        how = _repetition(typed)
         try:
             with chatter_on_stderr():
                 checked = check_claims(chosen, data, how)
         except ClaimsInterrupted as interruption:
-            raise _interrupted(interruption.checked, as_json=as_json) from None
-        print_result(checked, as_json=as_json)
+            raise _interrupted(interruption.checked, as_json=typed["as_json"]) from None
+        print_result(checked, as_json=typed["as_json"])
         with messages.status("writing the pages"):
-            path = write_claims(checked, out)
+            path = write_claims(checked, how.out)
         say(f"Report: {path}")
     if checked.failed:
         raise typer.Exit(1)
 
 
+@showing(_options("bnkit-published"))
 def reproduce(
     names: Annotated[
         list[str] | None,
         typer.Argument(help="the experiments to run, as --list names them", metavar="EXPERIMENT"),
     ] = None,
-    data_dir: DataDir = None,
-    seeds: Seeds = None,
-    jobs: Jobs = None,
-    out: Reports = Path("bnkit-published"),
-    list_them: ListThem = False,
-    as_json: AllAsJson = False,
+    **typed: Any,
 ) -> None:
     """Do the published experiments with batch norm give the published results here?
 
@@ -107,28 +117,35 @@ def reproduce(
     with explained():
         table = {experiment.name: experiment for experiment in EXPERIMENTS}
         chosen = [one_of(table, name, "experiment") for name in names or []]
-        if list_them:
+        if typed["list_them"]:
             listed = chosen or EXPERIMENTS
             rows = [(e.name, e.title, e.source, e.needs and "not run") for e in listed]
             plain = [{"name": e.name, "title": e.title, "source": e.source} for e in listed]
-            _print_list(("name", "experiment", "source", ""), rows, plain if as_json else None)
+            _print_list(
+                ("name", "experiment", "source", ""), rows, plain if typed["as_json"] else None
+            )
             return
         if not chosen:
             raise ValueError("no experiment is named, and all of them take hours: see --list")
-        how = Repetition(out, data_dir, seeds, jobs or usable_cores())
+        how = _repetition(typed)
         found: list[tuple[PublishedExperiment, Measured]] = []
         try:
             with chatter_on_stderr():
                 for experiment in chosen:
                     ours = experiment.measure(how)
                     found.append((experiment, ours))
-                    _report(experiment, ours, out)
+                    _report(experiment, ours, how.out)
         except (Interrupted, KeyboardInterrupt):
-            raise _interrupted(reproduction(found), as_json=as_json) from None
+            raise _interrupted(reproduction(found), as_json=typed["as_json"]) from None
         result = reproduction(found)
-        write_atomically(out / "published.json", strict_json(result.to_json()).encode())
-        print_result(result, as_json=as_json)
-        say(f"Results: {out / 'published.json'}")
+        write_atomically(how.out / "published.json", strict_json(result.to_json()).encode())
+        print_result(result, as_json=typed["as_json"])
+        say(f"Results: {how.out / 'published.json'}")
+
+
+def _repetition(typed: Mapping[str, Any]) -> Repetition:
+    jobs = typed["jobs"] or usable_cores()
+    return Repetition(typed["out"], typed["data_dir"], typed["seeds"], jobs)
 
 
 def _report(experiment: PublishedExperiment, ours: Measured, out: Path) -> None:

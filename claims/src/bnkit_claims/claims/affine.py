@@ -144,6 +144,7 @@ def undone_by(layers: BatchNorms) -> dict[str, float]:
 
 
 def _share(part: Tensor, whole: Tensor) -> float:
+    # The slope of the line through the origin by least squares.
     return float((part @ whole) / (whole @ whole).clamp(min=1e-30))
 
 

@@ -159,6 +159,7 @@ def _factor(gains: Gains, shapes: Sequence[Shape], seed: int) -> float | None:
     points = [(math.log2(math.prod(s)), math.log2(gain)) for s, gain in known if gain]
     if len(points) < 2:
         return None
+    # The slope does not need the mean of y: the deviations of x sum to 0.
     mean = math.fsum(x for x, _ in points) / len(points)
     spread = math.fsum((x - mean) ** 2 for x, _ in points)
     return float(2 ** (math.fsum((x - mean) * y for x, y in points) / spread))

@@ -80,7 +80,7 @@ def bias_effect(
     chosen: list[Any] = [model.get_submodule(path) for path in layers]
     for layer in chosen:
         shift = torch.randn(len(layer.weight), generator=generator, dtype=layer.weight.dtype)
-        old = 0 if layer.bias is None else layer.bias.detach()
+        old = 0 if layer.bias is None else layer.bias.detach()  # `add` removes the biases
         layer.bias = nn.Parameter(old + shift)
     after = model(inputs)
     torch.autograd.backward(F.cross_entropy(after, targets))

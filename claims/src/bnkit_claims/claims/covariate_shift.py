@@ -151,6 +151,7 @@ def drift(seen: Sequence[Tensor], *, in_spreads: bool = False) -> float | None:
 
 def _typical(seen: Sequence[Tensor]) -> list[list[float | None]]:
     """Return the three percentiles over training of the unit whose drift is the median one."""
+    # By how far each unit's percentiles move, in all; a unit in the middle is the typical one.
     paths = torch.stack(list(seen))  # (measurements, 3, units)
     unit = int(paths.diff(dim=0).abs().mean((0, 1)).argsort()[paths.shape[2] // 2])
     lines = paths[:, :, unit].T.tolist()

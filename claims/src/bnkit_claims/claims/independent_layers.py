@@ -69,7 +69,7 @@ def disturb(settings: IndependentLayers, case: tuple[Side, str, int]) -> dict[st
     model = drawn.network(side, activation, seed)
     rate = settings.learning_rates[settings.activations.index(activation)]
     loaders = drawn.loaders(seed)
-    list(
+    list(  # one segment, to its end
         in_segments(model, loaders, learning_rate=rate, steps=settings.steps, every=settings.steps)
     )
     held_out = load(settings.data, folder=settings.folder).held_out

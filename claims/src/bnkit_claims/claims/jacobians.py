@@ -93,6 +93,7 @@ def _jacobians(before: nn.Module, layer: Sequence[nn.Module], inputs: Tensor) ->
     """Return (examples, outputs, inputs of the layer): one Jacobian for each example."""
     block = nn.Sequential(*layer)
     z = before(inputs)
+    # By example, which eval mode allows: no unit's statistics depend on the other examples.
     jacobian = torch.func.jacrev(lambda each: block(each[None])[0])
     jacobians: Tensor = torch.func.vmap(jacobian)(z)
     return jacobians

@@ -99,6 +99,7 @@ def noise_of(
     variances = []
     with normalising_by_batch_statistics(model):
         for example in held_out[: settings.watched]:
+            # Each mini-batch is this example and size − 1 training examples, drawn anew.
             rows = [
                 companions[torch.randperm(len(companions), generator=generator)[: size - 1]]
                 for _ in range(settings.draws)

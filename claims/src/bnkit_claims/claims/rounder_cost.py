@@ -109,7 +109,7 @@ def condition_number(matrix: Tensor) -> float:
 
 def optimum(inputs: Tensor, targets: Tensor) -> Tensor:
     """Return the weights of least loss, by Newton's method in scaled features."""
-    scale = inputs.abs().max(0).values
+    scale = inputs.abs().max(0).values  # raw features differ a thousandfold
     scaled = inputs / scale
     weights = torch.zeros(inputs.shape[1], dtype=inputs.dtype)
     for _ in range(25):
@@ -160,6 +160,7 @@ def hidden_curvature(settings: RounderCost, case: tuple[Side, int]) -> dict[str,
     with normalising_by_batch_statistics(model):
         values, vectors = torch.linalg.eigh(torch.func.jacrev(torch.func.grad(loss))(start))
         order = values.abs().argsort(descending=True)
+        # Among those above a millionth of the largest; the rest are zero but for rounding.
         middle = order[int((values.abs() > 1e-6 * values.abs().max()).sum()) // 2]
         plane = vectors[:, [order[0], middle]].T  # (2, weights)
         surface = _over_plane(settings, lambda change: loss(start + change @ plane))

@@ -105,7 +105,7 @@ def own_best(
     """
     best = {}
     for result in results:
-        others = [r for r in results if r is not result] or [result]
+        others = [r for r in results if r is not result] or [result]  # leave one seed out
         rate = min(result["runs"], key=lambda rate: fsum(cost(r["runs"][rate]) for r in others))
         best[result["seed"]] = (float(rate), result["runs"][rate])
     return dict(sorted(best.items()))
@@ -157,6 +157,7 @@ class StepRatio(NamedTuple):
         known to be at most so large shows nothing.
         """
         found = beyond(self.ratio, bar=bar, negligible=negligible)
+        # The true ratio may be larger than one that is "at least", and smaller than "at most".
         unsure = self.at_most if found else self.at_least
         return None if unsure else found
 
@@ -202,6 +203,7 @@ def step_ratio(
     """
     reached = [(steps_to(first, target), steps_to(second, target)) for first, second in pairs]
     costs = [
+        # A pair in which neither gets there has no ratio, and is left out of the interval.
         (p * (a or first["length"]), q * (b or second["length"])) if a or b else (None, None)
         for (first, second), (a, b), (p, q) in zip(
             pairs, reached, prices or [(1, 1)] * len(pairs), strict=True

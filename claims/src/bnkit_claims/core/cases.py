@@ -60,6 +60,7 @@ class Case:
 def case_of(measure: Callable[[Any, Any], Any], settings: Any, case: Any) -> Case:
     """Return the case; its key changes with the settings, the case, and the code that measures."""
     code = fingerprint_within_module(measure)
+    # Not the folder of the data nor the number of seeds: a case gives the same numbers with others.
     decides = {
         **provenance.versions(),
         "code": code,

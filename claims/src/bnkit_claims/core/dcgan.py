@@ -88,6 +88,8 @@ class AdversarialStep:
     def __call__(self, real: Tensor) -> None:
         """Train on real images (N, 1, H, W) within ±1 and on as many that are made."""
         made = self.make(torch.randn(len(real), self.noise))
+        # Detached: this loss trains the discriminator alone. The generator's loss below leaves
+        # gradients in the discriminator, too, which the next step clears.
         self.of_doubt.zero_grad()
         loss = _taken_for(self.doubt(real), 1.0) + _taken_for(self.doubt(made.detach()), 0.0)
         torch.autograd.backward(loss)
@@ -147,7 +149,8 @@ def frechet(first: Tensor, second: Tensor) -> float:
     9.0
     """
     a, b = (values.T.cov().reshape(values.shape[1], -1) for values in (first, second))
-    root = _root(a)
+    root = _root(a)  # A^½
+    # A^½ B A^½ is symmetric up to rounding, which can make its zero eigenvalues slightly negative.
     mixed = torch.linalg.eigvalsh(root @ b @ root).clamp(min=0).sqrt().sum()
     gap = (first.mean(0) - second.mean(0)).square().sum()
     return float((gap + a.trace() + b.trace() - 2 * mixed).clamp(min=0))

@@ -86,7 +86,7 @@ def gradient_shift(model: nn.Module, batch: Any, rate: float) -> dict[str, float
     """
     own = parameters_of(model)
     _, gradient = gradient_at(model, own, batch)
-    layers = list(dict.fromkeys(name.partition(".")[0] for name in own))
+    layers = list(dict.fromkeys(name.partition(".")[0] for name in own))  # in forward order
     found = [
         _shift_of(model, batch, own, gradient, layers[:i], rate) for i in range(1, len(layers))
     ]
@@ -106,6 +106,7 @@ def _shift_of(
         for name, value in own.items()
     }
     _, changed = gradient_at(model, moved, batch)
+    # The first layer that has not moved: those after it have not either, but are not looked at.
     layer = next(n.partition(".")[0] for n in own if n.partition(".")[0] not in before)
     old, new = (_of_layer(each, layer) for each in (gradient, changed))
     apart, lengths = distance(old, new), norm(old) * norm(new)
