@@ -17,9 +17,9 @@ NOT_YET = """
     benchmarks/faults.py claims docs/accelerate.md docs/decisions.md docs/doctor.md docs/faults.md
     docs/kinds.md docs/rules.md docs/statistics.md src/bnkit/cli/doctor.py
     src/bnkit/cli/explaining.py src/bnkit/deprecation.py src/bnkit/diagnosis src/bnkit/functional.py
-    src/bnkit/kernels src/bnkit/layers src/bnkit/surgery tests/cli/test_doctor.py
-    tests/cli/test_explaining.py tests/cli/test_surgery.py tests/diagnosis tests/kernels
-    tests/layers tests/surgery
+    src/bnkit/kernels src/bnkit/layers tests/cli/test_doctor.py
+    tests/cli/test_explaining.py tests/diagnosis tests/kernels
+    tests/layers
 """.split()
 
 

@@ -101,7 +101,7 @@ class Tally:
 
 
 def verified(original, changed, example, *, exactly=None, tolerance=None):
-    """Return the proof that `changed` computes what `original` does, whoever made it.
+    """Return the proof that `changed` computes what `original` does, whatever made it.
 
     `exactly` makes the changed model in float64 from the original in float64; by default it is
     `changed` in float64.

@@ -149,7 +149,7 @@ def test_the_layer_is_in_the_state_dict_and_the_models_names_follow_its_path():
 def test_every_model_stays_as_it_is_and_shares_nothing(model):
     subject, example = model.seeded(), model.example()
     if not isinstance(example, torch.Tensor) or not example.is_floating_point():
-        pytest.skip("its input is no tensor of numbers")
+        pytest.skip("its input is not a tensor of numbers")
     before, state = fingerprint(subject), random_state()
     net = standardize(subject, [example])
     assert fingerprint(subject) == before
@@ -294,7 +294,7 @@ def test_inputs_that_are_not_finite_are_refused_by_mini_batch_and_feature(value)
     batches[1][4, 2] = value
     message = (
         r"^mini-batch 2 gives 'input' with values in feature 2 that are not finite \(NaN, "
-        r"infinite, or too large for their squares\): mend them, or leave the mini-batch out$"
+        r"infinite, or too large for their squares\): fix them, or leave the mini-batch out$"
     )
     with pytest.raises(ValueError, match=message):
         standardize(model, batches)

@@ -58,7 +58,7 @@ def plan_removal(
 
 @operation
 def use_channel_affine(model: nn.Module, layer: str) -> None:
-    """Put a ChannelAffine in the place of the batch norm of `model` at the path `layer`.
+    """Replace the batch norm of `model` at the path `layer` by a ChannelAffine.
 
     It computes what the batch norm does in eval mode. Its weight and bias train if those of the
     batch norm do.

@@ -342,6 +342,6 @@ def sample_of(values: Tensor, axis: int, place: str) -> Sample:
         if not deviation:
             raise ValueError(
                 f"{place} with values in feature {feature} that are not finite (NaN, infinite, or "
-                f"too large for their squares): mend them, or leave the mini-batch out"
+                f"too large for their squares): fix them, or leave the mini-batch out"
             )
     return Sample(wide, least, largest)

@@ -440,7 +440,7 @@ def first_difference(original: nn.Module, changed: nn.Module, example: Any, boun
 
 
 def _outputs_of_layers(model: nn.Module, example: Any) -> Mapping[str, Sequence[Tensor]]:
-    """Return by path what each module inside of the model made, in the order in which they end."""
+    """Return by path what each module inside the model made, in the order in which they end."""
     seen: dict[str, Sequence[Tensor]] = {}
 
     def keep(path: str, *call: Any) -> None:

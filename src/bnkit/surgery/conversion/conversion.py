@@ -293,7 +293,7 @@ def _plan_by_callable(
 
 
 def edit_by_callable(path: str, layer: nn.Module, to: ToLayer) -> Edit:
-    """Return the edit that puts `to(layer)` in the place of the layer, wherever the model has it.
+    """Return the edit that replaces the layer by `to(layer)`, wherever the model has it.
 
     >>> edit_by_callable("1", nn.BatchNorm1d(3), nn.Identity).structure["to"]
     {'callable': 'Identity'}
@@ -335,7 +335,7 @@ bind it to that, as by functools.partial
 
 
 def put_what_is_made(model: nn.Module, layer: str, to: ToLayer) -> None:
-    """Put `to(layer)` in the place of the layer; TypeError if that is not a module.
+    """Replace the layer by `to(layer)`; TypeError if that is not a module.
 
     >>> model = nn.Sequential(nn.BatchNorm1d(3))
     >>> put_what_is_made(model, "0", lambda norm: nn.Identity())

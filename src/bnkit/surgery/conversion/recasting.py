@@ -1,7 +1,7 @@
 """`recast`: a normalisation becomes one of another kind in place, and stays the same object.
 
 So whatever else there is about it stays too: hooks, attributes, parameters and buffers that others
-gave it, every place of the model that holds it, and whoever else refers to it.
+gave it, every place of the model that holds it, and all that refers to it.
 """
 
 from collections.abc import Mapping
@@ -224,7 +224,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def _take_over(layer: nn.Module, made: nn.Module, names: frozenset[str]) -> None:
-    """Give `layer` the class of `made` and all that it has, in the place of these `names`."""
+    """Give `layer` the class of `made` and all that it has, instead of these `names`."""
     for name in names:
         vars(layer).pop(name, None)
     layer.__class__ = type(made)

@@ -77,7 +77,7 @@ def find_candidates(model: nn.Module, flow: Dataflow) -> Iterator[Candidate]:
 
 
 def functional_batch_norms(flow: Dataflow) -> Iterator[LeftAlone]:
-    """Yield the batch norms that are torch functions, which nothing can be put in the place of."""
+    """Yield the batch norms that are torch functions, which cannot be replaced by a module."""
     for call in flow.calls:
         if call.module is not None or not is_batch_norm(call.name):
             continue
