@@ -26,6 +26,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(platforms, "_limits_of_control_groups", lambda: limits_of(tmp_path))
     monkeypatch.setattr(platforms, "_memory_of_machine", lambda: 64 * GIB)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.delenv(platforms.JOBS, raising=False)
     return make
 
 
@@ -61,6 +62,12 @@ def test_the_processes_of_a_machine_share_its_memory(processes, share, machine, 
     machine("", {})
     monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
     assert memory_share() == share * GIB
+
+
+def test_the_workers_of_a_comparison_share_its_memory(machine, monkeypatch):
+    machine("", {})
+    monkeypatch.setenv(platforms.JOBS, "8")
+    assert memory_share() == 8 * GIB
 
 
 def test_without_sysconf_some_memory_is_assumed(monkeypatch):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+JOBS = "BNKIT_JOBS"  # in the environment of a comparison's workers: how many there are
 _UNKNOWN_MEMORY = 8 * 2**30  # bytes, where the system does not say how much there is
 
 
@@ -12,11 +13,14 @@ def memory_share() -> int:
     """Return the bytes of memory that this process may count on.
 
     That is the machine's memory, or what the control group (a container, a batch job) allows of
-    it, divided by the processes that torchrun started here (LOCAL_WORLD_SIZE).
+    it, divided by the processes that torchrun (LOCAL_WORLD_SIZE) or a comparison's `jobs`
+    started here.
     """
-    bytes_here = min([_memory_of_machine(), *_limits_of_control_groups()])
-    processes = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return bytes_here // max(1, int(processes) if processes.isdecimal() else 1)
+    share = min([_memory_of_machine(), *_limits_of_control_groups()])
+    for processes in map(os.environ.get, ("LOCAL_WORLD_SIZE", JOBS)):
+        if processes and processes.isdecimal():
+            share //= max(1, int(processes))
+    return share
 
 
 def _memory_of_machine() -> int:

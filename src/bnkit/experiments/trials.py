@@ -18,6 +18,7 @@ from bnkit.experiments.provenance import array_fingerprint, fingerprint
 from bnkit.experiments.results import R, Result, Side, Store, TrialResult
 from bnkit.experiments.training import Training, accuracy, train
 from bnkit.observation import evaluating, preserved_random_state
+from bnkit.platforms import JOBS
 
 R_co = TypeVar("R_co", bound=Result, covariant=True)
 
@@ -195,7 +196,7 @@ def _run_together(
                 initializer=_guard(),
                 # A pool with the same arguments is used again: not after the code has changed.
                 initargs=(os.getpid(), trials[0].code),
-                env=ONE_THREAD,
+                env={**ONE_THREAD, JOBS: str(jobs)},
             )
             futures = [pool.submit(_run_and_keep, trial, store) for trial in trials]
         for future in as_completed(futures):
