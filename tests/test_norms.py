@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 import bnkit
+from bnkit.diagnosis.gathering import gather
+from bnkit.diagnosis.rules.reading import readings
 from bnkit.layers.domains import DomainBatchNorm1d
 from bnkit.layers.frozen import FrozenBatchNorm1d
 from bnkit.layers.masked import MaskedBatchNorm1d
@@ -18,6 +20,7 @@ from bnkit.norms import (
     why_same_in_both_modes,
 )
 from bnkit.recalibration import plan_recalibration
+from bnkit.surgery import plan_acceleration, plan_conversion, plan_folding, plan_removal
 from bnkit.train_eval_gap import explain_gap
 
 
@@ -146,6 +149,30 @@ def test_the_monitor_looks_at_all(model):
     with Monitor(model) as monitor:
         model(ROWS)
     assert [record.layer for record in monitor.records] == list(ZOO)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        plan_folding,
+        plan_removal,
+        plan_acceleration,
+        lambda model, example: plan_conversion(model, "torch", example),
+    ],
+    ids=["fold", "remove", "accelerate", "convert"],
+)
+def test_the_verbs_of_surgery_tell_of_all(model, plan):
+    made = plan(model, ROWS)
+    told = {row.layer for row in (*made.edits, *made.left_alone)}
+    functions = {row.layer for row in made.left_alone if row.kind == "function"}
+    assert told - functions - {"group"} == set(ZOO)
+
+
+def test_the_doctor_calls_the_same_layers_frozen(model):
+    evidence = gather(model)
+    assert {r.path: r.frozen for r in readings(evidence) if r.norm is not None} == {
+        path: frozen is not None for path, (_, frozen, _) in ZOO.items()
+    }
 
 
 def test_the_reasons_are_told_where_nothing_is_left(model):

@@ -1,6 +1,6 @@
 """Every hook and every mode switch of the package, as context managers.
 
-Each gives back what it borrows when its block ends, also by an exception.
+Each restores what it changed when its block ends, also by an exception.
 """
 
 import random
@@ -297,7 +297,7 @@ def seeing_inputs(model: nn.Module, layers: Mapping[str, nn.Module], see: See) -
 def watching_layers(
     layers: Mapping[str, nn.Module], *, before: Before | None = None, after: After | None = None
 ) -> Block:
-    """Call `before` and `after` around the forward of these modules, as `watching` does it for all.
+    """Call `before` and `after` around the forward of these modules, as `watching` does for all.
 
     It may last as long as training does: copies and pickles of a module hold nothing of it. Inside
     a graph of torch.compile nothing can look on, and a call there raises RuntimeError.
@@ -399,8 +399,8 @@ def running_eagerly() -> Iterator[None]:
 def counting_training_steps(model: nn.Module, begin: Callable[[], object]) -> Block:
     """Call `begin()` before each forward of `model` in training mode, as cheaply as a hook can.
 
-    A forward that runs again in a backward, as activation checkpointing does it, is no new one. It
-    may last, and refuses to be compiled, as `watching_layers`.
+    A forward that activation checkpointing runs again in a backward is not a new one. It may last,
+    and refuses to be compiled, as `watching_layers`.
 
     >>> model = nn.ReLU()
     >>> with counting_training_steps(model, lambda: print("begins")):

@@ -40,8 +40,8 @@ def parameter_groups(
 
     Without it are all parameters of normalisations (and of `ChannelAffine`, in which `remove` keeps
     those of a batch norm), the biases of torch's layers, and the slopes of PReLU (He et al. 2015,
-    section 2: decay drives them to zero). What a module is, its type says: subclasses count, names
-    and shapes do not; a normalisation of another library is known by its class. Every other
+    section 2: decay drives them to zero). Modules are classified by type (subclasses included), not
+    by name or shape; a normalisation of another library is known by its class. Every other
     parameter is decayed, also one that an unknown module owns directly, whatever it is called.
     `where(path, module)`, asked of each module with parameters of its own, leaves those of a module
     out of weight decay where it is False (embeddings, positions, tokens).
@@ -52,7 +52,7 @@ def parameter_groups(
     the keys "params", "param_names", "weight_decay" and "name" ("decayed" or "undecayed"); a group
     without parameters is left out.
 
-    Raises ValueError for a `weight_decay` that is no finite number of at least 0 and for a model
+    Raises ValueError for a `weight_decay` that is not a finite number ≥ 0 and for a model
     without parameters, TypeError for what is not a module or hides its modules.
 
     >>> import torch

@@ -222,7 +222,7 @@ def _mean(values: npt.NDArray[Any]) -> Array:
 
 
 def _median(values: Array) -> Array:
-    """Return the median over the last axis of what is no NaN."""
+    """Return the median over the last axis of what is not NaN."""
     ordered = np.sort(values)  # NaN last
     known = ordered.shape[-1]
     if not np.isnan(ordered[..., -1]).any():  # in a tenth of the time of numpy's own

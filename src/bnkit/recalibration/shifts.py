@@ -78,7 +78,10 @@ class Recalibration:
         _write(model, self.old)
 
     def to_json(self) -> dict[str, Any]:
-        """Return estimator, shifts and layers left alone as plain data; None for no number."""
+        """Return estimator, shifts and layers left alone as plain data.
+
+        None stands for numbers that are not finite.
+        """
         rows = [
             {key: _plain(value) for key, value in asdict(shift).items()} for shift in self.layers
         ]

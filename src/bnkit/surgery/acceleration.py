@@ -9,10 +9,10 @@ from torch import nn
 
 from bnkit.dataflow import Call, Dataflow, ExampleError, duplicate, observe
 from bnkit.dataflow.tracing import observe_in_its_mode
-from bnkit.internals import AnyBatchNorm, has_hooks
+from bnkit.internals import has_hooks
 from bnkit.kernels.activations import LEAKY_SLOPE
 from bnkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from bnkit.norms import NOT_CHOSEN, Where
+from bnkit.norms import NOT_CHOSEN, Where, batch_norms
 from bnkit.observation import set_mode
 from bnkit.roles import Role
 from bnkit.surgery.normalized import NormalizedOutput
@@ -106,7 +106,7 @@ def plan_acceleration(
     Same function: error ...
     """
     modes = Modes.of(model, example)
-    layers = [(path, m) for path, m in model.named_modules() if isinstance(m, AnyBatchNorm)]
+    layers = batch_norms(model).layers.items()
     found = [_edit(modes, path, layer, where) for path, layer in layers]
     plan = Plan(
         tuple(edit for edit in found if isinstance(edit, Edit)),
@@ -131,7 +131,7 @@ def use_bnkit(model: nn.Module, layer: str, *, activation: str | None = None) ->
     module.activation = activation  # type: ignore[assignment]
 
 
-def _edit(modes: Modes, path: str, layer: AnyBatchNorm, where: Where | None) -> Edit | LeftAlone:
+def _edit(modes: Modes, path: str, layer: nn.Module, where: Where | None) -> Edit | LeftAlone:
     kind = type(layer).__name__
     objection = _objection(path, layer, where)
     if objection is not None:
@@ -156,7 +156,7 @@ def apply_acceleration(
         replace_module(model, replaced, nn.Identity())
 
 
-def _objection(path: str, layer: AnyBatchNorm, where: Where | None) -> str | None:
+def _objection(path: str, layer: nn.Module, where: Where | None) -> str | None:
     if where is not None and not where(path, layer):
         return NOT_CHOSEN
     if type(layer) not in (*_KINDS, *_OURS):

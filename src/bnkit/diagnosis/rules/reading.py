@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from bnkit.dataflow import Call, Dataflow
 from bnkit.diagnosis.evidence import Evidence, Norm, Seen, once
 from bnkit.layers.domains import DomainBatchNorm
-from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.layers.masked import MaskedBatchNorm
 from bnkit.moments import Moments, dtype_of_sums
+from bnkit.norms import why_frozen
 from bnkit.train_eval_gap.output_change import relative_chance, relative_change
 
 HALF_PRECISION = (torch.float16, torch.bfloat16)
@@ -196,11 +196,7 @@ def _number(module: nn.Module, attribute: str, otherwise: Any) -> Any:
 
 def is_frozen(evidence: Evidence, norm: Norm) -> bool:
     """Return whether no mini-batch enters the running statistics of this layer in training."""
-    module: Any = norm.module
-    if isinstance(module, FrozenBatchNorm) or "frozen" in norm.kind.lower():
-        return True
-    kept = not getattr(module, "track_running_stats", True) or _number(module, "momentum", 1) == 0
-    return kept or (evidence.model.training and not module.training)
+    return why_frozen(evidence.model, norm.module) is not None
 
 
 def _comparable(module: Any) -> bool:

@@ -16,7 +16,7 @@ from bnkit.dataflow import duplicate, observe
 from bnkit.layers.sync import SynchronisedBatchNorm
 from bnkit.norms import NOT_CHOSEN, Where
 from bnkit.observation import watching
-from bnkit.roles import is_batch_norm, is_leaf
+from bnkit.roles import is_batch_norm
 from bnkit.surgery.conversion.kinds import (
     DEFAULT_GROUPS,
     Kind,
@@ -65,7 +65,7 @@ def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     ['1']
     """
     for path, module in model.named_modules():
-        if base_of(module) is not None or (is_leaf(module) and is_batch_norm(module)):
+        if base_of(module) is not None or is_batch_norm(module):
             yield path, module
 
 

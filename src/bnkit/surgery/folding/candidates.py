@@ -14,7 +14,7 @@ from bnkit.layers.domains import DomainBatchNorm
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.norms import NO_STATISTICS
 from bnkit.observation import on_the_side
-from bnkit.roles import Role, is_batch_norm, is_leaf, role_of_function
+from bnkit.roles import Role, is_batch_norm, role_of_function
 from bnkit.surgery.folding.arithmetic import affine_of
 from bnkit.surgery.normalized import Normalized
 from bnkit.surgery.plan import LeftAlone
@@ -69,7 +69,7 @@ def find_candidates(model: nn.Module, flow: Dataflow) -> Iterator[Candidate]:
         if isinstance(layer, Normalized)
     }
     for path, module in model.named_modules():
-        if isinstance(module, AnyBatchNorm) or (is_leaf(module) and is_batch_norm(module)):
+        if is_batch_norm(module):
             owner = owners.get(id(module))
             yield Candidate(
                 path, module, owner, tuple(flow.calls_of(path if owner is None else owner))

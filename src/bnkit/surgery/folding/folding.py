@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bnkit.dataflow import Dataflow, Value, duplicate, observe
 from bnkit.layers.affine import ResidualActivation, activation_module
 from bnkit.layers.batch_norm import ActivatedBatchNorm
-from bnkit.norms import Where
+from bnkit.norms import NOT_CHOSEN, Where
 from bnkit.parameters import shared_parameters
 from bnkit.roles import can_own_batch_norm, is_batch_norm
 from bnkit.surgery.folding.arithmetic import (
@@ -203,7 +203,7 @@ def survey(model: nn.Module, example: Any, *, where: Where | None = None) -> Sur
         objection = objection_to_batch_norm(candidate, flow)
         if objection is None and where is not None:
             chosen = where(candidate.path, model.get_submodule(candidate.path))
-            objection = None if chosen else "`where` did not choose it"
+            objection = None if chosen else NOT_CHOSEN
         if objection is None:
             known.append(candidate)
         else:
