@@ -167,7 +167,7 @@ PASSAGES = {
 
 @pytest.mark.parametrize("function", PASSAGES.values(), ids=PASSAGES)
 def test_what_hands_values_on_is_a_passage_when_it_runs(function):
-    assert role_when_run(function) is Role.PASSAGE
+    assert role_when_run(function) is Role.PASSTHROUGH
 
 
 OTHERS = {
@@ -189,8 +189,8 @@ def test_what_makes_other_values_is_no_passage(function):
 
 
 def test_a_product_with_a_parameter_scales_and_one_with_a_value_gates():
-    assert role_of_function("mul", (7, "block.gamma"), {}) is Role.PASSAGE
-    assert role_of_function("mul_", (7,), {"other": 2.0}) is Role.PASSAGE
+    assert role_of_function("mul", (7, "block.gamma"), {}) is Role.PASSTHROUGH
+    assert role_of_function("mul_", (7,), {"other": 2.0}) is Role.PASSTHROUGH
     value = type("Value", (int,), {})(8)  # as in a Call: it stands for a tensor
     assert role_of_function("mul", (value, value), {}) is Role.OTHER
 
@@ -224,7 +224,7 @@ def test_normalising_functions_are_normalisations_when_they_run(function):
 # Modules
 
 FILES = {
-    Role.PASSAGE: "pooling dropout flatten padding upsampling pixelshuffle channelshuffle fold",
+    Role.PASSTHROUGH: "pooling dropout flatten padding upsampling pixelshuffle channelshuffle fold",
     Role.NORMALISATION: "batchnorm instancenorm normalization",
     Role.WEIGHTS: "conv rnn sparse",
     Role.OTHER: "loss distance",
@@ -296,7 +296,7 @@ class Normalized(nn.Sequential):
     [
         (nn.Linear(1, 1), Role.WEIGHTS, True),
         (nn.Bilinear(1, 1, 1), Role.WEIGHTS, True),
-        (nn.Identity(), Role.PASSAGE, True),
+        (nn.Identity(), Role.PASSTHROUGH, True),
         (nn.MultiheadAttention(2, 1), Role.WEIGHTS, False),
         (nn.Sequential(), Role.OTHER, False),
         (nn.TransformerEncoderLayer(2, 1, 2), Role.OTHER, False),

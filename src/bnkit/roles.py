@@ -1,6 +1,6 @@
-"""What part a module or a torch call plays around a batch norm.
+"""What role a module or a torch call plays around a batch norm.
 
-A weight layer starts a stretch of the network, an activation ends it, and what passes values
+A weight layer starts a segment of the network, an activation ends it, and what passes values
 through (pooling, reshaping, dropout, concatenation, sums) belongs to neither.
 """
 
@@ -13,12 +13,12 @@ from torch import nn
 
 
 class Role(Enum):
-    """The parts that are told apart; `OTHER` ends a stretch without being one of the others."""
+    """The roles; `OTHER` ends a segment without being one of the others."""
 
     WEIGHTS = "a weight layer"
     ACTIVATION = "an activation"
     NORMALISATION = "a normalisation"
-    PASSAGE = "a passage"
+    PASSTHROUGH = "a pass-through"
     OTHER = "another operation"
 
 
@@ -43,14 +43,14 @@ _FAMILIES = {
     "batchnorm": Role.NORMALISATION,
     "instancenorm": Role.NORMALISATION,
     "normalization": Role.NORMALISATION,
-    "pooling": Role.PASSAGE,
-    "dropout": Role.PASSAGE,
-    "flatten": Role.PASSAGE,
-    "padding": Role.PASSAGE,
-    "upsampling": Role.PASSAGE,
-    "pixelshuffle": Role.PASSAGE,
-    "channelshuffle": Role.PASSAGE,
-    "fold": Role.PASSAGE,
+    "pooling": Role.PASSTHROUGH,
+    "dropout": Role.PASSTHROUGH,
+    "flatten": Role.PASSTHROUGH,
+    "padding": Role.PASSTHROUGH,
+    "upsampling": Role.PASSTHROUGH,
+    "pixelshuffle": Role.PASSTHROUGH,
+    "channelshuffle": Role.PASSTHROUGH,
+    "fold": Role.PASSTHROUGH,
 }
 
 _ACTIVATIONS = frozenset(
@@ -73,7 +73,7 @@ _NORMALISATIONS = frozenset(
     normalize
     """.split()
 )
-_PASSAGES = frozenset(
+_PASSTHROUGHS = frozenset(
     """
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
     adaptive_max_pool2d adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d
@@ -126,13 +126,13 @@ def layer_kind(layer: nn.Module | None) -> type[nn.Module]:
 
 
 def role_of_module(module: nn.Module) -> Role:
-    """Return the part that `module` plays, whatever library its class comes from.
+    """Return the role of `module`, whatever library its class comes from.
 
     >>> role_of_module(nn.ReLU()), role_of_module(nn.Identity())
-    (<Role.ACTIVATION: 'an activation'>, <Role.PASSAGE: 'a passage'>)
+    (<Role.ACTIVATION: 'an activation'>, <Role.PASSTHROUGH: 'a pass-through'>)
     """
     if isinstance(module, nn.Identity):
-        return Role.PASSAGE
+        return Role.PASSTHROUGH
     if isinstance(module, nn.MultiheadAttention):
         return Role.WEIGHTS
     family = _family(module)
@@ -142,7 +142,7 @@ def role_of_module(module: nn.Module) -> Role:
 
 
 def role_of_function(name: str, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Role:
-    """Return the part that the torch function `name` plays when called like this.
+    """Return the role of the torch function `name` when it is called like this.
 
     A tensor stands as its `Value` in the arguments, a parameter or buffer of the model as its name.
 
@@ -156,8 +156,8 @@ def role_of_function(name: str, arguments: tuple[Any, ...], keywords: Mapping[st
         return Role.WEIGHTS
     if name in _NORMALISATIONS:
         return Role.NORMALISATION
-    if name in _PASSAGES or _is_scaling(name, arguments, keywords):
-        return Role.PASSAGE
+    if name in _PASSTHROUGHS or _is_scaling(name, arguments, keywords):
+        return Role.PASSTHROUGH
     return Role.OTHER
 
 

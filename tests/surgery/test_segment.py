@@ -190,8 +190,8 @@ def test_roles_of_modules_and_functions():
     assert roles == [
         Role.WEIGHTS,
         Role.ACTIVATION,
-        Role.PASSAGE,
+        Role.PASSTHROUGH,
         Role.WEIGHTS,
-        Role.PASSAGE,
+        Role.PASSTHROUGH,
         Role.OTHER,
     ]

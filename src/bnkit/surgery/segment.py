@@ -48,7 +48,7 @@ def segment_after(flow: Dataflow, start: Call) -> Segment:
     segment, keeps = Segment(leaves=flow.leaves(start)), {start.index: True}
     for call, reader in _readers_beyond(flow, start):
         match role_of(reader):
-            case Role.PASSAGE:
+            case Role.PASSTHROUGH:
                 segment.leaves |= flow.leaves(reader)
                 keeps[reader.index] = keeps[call.index] and not _moves_axes(reader)
             case Role.ACTIVATION:
@@ -72,7 +72,7 @@ def _readers_beyond(flow: Dataflow, start: Call) -> Iterator[tuple[Call, Call]]:
             if reader.index not in seen:
                 seen.add(reader.index)
                 yield call, reader
-                if role_of(reader) is Role.PASSAGE:
+                if role_of(reader) is Role.PASSTHROUGH:
                     waiting.append(reader)
 
 
@@ -93,7 +93,7 @@ def _is_answer(flow: Dataflow, activation: Call) -> bool:
         return False
     beyond = (reader for _, reader in _readers_beyond(flow, activation))
     return flow.leaves(activation) or any(
-        flow.leaves(reader) for reader in beyond if role_of(reader) is Role.PASSAGE
+        flow.leaves(reader) for reader in beyond if role_of(reader) is Role.PASSTHROUGH
     )
 
 
@@ -112,7 +112,7 @@ def next_weights(flow: Dataflow, start: Call) -> Call | None:
             case Role.WEIGHTS:
                 first = call.arguments[0] if call.arguments else call.keywords.get("input")
                 return call if call.inputs == (first,) else None
-            case Role.PASSAGE if len(call.inputs) == 1:
+            case Role.PASSTHROUGH if len(call.inputs) == 1:
                 continue
             case _:
                 return None

@@ -113,7 +113,7 @@ def chain_to(flow: Dataflow, makers: Makers, place: Place) -> Chain:
     while True:
         alone &= len(flow.readers(value)) == 1 and value not in flow.outputs
         maker = makers.get(value)
-        if maker is None or role_of(maker) is not Role.PASSAGE or len(maker.inputs) != 1:
+        if maker is None or role_of(maker) is not Role.PASSTHROUGH or len(maker.inputs) != 1:
             return Chain(maker, tuple(reversed(passages)), alone)
         passages.append(maker)
         (value,) = maker.inputs
