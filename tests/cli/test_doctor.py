@@ -179,7 +179,7 @@ def test_what_needs_no_mending_is_found_well_and_not_written(tmp_path):
     code, stdout, stderr = run("patients:well --data patients:loaders --fix mended.safetensors")
     assert code == 0
     assert "in Sequential with 1 batch norm layer" in stdout
-    assert "mended.safetensors is not written" in stderr
+    assert "mended.safetensors was not written" in stderr
     assert not (tmp_path / "mended.safetensors").exists()
 
 

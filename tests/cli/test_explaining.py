@@ -12,7 +12,7 @@ def test_a_rule_is_explained_with_all_of_its_sections():
     code, stdout, stderr = run("explain stale-statistics")
     found = explanation_of(next(rule for rule in RULES if rule.slug == "stale-statistics"))
     assert (code, stderr) == (0, "")
-    for part in (found.trouble, found.measured, found.severity, found.mend, found.example):
+    for part in (found.trouble, found.measured, found.severity, found.fix, found.example):
         assert part in stdout
     assert "never-updated" in stdout  # a cause of it
     assert stdout.endswith("In the docs: docs/rules.md#stale-statistics\n")

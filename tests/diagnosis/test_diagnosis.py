@@ -174,4 +174,4 @@ def test_sarif_explains_each_rule_in_text_and_in_markdown():
     (run,) = diagnosis(finding()).to_sarif()["runs"]
     for rule in run["tool"]["driver"]["rules"]:
         assert rule["fullDescription"]["text"] in rule["help"]["text"]
-        assert "**How to mend it.**" in rule["help"]["markdown"]
+        assert "**How to fix it.**" in rule["help"]["markdown"]

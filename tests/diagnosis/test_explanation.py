@@ -58,7 +58,7 @@ def test_no_page_is_of_a_rule_that_is_gone():
         ("sync-without-group", reading.QUARTER),
         ("weight-decay", optimizing._FAST),
         ("momentum-convention", numbers._OTHER_CONVENTION),
-        ("large-eps", numbers._EPS_OF_NOBODY),
+        ("large-eps", numbers._EPS_OF_NO_FRAMEWORK),
         ("large-eps", numbers._EPS_OF_KERAS),
     ],
 )

@@ -42,7 +42,7 @@ def doctor(
     ] = "warning",
     fix: Annotated[
         Path | None,
-        typer.Option(help="write a checkpoint of the mended network", metavar="FILE.safetensors"),
+        typer.Option(help="write a checkpoint of the fixed network", metavar="FILE.safetensors"),
     ] = None,
     html: Annotated[
         Path | None,
@@ -58,7 +58,7 @@ def doctor(
         bool, typer.Option("--sarif", help="print them for code scanners", show_default=False)
     ] = False,
 ) -> None:
-    """What is wrong with the batch norms of this network, where, and what mends it?
+    """What is wrong with the batch norms of this network, where, and how is it fixed?
 
     Looks at the network in the mode in which it is built; with --example or --data it is run too,
     in eval and in training mode, which shows more. Nothing is changed.
@@ -104,7 +104,7 @@ def doctor(
             write_diagnosis(found, html)
         say(f"Report: {html}")
     if fix is not None and not fixable:
-        say(f"No warning and no error can be mended without its owner: {fix} is not written.")
+        say(f"None of the warnings or errors can be fixed automatically; {fix} was not written.")
     elif fix is not None:
         with explained():
             say(f"Checkpoint: {save(fixed, fix, plan=plans)}")

@@ -1,4 +1,4 @@
-"""`bnkit explain`: what a rule of the doctor finds, how it measures, and what mends it."""
+"""`bnkit explain`: what a rule of the doctor finds, how it measures, and how to fix it."""
 
 import sys
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ def explain(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What does a finding of `bnkit doctor` mean, and what mends it?
+    """What does a finding of `bnkit doctor` mean, and how is it fixed?
 
     Says of a rule what the trouble is, how it is measured and why the threshold lies where it
-    lies, how severe it is, and how to mend it. Without a rule, lists all of them.
+    lies, how severe it is, and how to fix it. Without a rule, lists all of them.
 
     - `bnkit explain` lists the rules.
     - `bnkit explain stale-statistics`

@@ -124,6 +124,7 @@ class Recorder(TorchFunctionMode):
         args: tuple[Any, ...],
         keywords: Mapping[str, Any],
     ) -> None:
+        # Versions tell which of its arguments the call wrote into: those are made anew by it.
         changed = reading.changed()
         made = self.search.tensors_in(output)
         if module is None:

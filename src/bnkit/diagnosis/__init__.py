@@ -1,4 +1,4 @@
-"""What is wrong with the batch norms of a model: where, how sure, and what mends it."""
+"""What is wrong with the batch norms of a model: where, how sure, and how to fix it."""
 
 from bnkit.diagnosis.diagnosing import diagnose
 from bnkit.diagnosis.diagnosis import Diagnosis

@@ -1,4 +1,4 @@
-"""`diagnose`: what is wrong with the batch norms of a model, where, and what mends it."""
+"""`diagnose`: what is wrong with the batch norms of a model, where, and how to fix it."""
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -30,7 +30,7 @@ def diagnose(
     loss: Loss | None = None,
     progress: bool = True,
 ) -> Diagnosis:
-    """Return what is wrong with the batch norms of `model`, worst first, and what mends it.
+    """Return what is wrong with the batch norms of `model`, worst first, and how to fix it.
 
     `batches` are training data in any form that `bnkit.batches.calls_of` lists, and so is
     `inputs`; all of them are run, three times each, and five to seven copies of the model are made,
@@ -39,14 +39,14 @@ def diagnose(
     Without either, and where the model fails on them, only the rules look that need no run, and
     `not_run` says why. With the `optimizer` of the model its parameter groups are looked at, too.
     `loss(output, target)` is the mean over a mini-batch, of which the target is the last item or
-    has its name: the gap between training and eval mode is told in it, too.
+    has its name: the gap between training and eval mode is measured in it too.
 
     `skip` switches rules off: "dead-channels" everywhere, "dead-channels:head.*" for findings that
     name a layer whose path matches the pattern (as in fnmatch). A bar shows the `progress` after
     two seconds.
 
     `model`, the example and the random generators stay as they are, also after an error. Raises
-    TypeError and ValueError for what is no model, no mini-batch, no optimizer and no loss, and for
+    TypeError and ValueError for what is not a model, mini-batch, optimizer or loss, and for
     names in `skip` that no rule or layer has.
 
     >>> import torch

@@ -23,7 +23,7 @@ class Seen:
     squared standard error of a mean is their unbiased variance / their count; `of_batches` are
     the moments if each row were the mean of its mini-batch, so its deviations are those between
     mini-batches of any sizes. `unpadded` are the moments without `padding`, which is
-    how many positions at the ends of sequences repeat the last one; None for what is no sequence.
+    how many positions at the ends of sequences repeat the last one; None for other inputs.
     `shape` is that of the input in the first mini-batch, `fewest` how many values per channel the
     smallest one had.
     """

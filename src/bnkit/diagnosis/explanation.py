@@ -12,7 +12,7 @@ from typing import Any
 from bnkit.diagnosis.rules.table import KINDS, Rule
 
 FOLDER = Path(__file__).parent / "explanations"
-SECTIONS = ("measured", "severity", "mend", "example")
+SECTIONS = ("measured", "severity", "fix", "example")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Explanation:
     """What people should know of a rule, in Markdown, as which it prints.
 
     `trouble` says what goes wrong and why, `measured` how that is seen, with each threshold and its
-    reason, `severity` what is an error, a warning or information, `mend` what to do, and `example`
+    reason, `severity` what is an error, a warning or information, `fix` what to do, and `example`
     shows a line before and after as a diff. `follows` are the slugs of its causes.
     """
 
@@ -29,7 +29,7 @@ class Explanation:
     trouble: str
     measured: str
     severity: str
-    mend: str
+    fix: str
     example: str
     follows: tuple[str, ...] = ()
 
@@ -46,7 +46,7 @@ class Explanation:
                 self.trouble,
                 f"**How it is measured.** {self.measured}",
                 f"**How severe it is.** {self.severity}",
-                f"**How to mend it.** {self.mend}",
+                f"**How to fix it.** {self.fix}",
                 self.example,
             )
         )
@@ -57,7 +57,8 @@ class Explanation:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data."""
-        return {**asdict(self), "follows": list(self.follows), "link": self.link}
+        old = {"mend": self.fix}  # its name in 0.1, for one more release
+        return {**asdict(self), **old, "follows": list(self.follows), "link": self.link}
 
 
 def explanation_of(rule: Rule) -> Explanation:
@@ -89,7 +90,7 @@ _HEAD = """# The rules of the doctor
 `bnkit doctor` and `bnkit.diagnose` look for these troubles. Each is named by a slug, by which
 `bnkit explain` shows its page in the terminal and `skip=` switches it off. An error breaks training
 or makes its results wrong, a warning harms them, information is worth knowing. Figures in
-`typewriter` are those of a finding's `measured`. "The mend" is the finding's `automatic_fix`, what
+`typewriter` are those of a finding's `measured`. "The fix" is the finding's `automatic_fix`, what
 `diagnosis.fixed(model)` and `--fix` apply.
 
 <!-- Made from src/bnkit/diagnosis/explanations: change it there. -->"""

@@ -35,7 +35,7 @@ def training_mode_export(evidence: Evidence) -> Iterator[Finding]:
             (scope,),
             {"function": "batch_norm"},
             "In eval mode this forward calls batch_norm with training=True or without running "
-            "statistics, or a layer that is no registered module and never hears of eval().",
+            "statistics, or a layer that is not a registered module, so eval() does not reach it.",
             "Pass training=self.training, or register the layer as a module.",
         )
 
@@ -59,8 +59,8 @@ def _without_statistics(path: str, moments: Moments | None) -> Finding:
         "warning",
         (path,),
         {"running statistics": 0},
-        "The layer has no running statistics, so in eval mode, too, it normalises by the "
-        "mini-batch: what the model says of one example depends on the others.",
+        "The layer has no running statistics, so even in eval mode it normalises by the "
+        "mini-batch: the output for one example depends on the others.",
         "Make it with track_running_stats=True and train, or measure statistics for it.",
         _given_statistics(path, moments),
     )

@@ -55,7 +55,7 @@ def on_logits(evidence: Evidence) -> Iterator[Finding]:
 
 
 def two_normalisations(evidence: Evidence) -> Iterator[Finding]:
-    """Find batch norms of what another normalisation makes, with nothing but passages between."""
+    """Find batch norms of what another normalisation makes, with only pass-throughs between."""
     for flow, place, chain in chained(evidence):
         first = chain.start
         if place.value is None or first is None or not _normalises(first):

@@ -71,8 +71,8 @@ def _in_the_smallest(evidence: Evidence, reading: Reading) -> Iterator[Finding]:
             "take it for as much as any other; the last one of an epoch comes right before the "
             "evaluation.",
             "Leave the last incomplete mini-batch out: drop_last=True of the DataLoader. A model "
-            "that was trained with it is to be trained on: bnkit.recalibrate mends its statistics "
-            "only.",
+            "that was trained with it needs more training: bnkit.recalibrate corrects its "
+            "statistics only.",
         )
 
 
@@ -112,7 +112,7 @@ def _effective(reading: Reading, seen: Seen, share: float) -> float | None:
 
 
 def _rows_of_statistics(reading: Reading, rows: float) -> float:
-    """Return the rows whose statistics are taken together, of so many in a mini-batch."""
+    """Return the rows whose statistics are taken together, of `rows` in a mini-batch."""
     module = reading.module
     if isinstance(module, GhostBatchNorm):
         return min(rows, module.virtual_batch_size)

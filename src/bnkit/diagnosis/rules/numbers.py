@@ -30,7 +30,7 @@ _OTHER_CONVENTION = 0.9
 _DEFAULT_MOMENTUM, _DEFAULT_EPS = 0.1, 1e-5
 _EPS_OF_KERAS = 1e-3
 # No framework's eps is larger; momentum stands next to it among the arguments.
-_EPS_OF_NOBODY = 0.1
+_EPS_OF_NO_FRAMEWORK = 0.1
 
 
 def non_finite(evidence: Evidence) -> Iterator[Finding]:
@@ -72,8 +72,8 @@ def _kept_out(evidence: Evidence) -> Iterator[Finding]:
                 "warning",
                 (norm.path,),
                 {"mini-batches kept out": count},
-                "Mini-batches with NaN or infinite values came by; their statistics were kept out "
-                "of the running ones, but not their gradients.",
+                "The layer received mini-batches with NaN or infinite values; their statistics "
+                "were kept out of the running ones, but not their gradients.",
                 "Look for them in the data, lower the learning rate, or scale the loss under AMP.",
             )
 
@@ -131,7 +131,7 @@ def momentum_convention(evidence: Evidence) -> Iterator[Finding]:
             continue
         if reading.frozen or reading.running_mean is None:
             continue
-        mended = _in_torch(momentum)
+        in_torch = _in_torch(momentum)
         yield Finding(
             "momentum-convention",
             "warning",
@@ -140,7 +140,7 @@ def momentum_convention(evidence: Evidence) -> Iterator[Finding]:
             f"Torch's momentum is the share of the new mini-batch: by {momentum:g} the running "
             f"statistics are nearly those of the last one. In Keras and others it is the share "
             f"that is kept.",
-            f"Set momentum={mended:g}"
+            f"Set momentum={in_torch:g}"
             + (" (1 − momentum)" if momentum < 1 else ", torch's default")
             + ", then recalibrate.",
             None if reading.norm is None else _with_momentum_of_torch(reading),
@@ -165,7 +165,7 @@ def large_eps(evidence: Evidence) -> Iterator[Finding]:
         typical = _typical_variance(reading)
         if typical is not None and typical < reading.eps:
             yield _outweighing(reading, typical)
-        elif reading.eps >= _EPS_OF_NOBODY:
+        elif reading.eps >= _EPS_OF_NO_FRAMEWORK:
             yield _misplaced(reading)
         elif reading.eps >= _EPS_OF_KERAS:
             yield _of_another_framework(reading)

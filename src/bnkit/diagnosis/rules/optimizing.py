@@ -170,7 +170,7 @@ def _accumulating(evidence: Evidence) -> Iterable[Reading]:
 def forwards_of_a_step(evidence: Evidence, reading: Reading) -> int:
     """Return how many mini-batches the layer counted for each step of the optimizer; 0 unless even.
 
-    A layer that has counted others before, as a pretrained one has, gives a whole number by chance
+    A layer that has counted others before, as a pretrained one has, gives an integer by chance
     in a tenth of cases at most, since the steps are to be ten times the forwards of each; one that
     counts in the backward, too, under activation checkpointing, is not asked.
     """

@@ -85,8 +85,8 @@ def negative_gamma(evidence: Evidence) -> Iterator[Finding]:
                 "smallest γ": gamma.min().item(),
             },
             "In these channels the ReLU keeps what is below the mean and cuts what is above. That "
-            "is no fault, but layers that take |γ| (in-place activated batch norm) and converters "
-            "that swap a scale and a ReLU compute something else.",
+            "is not a fault, but layers that take |γ| (in-place activated batch norm) and "
+            "converters that swap a scale and a ReLU compute something else.",
             "Turn the sign of the weights that feed the channel and of γ, where a tool needs it.",
             _turning(evidence, reading),
         )

@@ -21,7 +21,7 @@ class Chain:
     """What leads to a value: the call at its `start`, and the `passages` from there, in order.
 
     Each passage reads one value only. `start` is None for an input of the model. `alone` says
-    whether nobody else reads any of the values on the way, and none leaves the model.
+    whether nothing else reads any of the values on the way, and none leaves the model.
     """
 
     start: Call | None

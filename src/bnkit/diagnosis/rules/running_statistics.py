@@ -41,9 +41,12 @@ def _of_untouched(evidence: Evidence, reading: Reading) -> tuple[Severity, str]:
     if evidence.in_eval_mode:
         if reading.chosen:
             return "error", "in eval mode the layer normalises nothing."
-        return "warning", "whoever chooses this domain gets a layer that normalises nothing."
+        return "warning", "selecting this domain gives a layer that normalises nothing."
     if reading.frozen:
-        return "warning", "the layer is frozen, normalises nothing, and training will not mend it."
+        return (
+            "warning",
+            "the layer is frozen, normalises nothing, and stays so in training.",
+        )
     return "info", "training will update them; until then eval mode normalises nothing."
 
 

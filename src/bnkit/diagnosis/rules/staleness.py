@@ -26,7 +26,7 @@ from bnkit.surgery.verification import run_itself
 from bnkit.train_eval_gap import Gap, explain_gap
 
 # Averages by momentum 0.1 over mini-batches of 32 move an output by √(1.5/32 · 0.1/1.9), 5% of its
-# size, by chance: twice that is no sickness. It is the threshold of explain_gap.
+# size, by chance: up to twice that is normal. It is the threshold of explain_gap.
 CHANGE = 0.1
 # The square of a distance in standard errors is 1 on average; over C channels its mean is over 9
 # by chance in fewer than 1 of 300 layers, even for C = 1.
@@ -81,8 +81,8 @@ def _fix(evidence: Evidence, reading: Reading) -> Fix | None:
 
 
 @once
-def parting(evidence: Evidence) -> list[Reading]:
-    """Return the readings that part eval mode from training, in the order in which they run."""
+def diverging(evidence: Evidence) -> list[Reading]:
+    """Return the readings by which eval mode diverges from training, in the order of the run."""
     off = [
         reading
         for reading in readings(evidence)
@@ -94,11 +94,11 @@ def parting(evidence: Evidence) -> list[Reading]:
 
 @once
 def change_of_model(evidence: Evidence) -> float:
-    """Return how far the model's output in eval mode is from that with all of `parting` mended.
+    """Return how far the model's output in eval mode is from that with all of `diverging` fixed.
 
-    It is a root mean square over that of the mended one's output; infinite where it cannot be run.
+    It is a root mean square over that of the fixed one's output; infinite where it cannot be run.
     """
-    fix, outcome = measuring_anew(parting(evidence)), evidence.outcome
+    fix, outcome = measuring_anew(diverging(evidence)), evidence.outcome
     if fix is None or outcome is None:
         return math.inf
     try:
@@ -211,7 +211,7 @@ def train_eval_gap(evidence: Evidence) -> Iterator[Finding]:
     What was seen of all mini-batches tells it, or `explain_gap` on the example where that is not
     known.
     """
-    behind = parting(evidence)
+    behind = diverging(evidence)
     if behind and math.isfinite(change_of_model(evidence)):
         yield _over_all_batches(evidence, behind)
         return
@@ -257,7 +257,7 @@ def _finding(
         (layer,),
         {**measured, **losses},
         "In eval mode the model's output differs from that by the statistics of the mini-batches, "
-        "and this is the first layer that parts the modes.",
+        "and this is the first layer at which the modes diverge.",
         "bnkit.explain_gap(model, batch) shows all layers; model = bnkit.recalibrate(model, "
         "batches) measures their statistics anew.",
         in_turn(measuring_anew(behind), measuring_trained_anew(evidence)),

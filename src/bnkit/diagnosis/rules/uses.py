@@ -135,7 +135,7 @@ def _order(evidence: Evidence) -> Callable[[str], int]:
 
 
 def frozen_but_batch_statistics(evidence: Evidence) -> Iterator[Finding]:
-    """Find batch norms that somebody froze, and that still normalise by the mini-batch."""
+    """Find batch norms that were frozen, and that still normalise by the mini-batch."""
     trains = any(parameter.requires_grad for parameter in evidence.model.parameters())
     for norm in evidence.norms:
         how = _how_frozen(norm.module, others_train=trains)
@@ -148,14 +148,14 @@ def frozen_but_batch_statistics(evidence: Evidence) -> Iterator[Finding]:
                 "warning",
                 (call.scope,),
                 {"how": "training=True in eval mode"},
-                "This functional batch norm is told to train in eval mode, too: it normalises by "
+                "This functional batch norm has training=True in eval mode too: it normalises by "
                 "the mini-batch, so the answer for one example depends on the others.",
                 "Call it with training=self.training, or use a layer.",
             )
 
 
 def _how_frozen(module: Any, *, others_train: bool) -> str:
-    """Return in which way somebody meant to freeze this layer, "" for none."""
+    """Return in which way this layer was meant to be frozen, "" for none."""
     if isinstance(module, FrozenBatchNorm) or getattr(module, "running_mean", None) is None:
         return ""
     if getattr(module, "track_running_stats", True) is False:
