@@ -466,6 +466,9 @@ PLANS = {
     "no structure": '[{"edits": [{"layer": "0"}]}]',
     "edits of another kind": '[{"edits": 5}]',
     "no text at all": 5,
+    "no format": '{"plans": []}',
+    "a format that is not a number": '{"format": "new", "plans": []}',
+    "no plans": '{"format": 2}',
 }
 
 
@@ -558,3 +561,32 @@ def test_files_of_0_1_0_load_and_compute_what_they_did(name):
     x = torch.arange(144.0).mul(0.7).sin().reshape(2, 2, 6, 6)
     expected = torch.tensor(json.loads((OLD / "outputs.json").read_text())[name])
     torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_plan_says_its_format(tmp_path, suffix):
+    plan, model = changed("add")
+    path = save(model, tmp_path / f"a{suffix}", plan=plan)
+    if suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            text = file.metadata()[PLAN]
+    else:
+        text = torch.load(path, weights_only=True)[PLAN]
+    assert json.loads(text) == {"format": 2, "plans": [json.loads(json.dumps(plan.to_json()))]}
+
+
+def test_a_plan_of_a_later_format_is_refused(tmp_path):
+    later = json.dumps({"format": 3, "plans": "in another form"})
+    torch.save({"state_dict": build().state_dict(), PLAN: later}, tmp_path / "a.pt")
+    message = (
+        r"^the plan in .*a\.pt is of format 3, and this version of bnkit reads up to format 2: a "
+        r"later version wrote the file, so update bnkit to load it$"
+    )
+    with pytest.raises(ValueError, match=message):
+        load(build(), tmp_path / "a.pt")
+
+
+def test_values_are_left_out_of_a_plan_that_holds_them(tmp_path):
+    plan = plan_insertion(build(), batches())
+    path = save(plan.apply(build()), tmp_path / "a.pt", plan=plan.to_json(values=True))
+    assert list(read(path).plans) == [json.loads(json.dumps(plan.to_json()))]

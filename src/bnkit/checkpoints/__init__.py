@@ -4,9 +4,8 @@ A file is of safetensors (.safetensors; the plan is in its metadata) or of torch
 dict of "state_dict" and "bnkit_plan"), and never needs pickled code.
 """
 
-from bnkit.checkpoints.formats import format_of
-from bnkit.checkpoints.loading import Checkpoint, load, read
-from bnkit.checkpoints.plans import PLAN, Document
-from bnkit.checkpoints.saving import save
+from bnkit.checkpoints.checkpoint import Checkpoint, load, read, save
+from bnkit.checkpoints.formats import PLAN, format_of
+from bnkit.checkpoints.plans import Document
 
 __all__ = ["PLAN", "Checkpoint", "Document", "format_of", "load", "read", "save"]

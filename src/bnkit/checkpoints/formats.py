@@ -1,11 +1,20 @@
-"""`format_of`: the formats of checkpoints, by the suffix of the file."""
+"""`format_of`: how files are written and read: those of torch, and those of safetensors.
 
-from collections.abc import Callable, Mapping
+No code of a file is run: files of torch are read with weights_only=True.
+"""
+
+import io
+import pickle  # its error only
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bnkit.checkpoints import safetensors_files, torch_files
+import torch
+from torch import Tensor
+
+PLAN = "bnkit_plan"  # the name of the plans in a file
+SHOWN = 8  # names in a message
 
 
 @dataclass(frozen=True)
@@ -32,9 +41,157 @@ def format_of(path: Path) -> Format:
     return _FORMATS[path.suffix]
 
 
-_TORCH = Format(torch_files.write, torch_files.read)
+# --- torch
+
+
+_STATE = "state_dict"
+
+
+def write_torch(path: Path, state: Mapping[str, Any], document: str) -> None:
+    """Write the state and the plans' text; ValueError for objects that only code can make again.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     write_torch(Path(file.name), {"a": torch.ones(2), "step": 3}, "[]")
+    ...     read_torch(Path(file.name))
+    ({'a': tensor([1., 1.]), 'step': 3}, '[]')
+    """
+    _refuse_pickles({name: value for name, value in state.items() if not isinstance(value, Tensor)})
+    with path.open("wb") as file:
+        torch.save({_STATE: state, PLAN: document}, file)
+
+
+def _refuse_pickles(values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        file = io.BytesIO()
+        torch.save(value, file)
+        file.seek(0)
+        try:
+            torch.load(file, weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"{name!r} of the model's state is a {type(value).__name__}, which could only be "
+                f"read by running pickled code: let get_extra_state return tensors or plain data"
+            ) from error
+
+
+def read_torch(path: Path) -> tuple[Mapping[str, Any], str | None]:
+    """Return the state in the file, on the CPU, and the plans' text, None where there is none.
+
+    Raises ValueError for a file that is damaged, that holds pickled objects, or no state dict.
+    """
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds pickled objects, which may run any code when read, or is damaged: load "
+            f"it where it comes from, and save model.state_dict() alone"
+        ) from error
+    except Exception as error:  # what it raises for damaged files is of many types
+        raise ValueError(damaged(path, error)) from error
+    state = content.get(_STATE, content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise ValueError(
+            f"{path} holds a {type(state).__name__} and no state dict: save model.state_dict()"
+        )
+    return state, content.get(PLAN) if state is not content else None
+
+
+# --- safetensors
+
+
+def write_safetensors(path: Path, state: Mapping[str, Any], document: str) -> None:
+    """Write the state and the plans' text; ValueError for what safetensors cannot hold.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     write_safetensors(Path(file.name), {"a": torch.ones(2), "b": torch.zeros(1)}, "[]")
+    ...     state, document = read_safetensors(Path(file.name))
+    >>> sorted(state), document
+    (['a', 'b'], '[]')
+    """
+    from safetensors.torch import save_file  # noqa: PLC0415  only for files of this kind
+
+    others = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+    if others:
+        raise ValueError(
+            f"{listed(others)} of the model's state is not a tensor, and safetensors holds nothing "
+            f"else: write a .pt"
+        )
+    tensors, repeated = _apart(state)
+    try:
+        save_file(tensors, path, metadata={PLAN: document, **repeated})
+    except KeyError as error:
+        raise ValueError(f"safetensors has no dtype {error.args[0]}: write a .pt") from error
+
+
+def _apart(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors once each, in memory of their own, and for other names which it repeats.
+
+    safetensors refuses tensors that share memory; its own `load_model` looks for repeated names in
+    the metadata in the same form.
+    """
+    tensors: dict[str, Tensor] = {}
+    repeated: dict[str, str] = {}
+    names: dict[object, str] = {}
+    storages = set()
+    for name, tensor in state.items():
+        storage = tensor.untyped_storage().data_ptr(), tensor.device
+        place = storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+        if tensor.numel() and names.setdefault(place, name) != name:
+            repeated[name] = names[place]
+        elif storage in storages or not tensor.is_contiguous():
+            tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
+        else:
+            tensors[name] = tensor
+        storages.add(storage)
+    return tensors, repeated
+
+
+def read_safetensors(path: Path) -> tuple[Mapping[str, Any], str | None]:
+    """Return the state in the file, on the CPU, and the plans' text, None where there is none.
+
+    Raises ValueError for a file that is damaged.
+    """
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415  as above
+
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dict
+    except SafetensorError as error:
+        raise ValueError(damaged(path, error)) from error
+    repeated = {name: state[kept] for name, kept in metadata.items() if kept in state}
+    return repeated | state, metadata.get(PLAN)
+
+
+# --- messages
+
+
+def damaged(path: Path, error: Exception) -> str:
+    r"""Return the message for a file at `path` of which reading raised `error`, in one line.
+
+    >>> damaged(Path("a.pt"), EOFError("Ran out of input\nafter 3 bytes"))
+    'a.pt is damaged or cut short (EOFError: Ran out of input): fetch it again'
+    """
+    reason = str(error).partition("\n")[0].partition(". ")[0]
+    return f"{path} is damaged or cut short ({type(error).__name__}: {reason}): fetch it again"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the names in quotes, a long list cut.
+
+    >>> listed(["weight", "bias"])
+    "'weight', 'bias'"
+    """
+    names = [f"'{name}'" for name in names]
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+_TORCH = Format(write_torch, read_torch)
 _FORMATS = {
-    ".safetensors": Format(safetensors_files.write, safetensors_files.read),
+    ".safetensors": Format(write_safetensors, read_safetensors),
     ".pt": _TORCH,
     ".pth": _TORCH,
 }

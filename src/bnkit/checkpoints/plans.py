@@ -1,4 +1,7 @@
-"""Plans as a checkpoint holds them: a list of them as JSON, in the order of their changes."""
+"""Plans as a checkpoint holds them: as JSON, in the order of their changes.
+
+The text is {"format": 2, "plans": [...]}, each plan as `Plan.to_json` writes it.
+"""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +11,7 @@ from typing import Any
 from bnkit.surgery.operations import OPERATIONS, functions_in
 from bnkit.surgery.plan import Plan
 
-PLAN = "bnkit_plan"  # its name in the file
+FORMAT = 2  # 0.1.0 wrote format 1: a bare list, which names no format
 
 Document = Mapping[str, Any]  # a plan as `Plan.to_json` writes it
 
@@ -18,27 +21,45 @@ def written(plan: Plan | Document | Sequence[Plan | Document] | None) -> str:
 
     Raises ValueError, with the layer, for a change that `load` could not make again.
 
-    >>> written(None), written(Plan((), ()))
-    ('[]', '[{"edits": [], "left_alone": []}]')
+    >>> written(None)
+    '{"format": 2, "plans": []}'
     """
-    return json.dumps([_document(each) for each in _plans(plan)])
+    return json.dumps({"format": FORMAT, "plans": [_document(each) for each in _plans(plan)]})
 
 
 def parsed(path: Path, text: str) -> tuple[Document, ...]:
-    """Return the plans of the text in the file at `path`; ValueError where it is damaged.
+    """Return the plans of the text in the file at `path`.
 
-    >>> parsed(Path("a.pt"), "[]")
-    ()
+    Raises ValueError where it is damaged, and for a format of a later version of bnkit.
+
+    >>> parsed(Path("a.pt"), "[]"), parsed(Path("a.pt"), written(None))
+    ((), ())
     """
     try:
-        plans = tuple(json.loads(text))
+        content = json.loads(text)
+        if isinstance(content, Mapping) and int(content["format"]) > FORMAT:
+            _refuse_format(path, content["format"])
+        plans = tuple(content["plans"] if isinstance(content, Mapping) else content)
         for plan in plans:
             [dict(edit["structure"]) for edit in plan["edits"]]
+    except _LaterFormatError:
+        raise
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"the plan in {path} is damaged ({type(error).__name__}: {error}): write the file again"
         ) from error
     return plans
+
+
+class _LaterFormatError(ValueError):
+    """The plan of a file is of a format that this version does not know."""
+
+
+def _refuse_format(path: Path, found: object) -> None:
+    raise _LaterFormatError(
+        f"the plan in {path} is of format {found}, and this version of bnkit reads up to format "
+        f"{FORMAT}: a later version wrote the file, so update bnkit to load it"
+    )
 
 
 def _plans(
@@ -53,7 +74,9 @@ def _document(plan: Plan | Document) -> Document:
     document = plan.to_json() if isinstance(plan, Plan) else plan
     for edit in document["edits"]:
         _refuse_what_cannot_be_made_again(edit)
-    return document
+    # The file brings its values by itself.
+    edits = [{k: v for k, v in edit.items() if k != "values"} for edit in document["edits"]]
+    return {**document, "edits": edits}
 
 
 def _refuse_what_cannot_be_made_again(edit: Mapping[str, Any]) -> None:

@@ -1,16 +1,54 @@
-"""`load` and `read`: what a checkpoint holds, put into a model that was freshly built."""
+"""`save` and `load`: values and plan of a changed model, written whole, and made again."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from bnkit.checkpoints.formats import format_of
-from bnkit.checkpoints.messages import SHOWN, listed
-from bnkit.checkpoints.plans import Document, parsed
+from bnkit.checkpoints.formats import SHOWN, format_of, listed
+from bnkit.checkpoints.plans import Document, parsed, written
+from bnkit.files import moved_into_place
 from bnkit.surgery.operations import replay
+from bnkit.surgery.plan import Plan
+
+
+def save(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    plan: Plan | Document | Sequence[Plan | Document] | None = None,
+) -> Path:
+    """Write the checkpoint of `model`, which `plan` made, and return its path.
+
+    The suffix says the format: .safetensors, .pt or .pth. `plan` is the one that made `model` from
+    what `load` will get; where several did, one after the other, a list of them, in which those
+    that came out of a file (`read`) stand as they came. Without a plan the file is for the model as
+    it is built. A parameter under several names is kept once. The file is written under another
+    name and moved into place.
+
+    Raises ValueError for another suffix, for a plan whose changes cannot be made again, as those by
+    a function of yours, and for state that the format cannot hold; OSError if the file cannot be
+    written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(nn.Linear(2, 2), f"{folder}/plain.pt").name
+    'plain.pt'
+    """
+    path = Path(path)
+    write = format_of(path).write
+    document = written(plan)
+    state = model.state_dict()
+    try:
+        with moved_into_place(path) as part:
+            write(part, state, document)
+    except OSError as error:
+        raise OSError(
+            f"the checkpoint {path} cannot be written ({error.strerror or error}): choose another"
+        ) from error
+    return path
 
 
 def load(model: nn.Module, path: str | Path) -> nn.Module:
@@ -25,7 +63,7 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
 
     >>> import tempfile
     >>> import torch
-    >>> from bnkit.checkpoints.saving import save
+    >>> from bnkit.checkpoints.checkpoint import save
     >>> from bnkit.surgery import plan_addition
     >>> def build():
     ...     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
