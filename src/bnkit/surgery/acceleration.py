@@ -105,14 +105,18 @@ def plan_acceleration(
      1       BatchNorm2d   bnkit's, with relu of '2'   it alone reads what the layer makes
     Same function: error ...
     """
+    plan = _unproven(model, example, where)  # its two traced copies are gone by now
+    return plan.verified(model, example, tolerance=tolerance)
+
+
+def _unproven(model: nn.Module, example: Any, where: Where | None) -> Plan:
     modes = Modes.of(model, example)
     layers = batch_norms(model).layers.items()
     found = [_edit(modes, path, layer, where) for path, layer in layers]
-    plan = Plan(
+    return Plan(
         tuple(edit for edit in found if isinstance(edit, Edit)),
         tuple(left for left in found if isinstance(left, LeftAlone)),
     )
-    return plan.verified(model, example, tolerance=tolerance)
 
 
 def use_bnkit(model: nn.Module, layer: str, *, activation: str | None = None) -> None:
