@@ -4,7 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypedDict, Unpack, get_args
 
 import keras
 import numpy as np
@@ -27,6 +27,7 @@ from bnkit.keras.roles import (
 from bnkit.keras.verification import prove_same_function
 from bnkit.moments import Moments
 from bnkit.norms import NOT_CHOSEN
+from bnkit.options import Default, with_options
 from bnkit.surgery import SurgeryError
 from bnkit.surgery.plan import LeftAlone
 
@@ -35,14 +36,17 @@ Where = Callable[[str, Any], bool]
 Values = dict[str, "np.ndarray[Any, Any]"]
 
 
-def add(
-    model: Any,
-    *,
-    where: Where | None = None,
-    placement: Placement = "before_activation",
-    momentum: float = 0.99,
-    epsilon: float = 1e-3,
-) -> Any:
+class AdditionOptions(TypedDict, total=False):
+    """What `add` and `insert` share; `add` explains them."""
+
+    where: Annotated[Where | None, Default(None)]
+    placement: Annotated[Placement, Default("before_activation")]
+    momentum: Annotated[float, Default(0.99)]
+    epsilon: Annotated[float, Default(1e-3)]
+
+
+@with_options
+def add(model: Any, **options: Unpack[AdditionOptions]) -> Any:
     """Return the twin of a Keras `model` with a BatchNormalization wherever one belongs.
 
     That is after each Dense, conv, transposed, depthwise or separable layer that an activation
@@ -58,23 +62,19 @@ def add(
     >>> [type(layer).__name__ for layer in add(model).layers]
     ['Dense', 'BatchNormalization', 'Activation', 'Dense']
     """
-    plan = plan_addition(
-        model, where=where, placement=placement, momentum=momentum, epsilon=epsilon
-    )
+    plan = plan_addition(model, **options)
     if not plan.edits:
         raise SurgeryError(_nothing_to_normalise(plan))
     return plan.apply(model)
 
 
+@with_options
 def insert(
     model: Any,
     batches: Any,
     *,
-    where: Where | None = None,
-    placement: Placement = "before_activation",
-    momentum: float = 0.99,
-    epsilon: float = 1e-3,
     tolerance: float | None = None,
+    **options: Unpack[AdditionOptions],
 ) -> Any:
     """Return a copy of a trained Keras `model` with batch norms, which computes the same.
 
@@ -93,28 +93,14 @@ def insert(
     >>> bool(np.allclose(array_of(insert(model, x)(x)), array_of(model(x)), atol=1e-6))
     True
     """
-    plan = plan_insertion(
-        model,
-        batches,
-        where=where,
-        placement=placement,
-        momentum=momentum,
-        epsilon=epsilon,
-        tolerance=tolerance,
-    )
+    plan = plan_insertion(model, batches, tolerance=tolerance, **options)
     if not plan.edits:
         raise SurgeryError(_nothing_to_normalise(plan))
     return plan.apply(model)
 
 
-def plan_addition(
-    model: Any,
-    *,
-    where: Where | None = None,
-    placement: Placement = "before_activation",
-    momentum: float = 0.99,
-    epsilon: float = 1e-3,
-) -> Plan:
+@with_options
+def plan_addition(model: Any, **options: Unpack[AdditionOptions]) -> Plan:
     """Return what `add` would do to each layer, and why it leaves others alone.
 
     >>> model = keras.Sequential([keras.Input((8,)), L.Dense(4, activation="relu", name="hidden"),
@@ -125,25 +111,23 @@ def plan_addition(
      hidden   Dense   normalise 4 features, drop bias   its activation is relu
      output   Dense   left alone                        output layer: its result leaves the model
     """
-    placing = _Placing(placement, momentum, epsilon)
-    edits, alone = _places(model, where, placing)
+    placing = _Placing(options["placement"], options["momentum"], options["epsilon"])
+    edits, alone = _places(model, options["where"], placing)
     changes = _merged([change for place in edits for change in placing.changes(place)])
     return Plan(tuple(place.edit for place in edits), alone, changes)
 
 
+@with_options
 def plan_insertion(
     model: Any,
     batches: Any,
     *,
-    where: Where | None = None,
-    placement: Placement = "before_activation",
-    momentum: float = 0.99,
-    epsilon: float = 1e-3,
     tolerance: float | None = None,
+    **options: Unpack[AdditionOptions],
 ) -> Plan:
     """Return what `insert` would do to each layer, with the proof that the function is the same."""
-    placing = _Placing(placement, momentum, epsilon)
-    places, alone = _places(model, where, placing)
+    placing = _Placing(options["placement"], options["momentum"], options["epsilon"])
+    places, alone = _places(model, options["where"], placing)
     plan = Plan(tuple(place.edit for place in places), alone, {})
     if not places:
         return plan
@@ -151,7 +135,7 @@ def plan_insertion(
     found = [
         change
         for place in places
-        for change in placing.changes(place, _undoing(place, moments[place.norm], epsilon))
+        for change in placing.changes(place, _undoing(place, moments[place.norm], placing.epsilon))
     ]
     plan = dataclasses.replace(plan, changes=_merged(found))
     proof = prove_same_function(model, plan.apply(model), first, None, tolerance=tolerance)
