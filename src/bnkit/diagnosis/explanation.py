@@ -4,14 +4,11 @@ The prose stands in `explanations/`, one file of Markdown a rule. The command li
 diagnosis, SARIF and docs/rules.md (`manual`) are all made of it.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from bnkit.diagnosis.rules.table import KINDS, Rule
+from bnkit.diagnosis.rules.table import FOLDER, KINDS, Rule
 
-FOLDER = Path(__file__).parent / "explanations"
 SECTIONS = ("measured", "severity", "fix", "example")
 
 
@@ -69,17 +66,11 @@ def explanation_of(rule: Rule) -> Explanation:
     'docs/rules.md#cancelled-bias'
     """
     text = (FOLDER / f"{rule.slug}.md").read_text(encoding="utf-8")
-    trouble, *others = text.split("\n## ")
-    parts = dict(_parts(others))
-    return Explanation(
-        rule.slug, rule.summary, trouble.strip(), **parts, follows=tuple(rule.follows)
-    )
-
-
-def _parts(sections: list[str]) -> Iterator[tuple[str, str]]:
-    for section in sections:
-        title, _, text = section.partition("\n")
-        yield title.lower(), text.strip()
+    first, *others = text.split("\n## ")
+    sections = (section.partition("\n") for section in others)
+    parts = {title.lower(): prose.strip() for title, _, prose in sections}
+    trouble = first.partition("\n")[2].strip()  # below the title, which is the summary
+    return Explanation(rule.slug, rule.summary, trouble, **parts, follows=rule.follows)
 
 
 # The page of the docs
