@@ -153,8 +153,9 @@ def test_variances_are_computed_in_one_place_only():
 
 
 LOADED = (
-    "functional internals kernels kernels.activations kernels.autograd kernels.batching "
-    "kernels.call kernels.choice kernels.operators kernels.reference kernels.second_order moments"
+    "deprecation functional internals kernels kernels.activations kernels.autograd "
+    "kernels.batching kernels.call kernels.choice kernels.operators kernels.reference "
+    "kernels.second_order moments"
 ).split()
 
 

@@ -5,6 +5,9 @@ from typing import Any
 
 from bnkit import functional as functional
 from bnkit import layers as layers
+from bnkit.deprecation import find_renamed_modules
+
+find_renamed_modules()
 
 # Where each public name lives. What is not a layer is imported when it is first asked for;
 # __init__.pyi says the same to type checkers.
