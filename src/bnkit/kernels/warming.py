@@ -86,7 +86,7 @@ torch.float64
 
 def _refuse_others(dtypes: list[torch.dtype]) -> None:
     if not dtypes:
-        raise ValueError("`dtypes` is empty: give at least one")
+        raise ValueError("`dtypes` is empty: pass at least one")
     for dtype in dtypes:
         if dtype not in DTYPES:
             known = ", ".join(map(str, DTYPES))

@@ -121,7 +121,7 @@ def as_table(
 
     >>> print(as_table([("0", "Linear", "drop bias", "a batch norm follows")], [], None))
      layer   kind     change      why
-    ─────────────────────────────────────────────────
+    ───────────────────────────────────────────────────
      0       Linear   drop bias   a batch norm follows
     """
     left = [(each.layer, each.kind, "left alone", each.why) for each in left_alone]
