@@ -1,3 +1,4 @@
+import inspect
 import json
 
 import pytest
@@ -348,4 +349,4 @@ def test_long_lists_of_layers_are_cut():
 def test_every_verb_takes_the_options_that_all_share():
     for verb in VERBS:
         shared = {"model", "data", "checkpoint", "where", "tolerance", "out", "as_json"}
-        assert shared <= set(getattr(command, verb).__annotations__)
+        assert shared <= set(inspect.signature(getattr(command, verb)).parameters)

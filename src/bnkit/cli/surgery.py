@@ -1,6 +1,7 @@
 """`bnkit add`, `insert`, `fold`, `remove`, `convert`, `standardize`: a network is changed."""
 
-from typing import Annotated
+import inspect
+from typing import Annotated, Any
 
 import typer
 
@@ -23,9 +24,21 @@ from bnkit.cli.arguments import (
 from bnkit.cli.operation import Operation
 from bnkit.cli.output import chatter_on_stderr, explained, print_result
 from bnkit.names import one_of
+from bnkit.options import showing
 from bnkit.references import called, import_reference
 from bnkit.surgery import plan_addition
 
+# The options that several commands share, each with its default.
+_SHARED: dict[str, tuple[Any, Any]] = {
+    "example": (Example, None),
+    "data": (Data, None),
+    "checkpoint": (Checkpoint, None),
+    "where": (Where, None),
+    "placement": (Place, "before"),
+    "tolerance": (Tolerance, None),
+    "out": (Out, None),
+    "as_json": (AsJson, False),
+}
 _CALIBRATED = ("group", "instance")  # kinds that compute something other than a batch norm
 
 
@@ -57,16 +70,18 @@ def add(
     print_result(plan, as_json=as_json)
 
 
-def insert(
-    model: Model,
-    data: Data = None,
-    checkpoint: Checkpoint = None,
-    where: Where = None,
-    placement: Place = "before",
-    tolerance: Tolerance = None,
-    out: Out = None,
-    as_json: AsJson = False,
-) -> None:
+def _shared(names: str) -> list[inspect.Parameter]:
+    """Return the shared options of these names, as the command line shows them."""
+    by_keyword = inspect.Parameter.KEYWORD_ONLY
+    found = [(name, *_SHARED[name]) for name in names.split()]
+    return [
+        inspect.Parameter(name, by_keyword, annotation=kind, default=default)
+        for name, kind, default in found
+    ]
+
+
+@showing(_shared("data checkpoint where placement tolerance out as_json"))
+def insert(model: Model, **given: Any) -> None:
     """Put batch norm into a trained network, which computes the same afterwards.
 
     Prints the plan of `bnkit.insert(model, batches)`, one line a layer, with the proof: how far
@@ -80,29 +95,21 @@ def insert(
 
     Exit codes: 0 done, 1 nothing was changed, 2 wrong use.
     """
-    with Operation.begin("inserting", model, checkpoint, out) as operation:
+    with Operation.begin("inserting", model, given["checkpoint"], given["out"]) as operation:
         from bnkit.surgery.insertion import plan_insertion  # noqa: PLC0415  only for this command
 
         plan = plan_insertion(
             operation.network,
-            operation.batches(data),
-            where=operation.where(where),
-            placement=one_of(PLACEMENTS, placement, "placement"),
-            tolerance=tolerance,
+            operation.batches(given["data"]),
+            where=operation.where(given["where"]),
+            placement=one_of(PLACEMENTS, given["placement"], "placement"),
+            tolerance=given["tolerance"],
         )
-    operation.end(plan, as_json=as_json)
+    operation.end(plan, as_json=given["as_json"])
 
 
-def fold(
-    model: Model,
-    example: Example = None,
-    data: Data = None,
-    checkpoint: Checkpoint = None,
-    where: Where = None,
-    tolerance: Tolerance = None,
-    out: Out = None,
-    as_json: AsJson = False,
-) -> None:
+@showing(_shared("example data checkpoint where tolerance out as_json"))
+def fold(model: Model, **given: Any) -> None:
     """Fold batch norms into the layers beside them: less to compute, the same in eval mode.
 
     Prints the plan of `bnkit.fold(model, example)`, one line a batch norm, with the proof.
@@ -114,28 +121,20 @@ def fold(
 
     Exit codes: 0 done, 1 nothing was changed, 2 wrong use.
     """
-    with Operation.begin("folding", model, checkpoint, out) as operation:
+    with Operation.begin("folding", model, given["checkpoint"], given["out"]) as operation:
         from bnkit.surgery.folding import plan_folding  # noqa: PLC0415  only for this command
 
         plan = plan_folding(
             operation.network,
-            operation.example(example, data),
-            where=operation.where(where),
-            tolerance=tolerance,
+            operation.example(given["example"], given["data"]),
+            where=operation.where(given["where"]),
+            tolerance=given["tolerance"],
         )
-    operation.end(plan, as_json=as_json)
+    operation.end(plan, as_json=given["as_json"])
 
 
-def remove(
-    model: Model,
-    example: Example = None,
-    data: Data = None,
-    checkpoint: Checkpoint = None,
-    where: Where = None,
-    tolerance: Tolerance = None,
-    out: Out = None,
-    as_json: AsJson = False,
-) -> None:
+@showing(_shared("example data checkpoint where tolerance out as_json"))
+def remove(model: Model, **given: Any) -> None:
     """Take batch norms out: folded where possible, a plain scale and shift elsewhere.
 
     Prints the plan of `bnkit.remove(model, example)`, one line a batch norm, with the proof that
@@ -147,18 +146,19 @@ def remove(
 
     Exit codes: 0 done, 1 nothing was changed, 2 wrong use.
     """
-    with Operation.begin("removing", model, checkpoint, out) as operation:
+    with Operation.begin("removing", model, given["checkpoint"], given["out"]) as operation:
         from bnkit.surgery.removal import plan_removal  # noqa: PLC0415  only for this command
 
         plan = plan_removal(
             operation.network,
-            operation.example(example, data),
-            where=operation.where(where),
-            tolerance=tolerance,
+            operation.example(given["example"], given["data"]),
+            where=operation.where(given["where"]),
+            tolerance=given["tolerance"],
         )
-    operation.end(plan, as_json=as_json)
+    operation.end(plan, as_json=given["as_json"])
 
 
+@showing(_shared("example data checkpoint where tolerance out as_json"))
 def convert(
     model: Model,
     to: Annotated[
@@ -168,17 +168,12 @@ def convert(
             "or instance"
         ),
     ],
-    example: Example = None,
-    data: Data = None,
+    *,
     options: Annotated[
         list[str] | None,
         option(MODEL, "an option of the kind; may be given again", "--option", metavar="NAME=JSON"),
     ] = None,
-    checkpoint: Checkpoint = None,
-    where: Where = None,
-    tolerance: Tolerance = None,
-    out: Out = None,
-    as_json: AsJson = False,
+    **given: Any,
 ) -> None:
     """Make the batch norms of a network another kind of normalisation.
 
@@ -194,25 +189,26 @@ def convert(
 
     Exit codes: 0 done, 1 nothing was changed, 2 wrong use.
     """
-    with Operation.begin("converting", model, checkpoint, out) as operation:
+    with Operation.begin("converting", model, given["checkpoint"], given["out"]) as operation:
         from bnkit.surgery.conversion import plan_conversion  # noqa: PLC0415  only for this command
 
-        if to in _CALIBRATED and data is None:
+        if to in _CALIBRATED and given["data"] is None:
             raise ValueError(f"--data is missing: to become {to!r}, layers are calibrated on it")
         plan = plan_conversion(
             operation.network,
             to,
-            operation.example_or_batches(example, data),
-            where=operation.where(where),
-            tolerance=tolerance,
+            operation.example_or_batches(given["example"], given["data"]),
+            where=operation.where(given["where"]),
+            tolerance=given["tolerance"],
             **settings(options or []),
         )
-    operation.end(plan, as_json=as_json)
+    operation.end(plan, as_json=given["as_json"])
 
 
+@showing(_shared("data checkpoint out as_json"))
 def standardize(
     model: Model,
-    data: Data = None,
+    *,
     channel_axis: Annotated[
         int, option(MODEL, "axis of the features: 1 for images, -1 for (N, T, F)")
     ] = 1,
@@ -220,9 +216,7 @@ def standardize(
         str | None,
         option(MODEL, "which argument of the network is standardised, where it takes several"),
     ] = None,
-    checkpoint: Checkpoint = None,
-    out: Out = None,
-    as_json: AsJson = False,
+    **given: Any,
 ) -> None:
     """Put the mean and standard deviation of the training inputs into the network.
 
@@ -234,13 +228,13 @@ def standardize(
 
     Exit codes: 0 done, 1 nothing was changed, 2 wrong use.
     """
-    with Operation.begin("standardising", model, checkpoint, out) as operation:
+    with Operation.begin("standardising", model, given["checkpoint"], given["out"]) as operation:
         from bnkit.surgery.standardization import plan_standardization  # noqa: PLC0415  as above
 
         plan = plan_standardization(
             operation.network,
-            operation.batches(data),
+            operation.batches(given["data"]),
             channel_axis=channel_axis,
             argument=argument,
         )
-    operation.end(plan, as_json=as_json)
+    operation.end(plan, as_json=given["as_json"])

@@ -1,12 +1,13 @@
 """`add`: the twin of a network with batch norm in the places where it belongs."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypedDict, Unpack, get_args
 
 from torch import nn
 
 from bnkit.dataflow import Call, Dataflow, ExampleError, duplicate, observe
 from bnkit.norms import NOT_CHOSEN, Where
+from bnkit.options import Default, with_options
 from bnkit.surgery.placement import (
     after_activation,
     before_activation,
@@ -21,15 +22,17 @@ from bnkit.surgery.verification import SurgeryError
 Placement = Literal["before_activation", "after_activation"]
 
 
-def add(
-    model: nn.Module,
-    example: Any,
-    *,
-    where: Where | None = None,
-    placement: Placement = "before_activation",
-    momentum: float | None = 0.1,
-    eps: float = 1e-5,
-) -> nn.Module:
+class AdditionOptions(TypedDict, total=False):
+    """What `add` and `insert` share; `add` explains them."""
+
+    where: Annotated[Where | None, Default(None)]
+    placement: Annotated[Placement, Default("before_activation")]
+    momentum: Annotated[float | None, Default(0.1)]
+    eps: Annotated[float, Default(1e-5)]
+
+
+@with_options
+def add(model: nn.Module, example: Any, **options: Unpack[AdditionOptions]) -> nn.Module:
     """Return the twin of `model` with batch norm: a copy, equal in every weight that both have.
 
     Dense and conv layers whose output reaches an activation before it reaches another weight layer
@@ -50,25 +53,16 @@ def add(
     >>> twin[0].batchnorm.num_features, twin[0].bias
     (16, None)
     """
-    plan = plan_addition(
-        model, example, where=where, placement=placement, momentum=momentum, eps=eps
-    )
+    plan = plan_addition(model, example, **options)
     if not plan.edits:
-        raise SurgeryError(nothing_to_normalise(model, plan, where))
+        raise SurgeryError(nothing_to_normalise(model, plan, options["where"]))
     twin = plan.apply(model)
     _check_that_it_runs(twin, example)
     return twin
 
 
-def plan_addition(
-    model: nn.Module,
-    example: Any,
-    *,
-    where: Where | None = None,
-    placement: Placement = "before_activation",
-    momentum: float | None = 0.1,
-    eps: float = 1e-5,
-) -> Plan:
+@with_options
+def plan_addition(model: nn.Module, example: Any, **options: Unpack[AdditionOptions]) -> Plan:
     """Return what `add` would do, layer by layer, and what it would leave alone and why.
 
     >>> import torch
@@ -79,17 +73,18 @@ def plan_addition(
      0       Linear   normalise 16 features, drop bias   '1' (ReLU) follows
      2       Linear   left alone                         output layer: its result leaves the model
     """
+    where, placement = options["where"], options["placement"]
     if placement not in get_args(Placement):
         raise ValueError(f"`placement` is {placement!r}: choose from {get_args(Placement)}")
     subject = duplicate(model)
     flow = observe(subject, example)
-    options = {"momentum": momentum, "eps": eps}
+    numbers = {"momentum": options["momentum"], "eps": options["eps"]}
     objections = objections_to_layers(subject, flow)
     chosen, left_alone = _choose(model, flow, objections, where)
     if placement == "before_activation":
-        edits = [before_activation(flow, call, segment, options) for call, segment in chosen]
+        edits = [before_activation(flow, call, segment, numbers) for call, segment in chosen]
     else:
-        edits, refused = after_activation(flow, chosen, objections, options)
+        edits, refused = after_activation(flow, chosen, objections, numbers)
         left_alone += refused
     changed = {edit.layer for edit in edits}
     rest = [left for left in left_alone if left.layer not in changed]  # a layer has one row

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
@@ -13,9 +13,9 @@ from bnkit.batches import Call, Inputs, as_example, calls_of
 from bnkit.dataflow import ExampleError, duplicate
 from bnkit.dataflow.tensors import replace_tensors, tensors_in
 from bnkit.moments import Moments
-from bnkit.norms import Where
 from bnkit.observation import normalising_by_batch_statistics, observing_inputs, on_the_side
-from bnkit.surgery.addition import Placement, nothing_to_normalise, plan_addition
+from bnkit.options import with_options
+from bnkit.surgery.addition import AdditionOptions, nothing_to_normalise, plan_addition
 from bnkit.surgery.operations import Edit, make_edits
 from bnkit.surgery.plan import Plan
 from bnkit.surgery.verification import (
@@ -54,16 +54,14 @@ class Insertion(Plan):
         return f"{place}: error {moved.error:.1e} (largest difference {moved.absolute:.1e})."
 
 
+@with_options
 def insert(
     model: nn.Module,
     batches: Any,
     *,
-    where: Where | None = None,
-    placement: Placement = "before_activation",
-    momentum: float | None = 0.1,
-    eps: float = 1e-5,
     tolerance: float | None = None,
     inputs: Inputs | None = None,
+    **options: Unpack[AdditionOptions],
 ) -> nn.Module:
     """Return a copy of `model` with batch norm that computes the same in eval mode.
 
@@ -88,31 +86,20 @@ def insert(
     >>> torch.allclose(normalised(x), trained(x), atol=1e-6), normalised[0].bias
     (True, None)
     """
-    plan = plan_insertion(
-        model,
-        batches,
-        where=where,
-        placement=placement,
-        momentum=momentum,
-        eps=eps,
-        tolerance=tolerance,
-        inputs=inputs,
-    )
+    plan = plan_insertion(model, batches, tolerance=tolerance, inputs=inputs, **options)
     if not plan.edits:
-        raise SurgeryError(nothing_to_normalise(model, plan, where))
+        raise SurgeryError(nothing_to_normalise(model, plan, options["where"]))
     return plan.apply(model)
 
 
+@with_options
 def plan_insertion(
     model: nn.Module,
     batches: Any,
     *,
-    where: Where | None = None,
-    placement: Placement = "before_activation",
-    momentum: float | None = 0.1,
-    eps: float = 1e-5,
     tolerance: float | None = None,
     inputs: Inputs | None = None,
+    **options: Unpack[AdditionOptions],
 ) -> Insertion:
     """Return what `insert` would do, with the proof that the function is the same.
 
@@ -126,14 +113,14 @@ def plan_insertion(
     >>> plan.edits[0].action, plan.batches, plan.proof.error < 1e-6
     ('normalise 16 features, absorb bias', 2, True)
     """
-    if eps <= 0:
-        raise ValueError(f"`eps` is {eps}: it must be positive, or a constant feature divides by 0")
+    if options["eps"] <= 0:
+        raise ValueError(
+            f"`eps` is {options['eps']}: it must be positive, or a constant feature divides by 0"
+        )
     calls = calls_of(model, batches, inputs=inputs)
     first = next(calls)
     example = as_example(model, first)
-    plan = plan_addition(
-        model, example, where=where, placement=placement, momentum=momentum, eps=eps
-    )
+    plan = plan_addition(model, example, **options)
     if not plan.edits:
         return Insertion((), plan.left_alone)
     statistics = measure(model, plan.edits, itertools.chain([first], calls))

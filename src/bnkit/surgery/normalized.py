@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bnkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnkit.observation import follow_mode
+from bnkit.options import parameters_of, showing
 from bnkit.surgery.operations import operation
 from bnkit.surgery.verification import SurgeryError
 
@@ -98,20 +99,28 @@ def own_batch_norm(
     layer.batchnorm = follow_mode(batch_norm, layer)
 
 
+@dataclass(frozen=True)
+class Ownership:
+    """The batch norm that a layer is to own: on which side, how its features lie, its numbers."""
+
+    side: Side
+    features: int
+    axis: int
+    rank: int | None
+    momentum: float | None
+    eps: float
+
+
 @operation
+@showing(parameters_of(Ownership))
 def own_batch_norm_at(
     model: nn.Module,
     layer: str,
     *,
-    side: Side,
-    features: int,
-    axis: int,
-    rank: int | None,
-    momentum: float | None,
-    eps: float,
     drop_bias: bool = False,
     like: str | None = None,
     values: Mapping[str, Tensor] | None = None,
+    **ownership: Any,
 ) -> None:
     """Make the layer of `model` at this path own a new batch norm, on its `side`, in place.
 
@@ -129,17 +138,17 @@ def own_batch_norm_at(
     >>> model[1].batchnorm.num_features
     3
     """
-    owner = model.get_submodule(layer)
-    if side not in _PLACES:
-        raise ValueError(f"`side` is {side!r}: choose from {tuple(_PLACES)}")
+    owner, given = model.get_submodule(layer), Ownership(**ownership)
+    if given.side not in _PLACES:
+        raise ValueError(f"`side` is {given.side!r}: choose from {tuple(_PLACES)}")
     if hasattr(owner, "batchnorm"):
         raise ValueError(f"layer '{layer}' ({type(owner).__name__}) has a `batchnorm` already")
     own_batch_norm(
         owner,
-        Layout(layer, features, axis, rank),
-        place=_PLACES[side],
-        momentum=momentum,
-        eps=eps,
+        Layout(layer, given.features, given.axis, given.rank),
+        place=_PLACES[given.side],
+        momentum=given.momentum,
+        eps=given.eps,
         like=None if like is None else next(model.get_submodule(like).parameters()),
     )
     if values is not None:

@@ -14,6 +14,7 @@ from bnkit.dataflow import duplicate
 from bnkit.dataflow.tensors import replace_tensors
 from bnkit.moments import Moments
 from bnkit.observation import on_the_side
+from bnkit.options import parameters_of, showing
 from bnkit.parameters import check_readable
 from bnkit.surgery.operations import Edit, operation, write_values
 from bnkit.surgery.plan import Plan
@@ -132,17 +133,25 @@ def plan_standardization(
     return _plan(model, _calls(model, batches, inputs), channel_axis, argument)
 
 
+@dataclass(frozen=True)
+class StandardizedInput:
+    """Which input is standardised, of how many features on which axis, in which dtype."""
+
+    num_features: int
+    channel_axis: int
+    argument: str | None
+    position: int | None
+    dtype: str
+
+
 @operation
+@showing(parameters_of(StandardizedInput))
 def standardize_input(
     model: nn.Module,
     layer: str,
     *,
-    num_features: int,
-    channel_axis: int,
-    argument: str | None,
-    position: int | None,
-    dtype: str,
     values: Mapping[str, Tensor] | None = None,
+    **input_options: Any,
 ) -> Standardized:
     """Return `model` itself behind a layer with these values: "mean" and "std", else 0 and 1.
 
@@ -158,14 +167,15 @@ def standardize_input(
     """
     if layer:
         raise ValueError(f"`layer` is {layer!r}: only what the whole model '' is given can be")
+    given = StandardizedInput(**input_options)
     made = Standardize(
-        num_features,
-        channel_axis=channel_axis,
+        given.num_features,
+        channel_axis=given.channel_axis,
         device=_device_of(model, torch.empty(0)),
-        dtype=getattr(torch, dtype),
+        dtype=getattr(torch, given.dtype),
     )
     write_values(made, "", values=values)
-    return Standardized(made, model, argument=argument, position=position)
+    return Standardized(made, model, argument=given.argument, position=given.position)
 
 
 def _calls(model: nn.Module, batches: Any, inputs: Inputs | None) -> Iterator[Call]:
