@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from bnkit.diagnosis.evidence import Evidence
-from bnkit.diagnosis.rules.parameters import DEAD
+from bnkit.diagnosis.rules.parameters import finite_gamma, is_dead
 from bnkit.diagnosis.rules.places import is_functional_batch_norm, normalises_by_batch
-from bnkit.diagnosis.rules.reading import Reading, is_finite, readings
+from bnkit.diagnosis.rules.reading import Comparison, Reading, is_finite, readings
 from bnkit.diagnosis.rules.running_statistics import is_collapsed, measured_variance
 from bnkit.diagnosis.rules.staleness import tolerance
 from bnkit.moments import Moments
@@ -101,11 +101,8 @@ def _channels(reading: Reading) -> int | None:
 
 
 def _of_gamma(reading: Reading) -> dict[str, Any]:
-    gamma = reading.weight
-    if gamma is None or not bool(gamma.isfinite().all()):
-        return {}
-    dead = gamma.abs() <= DEAD * gamma.square().mean().sqrt()
-    return {"gamma": _spread(gamma), "dead": int(dead.sum())}
+    gamma = finite_gamma(reading)
+    return {} if gamma is None else {"gamma": _spread(gamma), "dead": int(is_dead(gamma).sum())}
 
 
 def _of_input(reading: Reading) -> dict[str, Any]:
@@ -115,42 +112,31 @@ def _of_input(reading: Reading) -> dict[str, Any]:
 
 def _of_statistics(evidence: Evidence, reading: Reading) -> dict[str, Any]:
     """Return what compares the running statistics with those of the mini-batches."""
-    mean, variance, moments = reading.running_mean, reading.running_var, reading.moments
-    if mean is None or variance is None or moments is None or mean.shape != moments.mean.shape:
+    compared, norm = reading.compared, reading.norm
+    if compared is None or norm is None:  # functions are not seen
         return {}
-    by_running = variance + reading.eps
-    return {
-        "values": moments.count,
-        "mean_shift": _spread((moments.mean - mean) / by_running.sqrt()),
-        "variance_ratio": _spread((moments.variance + reading.eps) / by_running),
-        "tolerance": tolerance(reading),
-        **_differences(evidence, reading, moments),
-    }
-
-
-def _differences(evidence: Evidence, reading: Reading, trained: Moments) -> dict[str, float | None]:
-    norm = reading.norm
-    assert norm is not None  # functions are not seen
+    given, by_running = compared.given, compared.variance + reading.eps
     by_batch = normalises_by_batch(evidence, norm)
-    found = {"own_difference": _difference(reading, trained, trained, by_batch=by_batch)}
+    found = {
+        "values": given.count,
+        "mean_shift": _spread((given.mean - compared.mean) / by_running.sqrt()),
+        "variance_ratio": _spread((given.variance + reading.eps) / by_running),
+        "tolerance": tolerance(compared),
+        "own_difference": _difference(compared, given, by_batch=by_batch),
+    }
     seen = [each.moments for each in norm.in_eval]
     if seen and all(map(is_finite, seen)):
-        in_eval = sum(seen[1:], seen[0])
-        found["difference"] = _difference(reading, trained, in_eval, by_batch=by_batch)
+        found["difference"] = _difference(compared, sum(seen[1:], seen[0]), by_batch=by_batch)
     return found
 
 
-def _difference(
-    reading: Reading, trained: Moments, in_eval: Moments, *, by_batch: bool
-) -> float | None:
+def _difference(compared: Comparison, in_eval: Moments, *, by_batch: bool) -> float | None:
     """Return the distance of the output for inputs `in_eval` from that in training, over its size.
 
     In training it normalises `by_batch` or, frozen, by the running statistics, as eval mode does.
     """
-    running_mean, running_var = reading.running_mean, reading.running_var
-    assert running_mean is not None
-    assert running_var is not None
-    own = Moments(1, running_mean, running_var)
+    reading, trained = compared.reading, compared.given
+    own = Moments(1, compared.mean, compared.variance)
     mean, deviation = _normalised(in_eval, own, reading.eps)
     of_training = _normalised(trained, trained if by_batch else own, reading.eps)
     gamma = torch.ones_like(mean) if reading.weight is None else reading.weight

@@ -769,7 +769,7 @@ def test_the_distance_in_standard_errors_is_near_one_by_chance():
         young_again = young_from(model, generator)
         evidence = gather(young_again, [torch.randn(32, 4, generator=generator) for _ in range(4)])
         (reading,) = readings(evidence)
-        distances.append(distance_in_errors(reading))
+        distances.append(distance_in_errors(reading.compared))
     assert 0.7 < sum(distances) / len(distances) < 1.5
     assert max(distances) < ERRORS
 

@@ -103,16 +103,13 @@ def measuring_anew(found: Sequence[Reading]) -> Fix | None:
     """
     values: dict[str, Tensor] = {}
     for reading in found:
-        moments = reading.moments
-        if moments is None or reading.running_mean is None or reading.running_var is None:
+        compared = reading.compared
+        if compared is None:
             return None
-        if len(moments.mean) != len(reading.running_mean):
-            return None
-        values[reading.names["running_mean"]] = moments.mean
-        values[reading.names["running_var"]] = moments.unbiased_variance
+        values[reading.names["running_mean"]] = compared.given.mean
+        values[reading.names["running_var"]] = compared.given.unbiased_variance
         if "num_batches_tracked" in reading.tensors:
-            batches = sum(seen.batches for seen in reading.seen)
-            values[reading.names["num_batches_tracked"]] = torch.tensor(batches)
+            values[reading.names["num_batches_tracked"]] = torch.tensor(compared.batches)
     return writing(values)
 
 

@@ -42,13 +42,11 @@ _MOVE = frozenset(
 def dead_channels(evidence: Evidence) -> Iterator[Finding]:
     """Find channels that γ switches off."""
     for reading in readings(evidence):
-        gamma = reading.weight
-        if gamma is None or not bool(gamma.isfinite().all()):
+        gamma = finite_gamma(reading)
+        if gamma is None or not bool(is_dead(gamma).any()):
             continue
-        dead = gamma.abs() <= DEAD * gamma.square().mean().sqrt()
+        dead = is_dead(gamma)
         count = int(dead.sum())
-        if not count:
-            continue
         all_dead = count == len(gamma)
         fresh = all_dead and not evidence.in_eval_mode
         share = count / len(gamma)
@@ -64,6 +62,21 @@ def dead_channels(evidence: Evidence) -> Iterator[Finding]:
             "They can be pruned: their output is a constant. If weight decay drove them there, "
             "leave γ out of it: bnkit.parameter_groups(model, weight_decay=...).",
         )
+
+
+def finite_gamma(reading: Reading) -> Tensor | None:
+    """Return γ in float64, None where there is none or it is not finite."""
+    gamma = reading.weight
+    return gamma if gamma is not None and bool(gamma.isfinite().all()) else None
+
+
+def is_dead(gamma: Tensor) -> Tensor:
+    """Return which channels γ switches off.
+
+    >>> is_dead(torch.tensor([1.0, 0.001]))
+    tensor([False,  True])
+    """
+    return gamma.abs() <= DEAD * gamma.square().mean().sqrt()
 
 
 def negative_gamma(evidence: Evidence) -> Iterator[Finding]:
@@ -136,8 +149,8 @@ def _numbers_of_names(evidence: Evidence) -> Counter[int]:
 def exploding_gamma(evidence: Evidence) -> Iterator[Finding]:
     """Find γ so large that the layer amplifies, and half precision loses the other channels."""
     for reading in readings(evidence):
-        gamma = reading.weight
-        if gamma is None or not bool(gamma.isfinite().all()):
+        gamma = finite_gamma(reading)
+        if gamma is None:
             continue
         exploded = (gamma.abs() > EXPLODED) & _amplified(reading, gamma)
         if not bool(exploded.any()):

@@ -113,6 +113,17 @@ class Reading:
         """The moments of the means of the rows, over its calls."""
         return _pooled([seen.of_rows for seen in self.seen])
 
+    @property
+    def compared(self) -> "Comparison | None":
+        """The running statistics beside those of all that it was given, None if one is unknown."""
+        mean, variance = self.running_mean, self.running_var
+        given, of_rows = self.moments, self.of_rows
+        if mean is None or variance is None or given is None or of_rows is None:
+            return None
+        if mean.shape != given.mean.shape:
+            return None
+        return Comparison(self, mean, variance, given, of_rows)
+
     def _statistic(self, name: str) -> Tensor | None:
         if name not in self.tensors:
             return None
@@ -120,6 +131,46 @@ class Reading:
         if values.dim() < 2 or not self.batches:
             return values
         return values[self.tensors["num_batches_tracked"] > 0]  # per step: those reached
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The running `mean` and `variance` of a reading beside the moments of what it was `given`.
+
+    `of_rows` are the moments of the means of the rows, which are the units of sampling.
+    """
+
+    reading: Reading
+    mean: Tensor
+    variance: Tensor
+    given: Moments
+    of_rows: Moments
+
+    @property
+    def batches(self) -> int:
+        """How many mini-batches it was given, over its calls."""
+        return sum(seen.batches for seen in self.reading.seen)
+
+    @property
+    def change(self) -> float:
+        """How far its output moves by the given statistics: the own difference of `explain_gap`."""
+        of_batch = self.given.mean, self.given.variance
+        return relative_change(*of_batch, self.mean, self.variance, **self._affine)
+
+    @property
+    def shift(self) -> float:
+        """The largest |mean − running mean| of a channel, in running standard deviations."""
+        deviations = (self.variance + self.reading.eps).sqrt()
+        return ((self.given.mean - self.mean).abs() / deviations).max().item()
+
+    def chance(self, squared_error: Tensor) -> float:
+        """Return how far chance moves its output if the mean has this squared standard error."""
+        return relative_chance(self.given.variance, squared_error, **self._affine)
+
+    @property
+    def _affine(self) -> dict[str, Any]:
+        reading = self.reading
+        return {"eps": reading.eps, "weight": reading.weight, "bias": reading.tensors.get("bias")}
 
 
 @once
@@ -253,26 +304,3 @@ def _of_functions(evidence: Evidence) -> Iterator[Reading]:
             momentum=float(momentum) if isinstance(momentum, int | float) else None,
             frozen=frozen,
         )
-
-
-# What follows from a reading and what was seen
-
-
-def output_change(reading: Reading, mean: Tensor, variance: Tensor) -> float:
-    """Return how far its output moves when these take the place of the running statistics.
-
-    That is a root mean square over that of the output: the own difference of `explain_gap`.
-    """
-    running_mean, running_var = reading.running_mean, reading.running_var
-    assert running_mean is not None
-    assert running_var is not None
-    return relative_change(mean, variance, running_mean, running_var, **_affine(reading))
-
-
-def chance(reading: Reading, variance: Tensor, squared_error: Tensor) -> float:
-    """Return how far chance moves the output where the mean has this squared standard error."""
-    return relative_chance(variance, squared_error, **_affine(reading))
-
-
-def _affine(reading: Reading) -> dict[str, Any]:
-    return {"eps": reading.eps, "weight": reading.weight, "bias": reading.tensors.get("bias")}

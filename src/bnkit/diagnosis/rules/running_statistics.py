@@ -9,8 +9,8 @@ from torch import Tensor
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding, Severity
 from bnkit.diagnosis.rules.fixes import measuring_anew
-from bnkit.diagnosis.rules.reading import Reading, output_change, readings
-from bnkit.diagnosis.rules.staleness import SHARE, initial_share, is_off
+from bnkit.diagnosis.rules.reading import Comparison, Reading, readings
+from bnkit.diagnosis.rules.staleness import SHARE, initial_share, off_by_more_than_chance
 
 # The output's standard deviation is γ√(v/(v+ε)): under a tenth of γ where v < ε/99.
 COLLAPSED = 99
@@ -83,19 +83,15 @@ def _is_cold(reading: Reading) -> bool:
     # An average that began at 1 holds at least that share of it: less was measured otherwise.
     if bool((variance < share).any()):
         return False
-    return reading.moments is None or (is_off(reading) and _is_of_the_share(reading, share))
+    off = off_by_more_than_chance(reading)
+    return reading.moments is None or (off is not None and _is_of_the_share(off, share))
 
 
-def _is_of_the_share(reading: Reading, share: float) -> bool:
+def _is_of_the_share(off: Comparison, share: float) -> bool:
     """Return whether the average without its initial 0 and 1 is off by half as much, or by less."""
-    mean, variance, moments = reading.running_mean, reading.running_var, reading.moments
-    assert mean is not None
-    assert variance is not None
-    assert moments is not None
-    given = moments.mean, moments.variance
-    warm = {"running_mean": mean / (1 - share), "running_var": (variance - share) / (1 - share)}
-    warmed = replace(reading, tensors={**reading.tensors, **warm})
-    return output_change(warmed, *given) <= output_change(reading, *given) / 2
+    rest = 1 - share
+    warmed = replace(off, mean=off.mean / rest, variance=(off.variance - share) / rest)
+    return warmed.change <= off.change / 2
 
 
 def _uncounted(evidence: Evidence) -> Iterator[Finding]:

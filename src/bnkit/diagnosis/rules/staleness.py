@@ -1,7 +1,7 @@
 """Rules on stale running statistics, and on the gap between the modes that they open."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
@@ -12,15 +12,7 @@ from bnkit.diagnosis.fix import Fix, in_turn
 from bnkit.diagnosis.rules.distances import change_of_outputs
 from bnkit.diagnosis.rules.fixes import measuring_anew, measuring_trained_anew
 from bnkit.diagnosis.rules.places import normalises_by_batch
-from bnkit.diagnosis.rules.reading import (
-    ALL,
-    HALF,
-    QUARTER,
-    Reading,
-    chance,
-    output_change,
-    readings,
-)
+from bnkit.diagnosis.rules.reading import ALL, HALF, QUARTER, Comparison, Reading, readings
 from bnkit.norms import why_incomparable
 from bnkit.surgery.verification import run_itself
 from bnkit.train_eval_gap import Gap, explain_gap
@@ -41,13 +33,12 @@ def stale_statistics(evidence: Evidence) -> Iterator[Finding]:
 
     How bad it is, the smaller one of two changes says: of the layer's output and of the model's.
     """
-    off = [reading for reading in readings(evidence) if is_off(reading)]
     of_model = change_of_model(evidence)
-    for reading in off:
-        moments = reading.moments
-        assert moments is not None
-        change = output_change(reading, moments.mean, moments.variance)
-        frozen = reading.frozen
+    for reading in readings(evidence):
+        off = off_by_more_than_chance(reading)
+        if off is None:
+            continue
+        change = off.change
         yield Finding(
             "stale-statistics",
             _severity_of_staleness(evidence, reading, min(change, of_model)),
@@ -55,14 +46,14 @@ def stale_statistics(evidence: Evidence) -> Iterator[Finding]:
             {
                 "output change": change,
                 "of the model": of_model,
-                "threshold": tolerance(reading),
-                "standard errors": distance_in_errors(reading),
-                "mean off by (std)": shift(reading, moments.mean),
-                "values": moments.count,
+                "threshold": tolerance(off),
+                "standard errors": distance_in_errors(off),
+                "mean off by (std)": off.shift,
+                "values": off.given.count,
             },
             f"The running statistics{reading.where} are not those of these mini-batches, and the "
             f"layer's output moves by such a share of its size."
-            + (" The layer is frozen, perhaps on purpose." if frozen else ""),
+            + (" The layer is frozen, perhaps on purpose." if reading.frozen else ""),
             "Measure them anew: model = bnkit.recalibrate(model, batches).",
             _fix(evidence, reading),
         )
@@ -81,15 +72,13 @@ def _fix(evidence: Evidence, reading: Reading) -> Fix | None:
 
 
 @once
-def diverging(evidence: Evidence) -> list[Reading]:
-    """Return the readings by which eval mode diverges from training, in the order of the run."""
-    off = [
-        reading
-        for reading in readings(evidence)
-        if reading.norm and is_off(reading) and normalises_by_batch(evidence, reading.norm)
-    ]
+def diverging(evidence: Evidence) -> list[Comparison]:
+    """Return the statistics by which eval mode diverges from training, in the order of the run."""
+    found = [(reading.norm, off_by_more_than_chance(reading)) for reading in readings(evidence)]
+    off = [(n, each) for n, each in found if n and each and normalises_by_batch(evidence, n)]
     last = len(evidence.flow.calls) if evidence.flow else 0
-    return sorted(off, key=lambda r: r.norm.calls[0].index if r.norm and r.norm.calls else last)
+    off.sort(key=lambda found: found[0].calls[0].index if found[0].calls else last)
+    return [each for _, each in off]
 
 
 @once
@@ -98,7 +87,8 @@ def change_of_model(evidence: Evidence) -> float:
 
     It is a root mean square over that of the fixed one's output; infinite where it cannot be run.
     """
-    fix, outcome = measuring_anew(diverging(evidence)), evidence.outcome
+    behind = [off.reading for off in diverging(evidence)]
+    fix, outcome = measuring_anew(behind), evidence.outcome
     if fix is None or outcome is None:
         return math.inf
     try:
@@ -123,57 +113,47 @@ def _severity_of_staleness(evidence: Evidence, reading: Reading, change: float) 
     return "warning" if change >= QUARTER else "info"
 
 
-def is_off(reading: Reading) -> bool:
-    """Return whether the statistics are off by more than chance, and by enough to matter."""
-    mean, variance, moments = reading.running_mean, reading.running_var, reading.moments
-    if mean is None or variance is None or moments is None:
-        return False
-    if len(mean) != len(moments.mean) or not all(t.isfinite().all() for t in (mean, variance)):
-        return False
-    if not bool((variance + reading.eps > 0).all()):
-        return False
-    change = output_change(reading, moments.mean, moments.variance)
-    return change > tolerance(reading) and distance_in_errors(reading) > ERRORS
+def off_by_more_than_chance(reading: Reading) -> Comparison | None:
+    """Return the comparison of statistics that are off by more than chance, and so that it matters.
+
+    None for others, and where they cannot be computed with.
+    """
+    compared = reading.compared
+    if compared is None or not (compared.mean.isfinite() & compared.variance.isfinite()).all():
+        return None
+    if not bool((compared.variance + reading.eps > 0).all()):
+        return None
+    matters = compared.change > tolerance(compared)
+    return compared if matters and distance_in_errors(compared) > ERRORS else None
 
 
-def tolerance(reading: Reading) -> float:
+def tolerance(compared: Comparison) -> float:
     """Return how far an output may move: the threshold, twice what chance makes of so few rows.
 
     And what chance makes of one mini-batch, which is what training itself does to the output.
     """
-    moments, of_rows = reading.moments, reading.of_rows
-    assert moments is not None
-    assert of_rows is not None
-    batches = sum(seen.batches for seen in reading.seen)
-    of_all = chance(reading, moments.variance, of_rows.variance / of_rows.count)
-    of_one = chance(reading, moments.variance, of_rows.variance / of_rows.count * batches)
-    return max(CHANGE, 2 * of_all, of_one)
+    squared_error = compared.of_rows.variance / compared.of_rows.count
+    of_one = compared.chance(squared_error * compared.batches)
+    return max(CHANGE, 2 * compared.chance(squared_error), of_one)
 
 
-def distance_in_errors(reading: Reading) -> float:
+def distance_in_errors(compared: Comparison) -> float:
     """Return the root mean square over the channels of |μ − m| in its standard errors.
 
     The error is that of the given rows, which are the units of sampling, and of the running mean:
     by momentum a over mini-batches of B rows it has a/(2 − a)/B of the variance of a row.
     """
-    mean, variance = reading.running_mean, reading.running_var
-    moments, of_rows = reading.moments, reading.of_rows
-    assert mean is not None
-    assert variance is not None
-    assert moments is not None
-    assert of_rows is not None
-    share = _share_of_variance(reading, of_rows.count)
-    given = moments.unbiased_variance
-    of_means = _mean_ratio((moments.mean - mean).square(), of_rows.variance * share)
-    of_variances = _mean_ratio((variance - given).square(), given.square() * 2 * share)
-    return math.sqrt(max(of_means, of_variances))
-
-
-def _share_of_variance(reading: Reading, rows: int) -> float:
-    """Return the squared standard error of a difference of means, over the variance of a row."""
-    per_batch = rows / sum(seen.batches for seen in reading.seen)
-    momentum = reading.momentum or 0.0
-    return 1 / rows + momentum / (2 - momentum) / per_batch
+    rows, momentum = compared.of_rows.count, compared.reading.momentum or 0.0
+    per_batch = rows / compared.batches
+    share = 1 / rows + momentum / (2 - momentum) / per_batch  # of the variance of a row
+    given = compared.given.unbiased_variance
+    of_means = (compared.given.mean - compared.mean).square()
+    of_variances = (compared.variance - given).square()
+    ratios = (
+        _mean_ratio(of_means, compared.of_rows.variance * share),
+        _mean_ratio(of_variances, given.square() * 2 * share),
+    )
+    return math.sqrt(max(ratios))
 
 
 def _mean_ratio(squares: Tensor, squared_errors: Tensor) -> float:
@@ -182,14 +162,6 @@ def _mean_ratio(squares: Tensor, squared_errors: Tensor) -> float:
     if not bool(varying.any()):
         return math.inf if bool(squares.any()) else 0.0
     return (squares[varying] / squared_errors[varying]).mean().item()
-
-
-def shift(reading: Reading, mean: Tensor) -> float:
-    """Return the largest |mean − running mean| of a channel, in running standard deviations."""
-    running_mean, running_var = reading.running_mean, reading.running_var
-    assert running_mean is not None
-    assert running_var is not None
-    return ((mean - running_mean).abs() / (running_var + reading.eps).sqrt()).max().item()
 
 
 def initial_share(reading: Reading) -> float:
@@ -202,6 +174,13 @@ def initial_share(reading: Reading) -> float:
 # The gap
 
 
+_FIGURES = (
+    "output difference",
+    "own difference",
+    "threshold",
+    "mean off by (std)",
+    "layers that diverge",
+)
 _LOSSES = ("loss by batch statistics", "loss in eval mode")
 
 
@@ -212,50 +191,35 @@ def train_eval_gap(evidence: Evidence) -> Iterator[Finding]:
     known.
     """
     behind = diverging(evidence)
-    if behind and math.isfinite(change_of_model(evidence)):
-        yield _over_all_batches(evidence, behind)
+    difference = change_of_model(evidence)
+    if behind and math.isfinite(difference):
+        first = behind[0]
+        figures = difference, first.change, tolerance(first), first.shift, len(behind)
+        yield _gap_at(evidence, first.reading.path, figures, [off.reading for off in behind])
         return
     gap = _gap(evidence)
     if gap is not None and gap.diverging:
-        yield _on_the_example(evidence, gap)
+        yield _gap_on_the_example(evidence, gap)
 
 
-def _over_all_batches(evidence: Evidence, behind: list[Reading]) -> Finding:
-    first = behind[0]
-    moments = first.moments
-    assert moments is not None
-    measured = {
-        "output difference": change_of_model(evidence),
-        "own difference": output_change(first, moments.mean, moments.variance),
-        "threshold": tolerance(first),
-        "mean off by (std)": shift(first, moments.mean),
-        "layers that diverge": len(behind),
-    }
-    return _finding(evidence, first.path, measured, behind)
-
-
-def _on_the_example(evidence: Evidence, gap: Gap) -> Finding:
+def _gap_on_the_example(evidence: Evidence, gap: Gap) -> Finding:
     first, paths = gap.diverging[0], {each.layer for each in gap.diverging}
-    measured = {
-        "output difference": gap.output_difference,
-        "own difference": first.own_difference,
-        "threshold": max(gap.threshold, 2 * first.chance),
-        "mean off by (std)": first.mean_shift,
-        "layers that diverge": len(gap.diverging),
-    }
+    threshold = max(gap.threshold, 2 * first.chance)
+    differences = gap.output_difference, first.own_difference
+    figures = *differences, threshold, first.mean_shift, len(gap.diverging)
     behind = [reading for reading in readings(evidence) if reading.path in paths]
-    return _finding(evidence, first.layer, measured, behind)
+    return _gap_at(evidence, first.layer, figures, behind)
 
 
-def _finding(
-    evidence: Evidence, layer: str, measured: dict[str, float], behind: list[Reading]
+def _gap_at(
+    evidence: Evidence, layer: str, figures: Sequence[float], behind: list[Reading]
 ) -> Finding:
     losses = dict(zip(_LOSSES, evidence.losses or (), strict=False))
     return Finding(
         "train-eval-gap",
-        _severity(evidence, measured["output difference"], behind),
+        _severity(evidence, figures[0], behind),
         (layer,),
-        {**measured, **losses},
+        {**dict(zip(_FIGURES, figures, strict=True)), **losses},
         "In eval mode the model's output differs from that by the statistics of the mini-batches, "
         "and this is the first layer at which the modes diverge.",
         "bnkit.explain_gap(model, batch) shows all layers; model = bnkit.recalibrate(model, "
