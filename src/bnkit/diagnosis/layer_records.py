@@ -84,30 +84,18 @@ def layer_records(evidence: Evidence) -> tuple[LayerRecord, ...]:
 
 
 def _record(evidence: Evidence, reading: Reading) -> LayerRecord:
+    held = (reading.running_mean, reading.weight)
+    gamma, variance = finite_gamma(reading), measured_variance(reading)
     return LayerRecord(
         layer=reading.path,
         kind=reading.kind,
-        channels=_channels(reading),
+        channels=next((values.shape[-1] for values in held if values is not None), None),
         domain=reading.domain,
-        **_of_gamma(reading),
-        **_of_input(reading),
+        gamma=None if gamma is None else _spread(gamma),
+        dead=None if gamma is None else int(is_dead(gamma).sum()),
+        collapsed=None if variance is None else int(is_collapsed(reading, variance).sum()),
         **_of_statistics(evidence, reading),
     )
-
-
-def _channels(reading: Reading) -> int | None:
-    held = (reading.running_mean, reading.weight)
-    return next((values.shape[-1] for values in held if values is not None), None)
-
-
-def _of_gamma(reading: Reading) -> dict[str, Any]:
-    gamma = finite_gamma(reading)
-    return {} if gamma is None else {"gamma": _spread(gamma), "dead": int(is_dead(gamma).sum())}
-
-
-def _of_input(reading: Reading) -> dict[str, Any]:
-    variance = measured_variance(reading)
-    return {} if variance is None else {"collapsed": int(is_collapsed(reading, variance).sum())}
 
 
 def _of_statistics(evidence: Evidence, reading: Reading) -> dict[str, Any]:

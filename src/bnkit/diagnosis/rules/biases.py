@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from bnkit.dataflow import Call, Dataflow
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding
-from bnkit.diagnosis.fix import Fix
-from bnkit.diagnosis.rules.fixes import without_bias
+from bnkit.diagnosis.fix import Fix, by_edit
+from bnkit.diagnosis.rules.fixes import edit
 from bnkit.diagnosis.rules.places import Chain, Place, chained
 from bnkit.roles import can_own_batch_norm
 from bnkit.surgery.folding.arithmetic import feature_axis
@@ -144,9 +144,12 @@ def _has_forward_of_torch(layer: nn.Module, found: list[_Cancelled]) -> bool:
 
 
 def _fix(owner: str, found: list[_Cancelled], layer: nn.Module) -> Fix | None:
+    """Return the fix that takes the bias off the layer and out of the running means after it."""
     fed = {each.place.path: each.channels for each in found}
     simple = len(fed) == len(found) and all(each.place.norm for each in found)
     plain = not hasattr(layer, "parametrizations") and all(
         each.chain.start and each.chain.start.module is not None for each in found
     )
-    return without_bias(owner, fed) if simple and plain else None
+    if not (simple and plain):
+        return None
+    return by_edit(edit(owner, "drop_bias", "drop the bias", values=fed), needs=[*fed])

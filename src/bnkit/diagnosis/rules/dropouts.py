@@ -7,9 +7,9 @@ from typing import Any
 from bnkit.dataflow import Call, Dataflow, Value
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding
-from bnkit.diagnosis.fix import Fix, in_turn
+from bnkit.diagnosis.fix import Fix, by_edit, in_turn
 from bnkit.diagnosis.rules.distances import by_chance, distance, root_mean_square
-from bnkit.diagnosis.rules.fixes import measuring_trained_anew, without_dropout
+from bnkit.diagnosis.rules.fixes import edit, measuring_trained_anew
 from bnkit.diagnosis.rules.places import Makers, Place, layer_of, makers_of, places
 from bnkit.roles import Role, is_batch_norm
 from bnkit.surgery.normalized import Normalized
@@ -123,4 +123,5 @@ def _fix(evidence: Evidence, flow: Dataflow, sources: list[Call]) -> Fix | None:
     """
     if len(sources) != 1 or sources[0].module is None or len(flow.calls_of(sources[0].name)) > 1:
         return None
-    return in_turn(without_dropout(sources[0].name), measuring_trained_anew(evidence))
+    without = by_edit(edit(sources[0].name, "leave_out", "become Identity"))
+    return in_turn(without, measuring_trained_anew(evidence))

@@ -1,11 +1,12 @@
 """Rules about export: batch norms that must not be, or need not be, in a deployed program."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import fx
 
-from bnkit.diagnosis.evidence import Evidence, Norm
+from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding
 from bnkit.diagnosis.fix import Fix, by_edit
 from bnkit.diagnosis.rules.fixes import edit
@@ -22,10 +23,29 @@ def training_mode_export(evidence: Evidence) -> Iterator[Finding]:
         return
     for norm in evidence.norms:
         if norm.module.training and not isinstance(norm.module, FrozenBatchNorm):
-            yield _in_training_mode(norm)
+            yield Finding(
+                "training-mode-export",
+                "error",
+                (norm.path,),
+                {"kind": norm.kind},
+                "The model is in eval mode and this layer in training mode: it normalises by the "
+                "mini-batch, and an exported program would, too, and write into its statistics.",
+                "Call model.eval() last, and look for a train() method that keeps the layer in "
+                "training.",
+                by_edit(edit(norm.path, "leave_training", "leave training mode")),
+            )
     for reading in readings(evidence):
         if isinstance(reading.module, AnyBatchNorm) and reading.running_mean is None:
-            yield _without_statistics(reading.path, reading.moments)
+            yield Finding(
+                "training-mode-export",
+                "warning",
+                (reading.path,),
+                {"running statistics": 0},
+                "The layer has no running statistics, so even in eval mode it normalises by the "
+                "mini-batch: the output for one example depends on the others.",
+                "Make it with track_running_stats=True and train, or measure statistics for it.",
+                _given_statistics(reading.path, reading.moments),
+            )
     for scope in dict.fromkeys(
         f.call.scope for f in functions(evidence.flow) if f.normalises_by_batch
     ):
@@ -38,32 +58,6 @@ def training_mode_export(evidence: Evidence) -> Iterator[Finding]:
             "statistics, or a layer that is not a registered module, so eval() does not reach it.",
             "Pass training=self.training, or register the layer as a module.",
         )
-
-
-def _in_training_mode(norm: Norm) -> Finding:
-    return Finding(
-        "training-mode-export",
-        "error",
-        (norm.path,),
-        {"kind": norm.kind},
-        "The model is in eval mode and this layer in training mode: it normalises by the "
-        "mini-batch, and an exported program would, too, and write into its statistics.",
-        "Call model.eval() last, and look for a train() method that keeps the layer in training.",
-        by_edit(edit(norm.path, "leave_training", "leave training mode")),
-    )
-
-
-def _without_statistics(path: str, moments: Moments | None) -> Finding:
-    return Finding(
-        "training-mode-export",
-        "warning",
-        (path,),
-        {"running statistics": 0},
-        "The layer has no running statistics, so even in eval mode it normalises by the "
-        "mini-batch: the output for one example depends on the others.",
-        "Make it with track_running_stats=True and train, or measure statistics for it.",
-        _given_statistics(path, moments),
-    )
 
 
 def _given_statistics(path: str, moments: Moments | None) -> Fix | None:
@@ -83,11 +77,5 @@ def exported_batch_norm(evidence: Evidence) -> Iterator[Finding]:
     for path, module in evidence.model.named_modules():
         if isinstance(module, fx.GraphModule):
             for finding in findings_of(remnants_of_graph(module.graph)):
-                yield _below(path, finding)
-
-
-def _below(path: str, finding: Finding) -> Finding:
-    layers = tuple(f"{path}.{layer}" if path else layer for layer in finding.layers)
-    return Finding(
-        finding.rule, finding.severity, layers, finding.measured, finding.why, finding.fix
-    )
+                layers = (f"{path}.{layer}" if path else layer for layer in finding.layers)
+                yield replace(finding, layers=tuple(layers))

@@ -10,12 +10,10 @@ import torch
 
 from bnkit.diagnosis.evidence import Evidence, Norm, once
 from bnkit.diagnosis.finding import Finding
-from bnkit.diagnosis.fix import Fix
+from bnkit.diagnosis.fix import Fix, by_edit, in_turn
 from bnkit.diagnosis.rules.distances import by_chance, distance, root_mean_square
-from bnkit.diagnosis.rules.fixes import become, one_for_each_place
-from bnkit.diagnosis.rules.places import (
-    normalises_by_batch,
-)
+from bnkit.diagnosis.rules.fixes import become, edit
+from bnkit.diagnosis.rules.places import normalises_by_batch
 from bnkit.diagnosis.rules.staleness import CHANGE
 from bnkit.layers.domains import DomainBatchNorm
 from bnkit.layers.masked import MaskedBatchNorm
@@ -105,8 +103,11 @@ def _between_calls(evidence: Evidence, norm: Norm, calls: int) -> Finding:
 
 
 def _unsharing(evidence: Evidence, norm: Norm) -> Fix | None:
-    """Return the fix where the same module stands at several paths, one for each call."""
-    return one_for_each_place(_paths_of_modules(evidence)[id(norm.module)])
+    """Return the fix that puts a copy at each path of the module but the first, if it has more."""
+    others = _paths_of_modules(evidence)[id(norm.module)][1:]
+    return in_turn(
+        *(by_edit(edit(path, "unshare", "become a copy"), needs=[path]) for path in others)
+    )
 
 
 @once

@@ -7,11 +7,11 @@ from torch import nn
 from bnkit.dataflow import Call, Dataflow
 from bnkit.diagnosis.evidence import Evidence, once
 from bnkit.diagnosis.finding import Finding
-from bnkit.diagnosis.fix import Fix
-from bnkit.diagnosis.rules.fixes import folding_away, merging
-from bnkit.diagnosis.rules.places import Place, chained, layer_of, module_of
+from bnkit.diagnosis.fix import Fix, Step, by_edit
+from bnkit.diagnosis.rules.fixes import edit
+from bnkit.diagnosis.rules.places import Place, chained, layer_of
 from bnkit.roles import Role, gives_answers
-from bnkit.surgery.folding.folding import survey
+from bnkit.surgery.folding.folding import plan_folding, survey
 from bnkit.surgery.normalized import NormalizedOutput
 from bnkit.surgery.segment import role_of, segment_after
 
@@ -104,17 +104,22 @@ def _norm_of(call: Call) -> str:
 
 
 def _merging(evidence: Evidence, flow: Dataflow, place: Place, first: Call) -> Fix | None:
-    """Return the fix where both are batch norms of this model that are called once."""
-    second, path = module_of(place), _norm_of(first)
-    norm = evidence.norm(path)
+    """Return the fix where both are batch norms of this model that are called once.
+
+    The first gets the affine map of the second as well, which is then an identity.
+    """
+    path = _norm_of(first)
+    norms = place.norm, evidence.norm(path)
     once = len(flow.calls_of(place.call.name)) == len(flow.calls_of(first.name)) == 1
-    if not once or norm is None or not all(map(_is_plain, (second, norm.module))):
+    if not once or not all(norm is not None and _is_plain(norm.module) for norm in norms):
         return None
-    affine = getattr(norm.module, "weight", None) is not None
-    return merging(path, place.path) if affine else None
+    if getattr(evidence.model.get_submodule(path), "weight", None) is None:
+        return None
+    merged = edit(place.path, "merge_norms", f"merge into '{path}'", {"into": path})
+    return by_edit(merged, needs=[path, place.path])
 
 
-def _is_plain(module: nn.Module | None) -> bool:
+def _is_plain(module: nn.Module) -> bool:
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     mute = getattr(module, "activation", None) is None
     tracks = getattr(module, "running_mean", None) is not None
@@ -130,4 +135,7 @@ def _folding(evidence: Evidence, paths: list[str]) -> Fix | None:
     """Return the fix that folds these batch norms away, None where not all can be."""
     if evidence.flow is None or not set(paths) <= set(_foldable(evidence)):
         return None
-    return folding_away(paths, evidence.example)
+    chosen, example = frozenset(paths), evidence.example
+    return Fix(
+        (Step(lambda model: plan_folding(model, example, where=lambda path, _: path in chosen)),)
+    )

@@ -7,20 +7,9 @@ import torch
 
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding, Severity
-from bnkit.diagnosis.fix import Fix, in_turn
-from bnkit.diagnosis.rules.fixes import (
-    in_float32,
-    measuring_anew,
-    setting_eps,
-    setting_momentum,
-)
-from bnkit.diagnosis.rules.reading import (
-    HALF_PRECISION,
-    STATISTICS,
-    Reading,
-    is_finite,
-    readings,
-)
+from bnkit.diagnosis.fix import Fix, by_edit, in_turn
+from bnkit.diagnosis.rules.fixes import edit, in_float32, measuring_anew
+from bnkit.diagnosis.rules.reading import HALF_PRECISION, STATISTICS, Reading, is_finite, readings
 from bnkit.diagnosis.rules.running_statistics import is_collapsed, measured_variance
 from bnkit.internals import AnyBatchNorm
 
@@ -150,7 +139,9 @@ def momentum_convention(evidence: Evidence) -> Iterator[Finding]:
 def _with_momentum_of_torch(reading: Reading) -> Fix | None:
     """Return the fix of the next averages, and of those that hold the last mini-batch only."""
     assert reading.momentum is not None
-    set_it = setting_momentum(reading.path, _in_torch(reading.momentum))
+    momentum = _in_torch(reading.momentum)
+    action, options = f"momentum = {momentum:g}", {"momentum": momentum}
+    set_it = by_edit(edit(reading.path, "set_numbers", action, options), needs=[reading.path])
     return in_turn(set_it, None if reading.untouched else measuring_anew([reading]))
 
 
@@ -218,9 +209,11 @@ def _misplaced(reading: Reading) -> Finding:
 
 
 def _smaller_eps(reading: Reading, eps: float) -> Fix | None:
+    """Return the fix that sets this eps, and the weight that makes up for it in eval mode."""
     module: Any = reading.module
     if not isinstance(module, AnyBatchNorm) or reading.domain or module.weight is None:
         return None
     if reading.running_var is None or reading.running_var.dim() != 1:
         return None
-    return setting_eps(reading.path, eps)
+    action, options = f"eps = {eps:g}, and γ for it", {"eps": eps, "rescale": True}
+    return by_edit(edit(reading.path, "set_numbers", action, options), needs=[reading.path])

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from bnkit.dataflow import Call
 from bnkit.diagnosis.evidence import Evidence, once
 from bnkit.diagnosis.finding import Finding
-from bnkit.diagnosis.fix import Fix
+from bnkit.diagnosis.fix import Fix, by_edit
 from bnkit.diagnosis.rules.biases import channels_of_features
-from bnkit.diagnosis.rules.fixes import turning_signs
+from bnkit.diagnosis.rules.fixes import edit
 from bnkit.diagnosis.rules.places import chains_to_norms
 from bnkit.diagnosis.rules.reading import Reading, readings, wide
 from bnkit.internals import AnyTransposedConv
@@ -121,7 +121,9 @@ def _turning(evidence: Evidence, reading: Reading) -> Fix | None:
     tied = any(_is_tied(evidence, path) for path in (start.name, reading.path))
     if channels is None or len(calls) > 1 or tied:
         return None
-    return turning_signs(start.name, reading.path, channels)
+    feeding, values = {"feeding": start.name}, {"channels": channels}
+    turned = edit(reading.path, "turn_signs", "turn signs", feeding, values)
+    return by_edit(turned, needs=[reading.path])
 
 
 def _is_plain(layer: nn.Module | None) -> bool:

@@ -4,8 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from bnkit.dataflow import Call, Dataflow, Value
 from bnkit.diagnosis.evidence import Evidence, Norm, once
 from bnkit.layers.frozen import FrozenBatchNorm
@@ -142,8 +140,3 @@ def chains_to_norms(evidence: Evidence) -> Mapping[str, Sequence[tuple[Dataflow,
 def layer_of(call: Call) -> str:
     """Return the path of the layer that was called, for a function of that which called it."""
     return call.scope if call.module is None else call.name
-
-
-def module_of(place: Place) -> nn.Module | None:
-    """Return the batch norm itself, None for a function."""
-    return None if place.norm is None else place.norm.module
