@@ -5,9 +5,8 @@ import inspect
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -53,8 +52,8 @@ def gather(
     4
     """
     optimizer, example = given.get("optimizer"), given.get("example")
-    groups = named_groups(model, optimizer)
-    losses = _losses(given.get("loss"), batches)
+    groups, loss = named_groups(model, optimizer), given.get("loss")
+    _refuse_loss_without(loss, batches)
     with (
         _quietly(),
         preserved_random_state(),
@@ -63,11 +62,13 @@ def gather(
     ):
         working, parallel = working_copy(model)
         paths = batch_norms(working).paths
-        observed, loader = Observed(), Loader()
+        observed, loader, losses = Observed(), Loader(), None
         if batches is not None:
             runs = BatchRuns(working, paths)
             calls = labelled_calls_of(working, batches, inputs=given.get("inputs"))
-            first, rows = _run(runs, calls, losses, total=number_of(batches), shown=progress)
+            total, begun = number_of(batches), time.monotonic()
+            calls = counted(calls, "diagnosing", total=total, begun=begun, shown=progress)
+            first, rows, losses = _run(runs, calls, loss)
             observed, loader = runs.observed(), _loader(batches, rows)
             del runs  # and with it two copies of the model
             example = _example_of(working, first) if example is None else example
@@ -90,7 +91,7 @@ def gather(
         optimizer=optimizer,
         groups=groups,
         parallel=parallel,
-        losses=None if losses is None else losses.means,
+        losses=losses,
     )
 
 
@@ -109,30 +110,29 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-def _losses(loss: Loss | None, batches: Any) -> "Losses | None":
-    if loss is not None and batches is None:
-        raise ValueError("`loss` is given and `batches` are not: pass those on which to take it")
-    return None if loss is None else Losses(loss)
-
-
 def _run(
-    runs: BatchRuns,
-    calls: Iterator[tuple[Call, Any]],
-    losses: "Losses | None",
-    *,
-    total: int | None,
-    shown: bool,
-) -> tuple[Call, tuple[int, ...]]:
-    """Run each mini-batch in all ways; return the first one, and the rows of each."""
-    first, rows, begun = None, [], time.monotonic()
-    for call, target in counted(calls, "diagnosing", total=total, begun=begun, shown=shown):
-        first = first or call
-        rows += [length for length in [rows_of(call)] if length is not None]
+    runs: BatchRuns, calls: Iterable[tuple[Call, Any]], loss: Loss | None
+) -> tuple[Call, tuple[int, ...], tuple[float, float] | None]:
+    """Run each mini-batch in all ways; return the first one, the rows of each, and the losses.
+
+    The losses are means over the rows, None where no mini-batch could be run.
+    """
+    first, rows, weights, losses = None, list[int](), list[int](), list[list[float]]()
+    for call, target in calls:
+        first, length = first or call, rows_of(call)
+        rows += [] if length is None else [length]
         outputs = runs.run(call)
-        if losses is not None:
-            losses.add(outputs, target, rows=rows_of(call))
+        each = [] if loss is None else _losses(loss, outputs, target)
+        if each:
+            weights.append(length or 1)
+            losses.append(each)
     assert first is not None  # labelled_calls_of raises for no mini-batch
-    return first, tuple(rows)
+    as_trained, in_eval = (
+        sum(weight * each[way] for weight, each in zip(weights, losses, strict=True))
+        for way in (0, 1)
+    )
+    total = sum(weights)
+    return first, tuple(rows), (as_trained / total, in_eval / total) if total else None
 
 
 def _loader(batches: Any, rows: tuple[int, ...]) -> Loader:
@@ -182,48 +182,29 @@ def _norms(model: nn.Module, runs: ExampleRuns, observed: Observed) -> Iterator[
 # The loss
 
 
-@dataclass(eq=False)
-class Losses:
-    """The means of `loss(output, target)` over the mini-batches, each by its number of rows.
+def _refuse_loss_without(loss: Loss | None, batches: Any) -> None:
+    if loss is not None and batches is None:
+        raise ValueError("`loss` is given and `batches` are not: pass those on which to take it")
+    if loss is not None and not callable(loss):
+        raise TypeError(
+            f"`loss` is a {type(loss).__name__}: pass a function of the model's output "
+            f"and the target, as torch.nn.functional.cross_entropy"
+        )
 
-    >>> losses = Losses(lambda output, target: (output - target).square().mean())
-    >>> losses.add((torch.tensor([3.0]), torch.tensor([1.0])), torch.tensor([1.0]), rows=2)
-    >>> losses.means
-    (4.0, 0.0)
+
+def _losses(loss: Loss, outputs: tuple[Any, Any], target: Any) -> list[float]:
+    """Return the loss of what the model made of a mini-batch, as trained and in eval mode.
+
+    Empty where it fails on it, as `not_run` says.
     """
-
-    loss: Loss
-    rows: int = 0
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
-
-    def __post_init__(self) -> None:
-        if not callable(self.loss):
-            raise TypeError(
-                f"`loss` is a {type(self.loss).__name__}: pass a function of the model's output "
-                f"and the target, as torch.nn.functional.cross_entropy"
-            )
-
-    def add(self, outputs: tuple[Any, Any], target: Any, *, rows: int | None) -> None:
-        """Take in one mini-batch: what the model made of it as trained and in eval mode."""
-        if target is None:
-            raise ValueError(
-                "`loss` is given, and a mini-batch of `batches` has no target: pass mini-batches "
-                "(inputs, target), or leave `loss` out"
-            )
-        if any(output is None for output in outputs):
-            return  # the model fails on it; `not_run` says so
-        weight = rows or 1
-        for index, output in enumerate(outputs):
-            self.sums[index] += weight * _number(self.loss(output, target))
-        self.rows += weight
-
-    @property
-    def means(self) -> tuple[float, float] | None:
-        """The loss by batch statistics and in eval mode, None if no mini-batch could be run."""
-        if not self.rows:
-            return None
-        as_trained, in_eval = (part / self.rows for part in self.sums)
-        return as_trained, in_eval
+    if target is None:
+        raise ValueError(
+            "`loss` is given, and a mini-batch of `batches` has no target: pass mini-batches "
+            "(inputs, target), or leave `loss` out"
+        )
+    if any(output is None for output in outputs):
+        return []
+    return [_number(loss(output, target)) for output in outputs]
 
 
 def _number(value: Any) -> float:
@@ -260,24 +241,18 @@ def working_copy(model: nn.Module) -> tuple[nn.Module, tuple[Parallel, ...]]:
     >>> working_copy(nn.DataParallel(nn.Linear(2, 2)))
     (Linear(in_features=2, out_features=2, bias=True), ())
     """
-    around = (
-        [Parallel("", model.forward_sync_buffers)]
-        if isinstance(model, DistributedDataParallel)
-        else []
-    )
     inner = unwrapped(model)
-    if not isinstance(inner, nn.Module):
-        raise TypeError(f"`model` is a {type(model).__name__}: pass a torch.nn.Module")
     parts = {
         path: part
         for path, part in inner.named_modules()
         if isinstance(part, DistributedDataParallel)
     }
-    found = around + [Parallel(path, part.forward_sync_buffers) for path, part in parts.items()]
+    found = {"": model, **parts} if isinstance(model, DistributedDataParallel) else parts
+    parallel = tuple(Parallel(path, part.forward_sync_buffers) for path, part in found.items())
     if not parts:
-        return duplicate(inner), tuple(found)
+        return duplicate(inner), parallel
     transparent = {id(part): _Transparent(duplicate(part.module), part) for part in parts.values()}
-    return copy.deepcopy(inner, transparent), tuple(found)
+    return copy.deepcopy(inner, transparent), parallel
 
 
 def named_groups(
