@@ -4,31 +4,28 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
-from torch.optim import Optimizer
 
-from bnkit.batches import Inputs
 from bnkit.diagnosis.diagnosis import Diagnosis
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import SEVERITIES, Finding
-from bnkit.diagnosis.gathering import Given, Loss, gather
+from bnkit.diagnosis.gathering import Given, gather
 from bnkit.diagnosis.layer_records import layer_records
 from bnkit.diagnosis.rules.table import RULES, Rule
 from bnkit.norms import unwrapped
+from bnkit.options import with_options
 
 
+@with_options
 def diagnose(
     model: nn.Module,
     batches: Any = None,
     *,
-    example: Any = None,
-    optimizer: Optimizer | None = None,
     skip: Collection[str] = (),
-    inputs: Inputs | None = None,
-    loss: Loss | None = None,
     progress: bool = True,
+    **options: Unpack[Given],
 ) -> Diagnosis:
     """Return what is wrong with the batch norms of `model`, worst first, and how to fix it.
 
@@ -57,14 +54,13 @@ def diagnose(
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` is a {type(model).__name__}: pass a torch.nn.Module")
     without((), skip, rules=RULES, model=unwrapped(model))  # wrong names are worth no waiting
-    given: Given = {"example": example, "optimizer": optimizer, "inputs": inputs, "loss": loss}
-    evidence = gather(model, batches, progress=progress, **given)
+    evidence = gather(model, batches, progress=progress, **options)
     found = [finding for rule in RULES for finding in rule.check(evidence)]
-    kept = without(found, skip, rules=RULES, model=evidence.model)
+    kept = linked(without(found, skip, rules=RULES, model=evidence.model), RULES)
     return Diagnosis(
         type(model).__name__,
         len(evidence.norms),
-        worst_first(linked(kept, RULES)),
+        tuple(sorted(kept, key=lambda finding: SEVERITIES.index(finding.severity))),
         tuple(_not_run(evidence)),
         layers=layer_records(evidence),
     )
@@ -103,16 +99,6 @@ def linked(findings: Sequence[Finding], rules: Sequence[Rule]) -> list[Finding]:
 
 def _of_untouched(cause: Finding) -> bool:
     return any(each.rule == "never-updated" for each in (cause, *cause.causes))
-
-
-def worst_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """Return the findings sorted by severity; those of the same one stay in their order.
-
-    >>> found = [Finding("a", severity, (), {}, "", "") for severity in ("info", "error")]
-    >>> [finding.severity for finding in worst_first(found)]
-    ['error', 'info']
-    """
-    return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
 def _not_run(evidence: Evidence) -> list[str]:

@@ -15,7 +15,7 @@ from bnkit.diagnosis.fix import fixed_by
 from bnkit.diagnosis.layer_records import LayerRecord
 from bnkit.diagnosis.rules.table import RULES, Rule
 from bnkit.surgery.plan import Plan
-from bnkit.tables import text_table
+from bnkit.tables import first_few, text_table
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _SHOWN = 8  # layers in a row of the table
@@ -126,7 +126,8 @@ class Diagnosis:
         ({'startLine': 7}, [{'fullyQualifiedName': 'Net.fc'}])
         """
         driver = {"name": "bnkit", "rules": [_sarif_rule(rule) for rule in self.rules]}
-        physical = _physical(file, line)
+        place = {"artifactLocation": {"uri": quote(file)}, "region": {"startLine": line}}
+        physical = {"physicalLocation": place} if file else {}
         results = [self._sarif_result(finding, physical) for finding in self.findings]
         return {
             "$schema": _SCHEMA,
@@ -168,13 +169,6 @@ class Diagnosis:
         )
 
 
-def _physical(file: str, line: int) -> dict[str, Any]:
-    if not file:
-        return {}
-    place = {"artifactLocation": {"uri": quote(file)}, "region": {"startLine": line}}
-    return {"physicalLocation": place}
-
-
 def _sarif_rule(rule: Rule) -> dict[str, Any]:
     found = explanation_of(rule)
     return {
@@ -196,16 +190,11 @@ def _row(depth: int, findings: Sequence[Finding]) -> tuple[str, ...]:
 
 def _places(findings: Sequence[Finding]) -> str:
     """Return the layers of the findings, some of them where they are many."""
-    if len(findings) == 1:
-        layers = findings[0].layers
-        more = len(layers) - _SHOWN
-        return replace(findings[0], layers=layers[:_SHOWN]).place + _and(more, ",")
-    more = len(findings) - _SHOWN
-    return "; ".join(finding.place for finding in findings[:_SHOWN]) + _and(more, ";")
-
-
-def _and(more: int, mark: str) -> str:
-    return f"{mark} and {more} more" if more > 0 else ""
+    if len(findings) > 1:
+        return first_few([finding.place for finding in findings], shown=_SHOWN)
+    layers = findings[0].layers
+    more = f", and {len(layers) - _SHOWN} more" if len(layers) > _SHOWN else ""
+    return replace(findings[0], layers=layers[:_SHOWN]).place + more
 
 
 def _plain(tree: Any) -> Any:

@@ -95,15 +95,12 @@ def manual() -> str:
     """
     explained = {k: [explanation_of(rule) for rule in rules] for k, rules in KINDS.items()}
     lists = [
-        f"**{kind.capitalize()}**\n\n" + "\n".join(map(_entry, found))
+        f"**{kind.capitalize()}**\n\n"
+        + "\n".join(f"- [{each.rule}](#{each.rule}): {each.summary}" for each in found)
         for kind, found in explained.items()
     ]
     chapters = [_chapter(each) for found in explained.values() for each in found]
     return "\n\n".join([_HEAD, *lists, *chapters]) + "\n"
-
-
-def _entry(found: Explanation) -> str:
-    return f"- [{found.rule}](#{found.rule}): {found.summary}"
 
 
 def _chapter(found: Explanation) -> str:

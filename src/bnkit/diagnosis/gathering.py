@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypedDict, Unpack
+from typing import Annotated, Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from bnkit.diagnosis.evidence import Evidence, Loader, Norm, Parallel
 from bnkit.diagnosis.runs import BatchRuns, ExampleRuns, Observed, rows_of, run_on_example
 from bnkit.norms import batch_norms, unwrapped
 from bnkit.observation import follow_mode, preserved_random_state
+from bnkit.options import Default
 from bnkit.progress import counted
 from bnkit.surgery.normalized import Normalized
 
@@ -32,10 +33,10 @@ Loss = Callable[[Any, Any], Any]
 class Given(TypedDict, total=False):
     """What `diagnose` may be given beside the mini-batches; it says what each is."""
 
-    example: Any
-    optimizer: Optimizer | None
-    inputs: Inputs | None
-    loss: Loss | None
+    example: Annotated[Any, Default(None)]
+    optimizer: Annotated[Optimizer | None, Default(None)]
+    inputs: Annotated[Inputs | None, Default(None)]
+    loss: Annotated[Loss | None, Default(None)]
 
 
 def gather(

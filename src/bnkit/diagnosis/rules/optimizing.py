@@ -32,25 +32,20 @@ def weight_decay(evidence: Evidence) -> Iterator[Finding]:
             for name, half_life in _half_lives(evidence)
             if name in names and evidence.model.get_parameter(name).requires_grad
         }
-        if not decayed:
-            continue
         for layer in dict.fromkeys(name.rpartition(".")[0] for name in decayed):
             own = [life for name, life in decayed.items() if name.rpartition(".")[0] == layer]
-            yield _decayed(layer, own, kind, fast=min(own) < _FAST and names is norms)
-
-
-def _decayed(layer: str, half_lives: list[float], kind: str, *, fast: bool) -> Finding:
-    return Finding(
-        "weight-decay",
-        "warning" if fast else "info",
-        (layer,),
-        {"parameters": len(half_lives), "half-life in steps": min(half_lives)},
-        f"The optimizer decays {kind}. That does not make the function smoother, as it does "
-        f"for weights: it shrinks outputs, and kills channels whose gradient is small."
-        + (" At this rate they are dead within a few thousand steps." if fast else ""),
-        "Give the optimizer bnkit.parameter_groups(model, weight_decay=...), which leaves them "
-        "out.",
-    )
+            fast = min(own) < _FAST and names is norms
+            yield Finding(
+                "weight-decay",
+                "warning" if fast else "info",
+                (layer,),
+                {"parameters": len(own), "half-life in steps": min(own)},
+                f"The optimizer decays {kind}. That does not make the function smoother, as it "
+                f"does for weights: it shrinks outputs, and kills channels whose gradient is small."
+                + (" At this rate they are dead within a few thousand steps." if fast else ""),
+                "Give the optimizer bnkit.parameter_groups(model, weight_decay=...), which leaves "
+                "them out.",
+            )
 
 
 def _parameters(evidence: Evidence, reading: Reading) -> list[str]:
@@ -139,8 +134,10 @@ def small_micro_batch(evidence: Evidence) -> Iterator[Finding]:
     How many forwards there are to a step, the layers and the optimizer have counted: the former
     have n times the steps of the latter.
     """
-    for reading in _accumulating(evidence):
+    for reading in readings(evidence):
         forwards = forwards_of_a_step(evidence, reading)
+        if forwards < 2 or reading.frozen or isinstance(reading.module, AccumulatedBatchNorm):
+            continue
         values = effective_values(reading)
         noise = noise_of(values)
         if values is not None and noise <= QUARTER:
@@ -158,13 +155,6 @@ def small_micro_batch(evidence: Evidence) -> Iterator[Finding]:
             f'"accumulated", micro_batches={forwards}), or take larger ones.',
             converting(reading, "accumulated", micro_batches=forwards),
         )
-
-
-def _accumulating(evidence: Evidence) -> Iterable[Reading]:
-    for reading in readings(evidence):
-        accumulates = isinstance(reading.module, AccumulatedBatchNorm)
-        if not accumulates and not reading.frozen and forwards_of_a_step(evidence, reading) > 1:
-            yield reading
 
 
 def forwards_of_a_step(evidence: Evidence, reading: Reading) -> int:

@@ -112,7 +112,11 @@ def _layers(remnants: list[Remnant]) -> tuple[str, ...]:
 
 def _remnants(program: Any) -> Iterable[Remnant]:
     if isinstance(program, str | Path):
-        return _remnants_of_file(Path(program))
+        path = Path(program)
+        if not path.is_file():
+            raise FileNotFoundError(f"`program` is {str(path)!r}, and there is no such file")
+        in_archive = path.suffix == ".pt2"
+        return _remnants_of_archive(path) if in_archive else remnants_of_onnx(_onnx(path))
     if isinstance(program, torch.export.ExportedProgram | fx.GraphModule):
         return remnants_of_graph(program.graph)
     proto = getattr(program, "model_proto", program)  # of torch.onnx.ONNXProgram
@@ -122,12 +126,6 @@ def _remnants(program: Any) -> Iterable[Remnant]:
         f"`program` is a {type(program).__name__}: pass what torch.export.export returned, a "
         f"torch.fx.GraphModule, an ONNX ModelProto or the path of a file of either"
     )
-
-
-def _remnants_of_file(path: Path) -> Iterable[Remnant]:
-    if not path.is_file():
-        raise FileNotFoundError(f"`program` is {str(path)!r}, and there is no such file")
-    return _remnants_of_archive(path) if path.suffix == ".pt2" else remnants_of_onnx(_onnx(path))
 
 
 # Graphs of torch.export and torch.fx

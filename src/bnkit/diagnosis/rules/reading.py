@@ -216,7 +216,7 @@ def _of_layer(evidence: Evidence, norm: Norm) -> Iterator[Reading]:
             tensors={name: value for name, value in tensors.items() if value is not None},
             eps=_number(module, "eps", 0.0),
             momentum=_number(module, "momentum", None),
-            frozen=is_frozen(evidence, norm),
+            frozen=why_frozen(evidence.model, module) is not None,
             called=_is_called(evidence, norm),
             norm=norm,
             seen=seen if _comparable(module) else (),
@@ -243,11 +243,6 @@ def _held(module: nn.Module, attribute: str) -> Tensor | None:
 def _number(module: nn.Module, attribute: str, otherwise: Any) -> Any:
     value = getattr(module, attribute, otherwise)
     return float(value) if isinstance(value, int | float) else otherwise
-
-
-def is_frozen(evidence: Evidence, norm: Norm) -> bool:
-    """Return whether no mini-batch enters the running statistics of this layer in training."""
-    return why_frozen(evidence.model, norm.module) is not None
 
 
 def _comparable(module: Any) -> bool:

@@ -1,7 +1,7 @@
 """Rules on how a batch norm is used: on how many values, how often, and if it only looks frozen."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from bnkit.dataflow.tensors import tensors_in
@@ -9,12 +9,7 @@ from bnkit.diagnosis.evidence import Evidence, Norm
 from bnkit.diagnosis.finding import Finding, Severity
 from bnkit.diagnosis.rules.distances import distance
 from bnkit.diagnosis.rules.fixes import become
-from bnkit.diagnosis.rules.places import (
-    Place,
-    is_functional_batch_norm,
-    is_told_to_train,
-    places,
-)
+from bnkit.diagnosis.rules.places import Place, is_functional_batch_norm, is_told_to_train, places
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.moments import Moments
 
@@ -28,7 +23,8 @@ def one_value_per_channel(evidence: Evidence) -> Iterator[Finding]:
     for place in places(evidence):
         per_row = _values_per_row(evidence, place)
         short = {what: rows for what, rows in sizes.items() if 0 < rows * per_row <= 1}
-        if short and place.trains and not _is_synchronised(place):
+        synchronised = place.norm is not None and "sync" in place.norm.kind.lower()
+        if short and place.trains and not synchronised:
             what, rows = next(iter(short.items()))
             yield Finding(
                 "one-value-per-channel",
@@ -47,10 +43,11 @@ def checkpointed_twice(evidence: Evidence) -> Iterator[Finding]:
     if evidence.step is None:
         return
     twice = evidence.step.written_in_forward & evidence.step.written_in_backward
-    owned = {_owner(name): name for name in sorted(twice)}
+    owned = {name.rpartition(".")[0]: name for name in sorted(twice)}
     norms = {norm.path: norm for norm in evidence.norms}
     functional = {place.path for place in places(evidence) if place.norm is None}
-    for path in sorted(owned.keys() & (norms.keys() | functional), key=_order(evidence)):
+    order = {path: index for index, (path, _) in enumerate(evidence.model.named_modules())}
+    for path in sorted(owned.keys() & (norms.keys() | functional), key=order.__getitem__):
         yield Finding(
             "checkpointed-twice",
             "warning",
@@ -111,24 +108,11 @@ def _values_per_row(evidence: Evidence, place: Place) -> float:
     return math.prod(shape) / shape[1] / rows if len(shape) > 1 and shape[1] and rows else math.inf
 
 
-def _is_synchronised(place: Place) -> bool:
-    return place.norm is not None and "sync" in place.norm.kind.lower()
-
-
 def _severity_of_one_value(evidence: Evidence) -> Severity:
     """An error if training does it; an example may be smaller than the mini-batches."""
     if evidence.in_eval_mode:
         return "info"
     return "error" if evidence.batches_given else "warning"
-
-
-def _owner(buffer: str) -> str:
-    return buffer.rpartition(".")[0]
-
-
-def _order(evidence: Evidence) -> Callable[[str], int]:
-    order = {path: index for index, (path, _) in enumerate(evidence.model.named_modules())}
-    return order.__getitem__
 
 
 # Frozen
