@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields
 from functools import wraps
-from typing import Any, TypeVar, cast, get_args, get_type_hints, is_typeddict
+from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints, is_typeddict
 
 from bnkit.names import unknown_name
 
@@ -25,8 +25,8 @@ def parameters_of(options: type) -> list[inspect.Parameter]:
     """
     if is_typeddict(options):
         hints = get_type_hints(options, include_extras=True).items()
-        found = [(name, *get_args(hint)) for name, hint in hints]
-        defaults = [(name, kind, default.value) for name, kind, default in found]
+        found = [(name, get_args(hint)) for name, hint in hints]
+        defaults = [(name, _annotated(*kind), default.value) for name, (*kind, default) in found]
     else:
         types = get_type_hints(options)
         defaults = [(field.name, types[field.name], field.default) for field in fields(options)]
@@ -39,6 +39,10 @@ def parameters_of(options: type) -> list[inspect.Parameter]:
         )
         for name, kind, default in defaults
     ]
+
+
+def _annotated(kind: Any, *more: Any) -> Any:
+    return Annotated[(kind, *more)] if more else kind  # as the command line wants its help
 
 
 def showing(options: Iterable[inspect.Parameter]) -> Callable[[Function], Function]:

@@ -3,7 +3,7 @@
 import inspect
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypedDict, Unpack
 
 import typer
 
@@ -15,6 +15,7 @@ from bnkit.cli.output import chatter_on_stderr, explained, messages, print_resul
 from bnkit.diagnosis import Diagnosis, diagnose, diagnose_export
 from bnkit.diagnosis.finding import SEVERITIES, Severity
 from bnkit.names import one_of
+from bnkit.options import Default, with_options
 from bnkit.references import import_reference
 from bnkit.report.diagnosis_page import checked, write_diagnosis
 
@@ -22,6 +23,40 @@ EXPORTED = (".onnx", ".pt2")
 _BARS: dict[str, Severity] = {severity: severity for severity in SEVERITIES}
 
 
+class Wanted(TypedDict, total=False):
+    """What comes out of `bnkit doctor`."""
+
+    fail_on: Annotated[
+        str,
+        typer.Option(help="error, warning or info: from what on the exit code is 1"),
+        Default("warning"),
+    ]
+    fix: Annotated[
+        Path | None,
+        typer.Option(help="write a checkpoint of the fixed network", metavar="FILE.safetensors"),
+        Default(None),
+    ]
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            help="write a page with the findings and charts of all batch norms",
+            metavar="FILE.html",
+        ),
+        Default(None),
+    ]
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="print the findings as JSON", show_default=False),
+        Default(False),
+    ]
+    as_sarif: Annotated[
+        bool,
+        typer.Option("--sarif", help="print them for code scanners", show_default=False),
+        Default(False),
+    ]
+
+
+@with_options
 def doctor(
     model: Annotated[
         str,
@@ -37,26 +72,7 @@ def doctor(
         str,
         typer.Option(help="rules to leave out, everywhere or in layers", metavar="RULE[:GLOB],…"),
     ] = "",
-    fail_on: Annotated[
-        str, typer.Option(help="error, warning or info: from what on the exit code is 1")
-    ] = "warning",
-    fix: Annotated[
-        Path | None,
-        typer.Option(help="write a checkpoint of the fixed network", metavar="FILE.safetensors"),
-    ] = None,
-    html: Annotated[
-        Path | None,
-        typer.Option(
-            help="write a page with the findings and charts of all batch norms",
-            metavar="FILE.html",
-        ),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="print the findings as JSON", show_default=False)
-    ] = False,
-    as_sarif: Annotated[
-        bool, typer.Option("--sarif", help="print them for code scanners", show_default=False)
-    ] = False,
+    **options: Unpack[Wanted],
 ) -> None:
     """What is wrong with the batch norms of this network, where, and how is it fixed?
 
@@ -72,14 +88,16 @@ def doctor(
 
     Exit codes: 0 healthy, 1 findings of --fail-on or worse, 2 wrong use.
     """
+    fix, html, as_json = options["fix"], options["html"], options["as_json"]
+    sarif_of = model if options["as_sarif"] else None
     with explained():
-        bar = one_of(_BARS, fail_on, "fail-on")
-        if as_json and as_sarif:
+        bar = one_of(_BARS, options["fail_on"], "fail-on")
+        if as_json and sarif_of:
             raise ValueError("--json and --sarif both ask for stdout: leave one out")
         if Path(model).suffix in EXPORTED:
             _refuse_for_exported(example, data, checkpoint, skip or None, fix, html)
             exported = _of_exported(Path(model))
-            _print(exported, as_json=as_json, sarif_of=model if as_sarif else None)
+            _print(exported, as_json=as_json, sarif_of=sarif_of)
             raise typer.Exit(1 if exported.at_least(bar) else 0)
     with Operation.begin("looking at the batch norms", model, checkpoint, fix) as operation:
         if html is not None:
@@ -98,7 +116,7 @@ def doctor(
             documents = tuple(plan.to_json() for plan in changes)
             File(fix, fixed.state_dict(), documents).restore(operation.network)  # it loads
             plans = (*plans, *documents)
-    _print(found, as_json=as_json, sarif_of=model if as_sarif else None)
+    _print(found, as_json=as_json, sarif_of=sarif_of)
     if html is not None:
         with explained(), messages.status("drawing"), chatter_on_stderr():
             write_diagnosis(found, html)

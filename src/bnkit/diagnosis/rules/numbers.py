@@ -155,11 +155,37 @@ def large_eps(evidence: Evidence) -> Iterator[Finding]:
     for reading in readings(evidence):
         typical = _typical_variance(reading)
         if typical is not None and typical < reading.eps:
-            yield _outweighing(reading, typical)
+            yield Finding(
+                "large-eps",
+                "warning",
+                (reading.path,),
+                {"eps": reading.eps, "median variance": typical},
+                f"In half of the channels eps is more than the variance, so the layer divides by "
+                f"√eps, and its outputs have less than √½ of the scale that γ gives them"
+                f"{reading.where}.",
+                "Scale the inputs or set a smaller eps, with γ to make up for it in eval mode.",
+                _smaller_eps(reading, min(_DEFAULT_EPS, typical / 100)),
+            )
         elif reading.eps >= _EPS_OF_NO_FRAMEWORK:
-            yield _misplaced(reading)
+            yield Finding(
+                "large-eps",
+                "warning",
+                (reading.path,),
+                {"eps": reading.eps},
+                f"An eps of {reading.eps:g} is not the default of any framework: the second "
+                f"argument of torch's batch norms is eps, where others have momentum.",
+                "Name the arguments: BatchNorm2d(features, eps=1e-5, momentum=0.1).",
+                _smaller_eps(reading, _DEFAULT_EPS),
+            )
         elif reading.eps >= _EPS_OF_KERAS:
-            yield _of_another_framework(reading)
+            yield Finding(
+                "large-eps",
+                "info",
+                (reading.path,),
+                {"eps": reading.eps},
+                "This is the eps of Keras and others, not torch's 1e-5; the variances are larger.",
+                "Leave it, unless weights come from a model with another eps.",
+            )
 
 
 def _typical_variance(reading: Reading) -> float | None:
@@ -169,43 +195,6 @@ def _typical_variance(reading: Reading) -> float | None:
         return None
     alive = variance[~is_collapsed(reading, variance) & (variance > 0)]
     return alive.median().item() if len(alive) else None
-
-
-def _outweighing(reading: Reading, typical: float) -> Finding:
-    return Finding(
-        "large-eps",
-        "warning",
-        (reading.path,),
-        {"eps": reading.eps, "median variance": typical},
-        f"In half of the channels eps is more than the variance, so the layer divides by √eps, and "
-        f"its outputs have less than √½ of the scale that γ gives them{reading.where}.",
-        "Scale the inputs or set a smaller eps, with γ to make up for it in eval mode.",
-        _smaller_eps(reading, min(_DEFAULT_EPS, typical / 100)),
-    )
-
-
-def _of_another_framework(reading: Reading) -> Finding:
-    return Finding(
-        "large-eps",
-        "info",
-        (reading.path,),
-        {"eps": reading.eps},
-        "This is the eps of Keras and others, not torch's 1e-5; the variances are larger.",
-        "Leave it, unless weights come from a model with another eps.",
-    )
-
-
-def _misplaced(reading: Reading) -> Finding:
-    return Finding(
-        "large-eps",
-        "warning",
-        (reading.path,),
-        {"eps": reading.eps},
-        f"An eps of {reading.eps:g} is not the default of any framework: the second argument "
-        f"of torch's batch norms is eps, where others have momentum.",
-        "Name the arguments: BatchNorm2d(features, eps=1e-5, momentum=0.1).",
-        _smaller_eps(reading, _DEFAULT_EPS),
-    )
 
 
 def _smaller_eps(reading: Reading, eps: float) -> Fix | None:
