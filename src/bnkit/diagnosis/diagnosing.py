@@ -136,13 +136,14 @@ def without(
         raise TypeError(f"`skip` is {skip!r}: pass a list of names of rules, such as ['on-logits']")
     paths = [path for path, _ in model.named_modules()]
     switches = [_switch(name, paths, rules) for name in skip]
-    return [finding for finding in findings if not any(_is_off(finding, *s) for s in switches)]
 
+    def is_off(finding: Finding) -> bool:
+        """Return whether its rule is off everywhere, or in a layer that it names."""
+        patterns = [pattern for slug, pattern in switches if slug == finding.rule]
+        named = (fnmatchcase(layer, p) for layer in finding.layers for p in patterns)
+        return "*" in patterns or any(named)
 
-def _is_off(finding: Finding, slug: str, pattern: str) -> bool:
-    """Return whether this finding is of the rule, and names a layer that the pattern matches."""
-    matches = pattern == "*" or any(fnmatchcase(layer, pattern) for layer in finding.layers)
-    return finding.rule == slug and matches
+    return [finding for finding in findings if not is_off(finding)]
 
 
 def _switch(name: str, paths: Sequence[str], rules: Sequence[Rule]) -> tuple[str, str]:

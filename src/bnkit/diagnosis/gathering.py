@@ -63,14 +63,16 @@ def gather(
     ):
         working, parallel = working_copy(model)
         paths = batch_norms(working).paths
-        observed, loader, losses = Observed(), Loader(), None
+        as_trained, in_eval, in_training = Observed(), Observed(), Observed()
+        loader, losses = Loader(), None
         if batches is not None:
             runs = BatchRuns(working, paths)
             calls = labelled_calls_of(working, batches, inputs=given.get("inputs"))
             total, begun = number_of(batches), time.monotonic()
             calls = counted(calls, "diagnosing", total=total, begun=begun, shown=progress)
             first, rows, losses = _run(runs, calls, loss)
-            observed, loader = runs.observed(), _loader(batches, rows)
+            as_trained, in_eval = runs.as_trained.observed, runs.in_eval.observed
+            in_training, loader = runs.in_training.observed, _loader(batches, rows)
             del runs  # and with it two copies of the model
             example = _example_of(working, first) if example is None else example
         on_example = ExampleRuns(failure=NOTHING_TO_RUN, training_failure=NOTHING_TO_RUN)
@@ -78,11 +80,11 @@ def gather(
             on_example = run_on_example(working, example, paths)
     return Evidence(
         model=working,
-        norms=tuple(_norms(working, on_example, observed)),
+        norms=tuple(_norms(working, on_example, as_trained, in_eval, in_training)),
         flow=on_example.flow,
         training_flow=on_example.training_flow,
-        failure=on_example.failure or observed.failure,
-        training_failure=on_example.training_failure or observed.training_failure,
+        failure=on_example.failure or in_eval.failure,
+        training_failure=on_example.training_failure or in_training.failure,
         step_failure=on_example.step_failure,
         example=example,
         outcome=on_example.outcome,
@@ -157,7 +159,13 @@ def _example_of(model: nn.Module, call: Call) -> Any:
     return dict(zip(names, args, strict=False)) | kwargs if kwargs else args
 
 
-def _norms(model: nn.Module, runs: ExampleRuns, observed: Observed) -> Iterator[Norm]:
+def _norms(
+    model: nn.Module,
+    runs: ExampleRuns,
+    as_trained: Observed,
+    in_eval: Observed,
+    in_training: Observed,
+) -> Iterator[Norm]:
     flow, training_flow = runs.flow or _NO_CALLS, runs.training_flow or _NO_CALLS
     owners = {
         id(layer.batchnorm): path
@@ -173,9 +181,9 @@ def _norms(model: nn.Module, runs: ExampleRuns, observed: Observed) -> Iterator[
             owner=owner,
             calls=tuple(flow.calls_of(caller)),
             training_calls=tuple(training_flow.calls_of(caller)),
-            as_trained=tuple(observed.as_trained.get(path, ())),
-            in_eval=tuple(observed.in_eval.get(path, ())),
-            in_training=tuple(observed.in_training.get(path, ())),
+            as_trained=tuple(as_trained.seen.get(path, ())),
+            in_eval=tuple(in_eval.seen.get(path, ())),
+            in_training=tuple(in_training.seen.get(path, ())),
             shapes=tuple(runs.shapes.get(path, ())),
         )
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.rules.parameters import finite_gamma, is_dead
-from bnkit.diagnosis.rules.places import is_functional_batch_norm, normalises_by_batch
-from bnkit.diagnosis.rules.reading import Comparison, Reading, is_finite, readings
+from bnkit.diagnosis.rules.places import normalises_by_batch
+from bnkit.diagnosis.rules.reading import Comparison, Reading, functions, is_finite, readings
 from bnkit.diagnosis.rules.running_statistics import is_collapsed, measured_variance
 from bnkit.diagnosis.rules.staleness import tolerance
 from bnkit.moments import Moments
@@ -71,8 +71,8 @@ def layer_records(evidence: Evidence) -> tuple[LayerRecord, ...]:
     (2.0, 1.0, 0)
     """
     flow = evidence.flow or evidence.trained_flow
-    functions = [] if flow is None else list(filter(is_functional_batch_norm, flow.calls))
-    of_functions = {call.scope: call.index for call in reversed(functions)}  # the first call wins
+    calls = [function.call for function in functions(flow)]
+    of_functions = {call.scope: call.index for call in reversed(calls)}  # the first call wins
 
     def place(reading: Reading) -> float:  # the index of its first call; last for what did not run
         if reading.norm is None:

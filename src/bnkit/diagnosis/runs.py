@@ -4,7 +4,7 @@ A copy holds as many bytes as the model. Beside the one that `Evidence` keeps, t
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -38,7 +38,7 @@ class BatchRuns:
 
     >>> runs = BatchRuns(nn.Sequential(nn.BatchNorm1d(1)), ["0"])
     >>> as_trained, in_eval = runs.run(((torch.tensor([[1.0], [3.0]]),), {}))
-    >>> runs.in_eval.seen["0"][0].moments.mean.item(), as_trained.flatten()
+    >>> runs.in_eval.observed.seen["0"][0].moments.mean.item(), as_trained.flatten()
     (2.0, tensor([-1.0000,  1.0000]))
     """
 
@@ -73,44 +73,27 @@ class BatchRuns:
         self.in_training.run(call)
         return outputs
 
-    def observed(self) -> "Observed":
-        """Return what the layers were given, without the copies of the model."""
-        return Observed(
-            self.as_trained.seen,
-            self.in_eval.seen,
-            self.in_training.seen,
-            self.in_eval.failure,
-            self.in_training.failure,
-        )
 
-
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Observed:
-    """What the layers were given over all mini-batches, by path and call, in each of three ways.
+    """What the layers were given over all mini-batches in one way of running, by path and call.
 
-    `failure` and `training_failure` say why the model failed on a mini-batch, if it did.
+    A mini-batch on which the model fails is left out, and `failure` says why the first one did.
     """
 
-    as_trained: Mapping[str, Sequence[Seen]] = field(default_factory=dict)
-    in_eval: Mapping[str, Sequence[Seen]] = field(default_factory=dict)
-    in_training: Mapping[str, Sequence[Seen]] = field(default_factory=dict)
+    seen: dict[str, list[Seen]] = field(default_factory=dict)
     failure: str = ""
-    training_failure: str = ""
 
 
 @dataclass(eq=False)
 class BatchRun:
-    """One way of running `model`, a copy; `seen` is what the layers were given, by path and call.
-
-    A mini-batch on which the model fails is left out, and `failure` says why the first one did.
-    """
+    """One way of running `model`, a copy."""
 
     model: nn.Module
     layers: Mapping[str, nn.Module]
     mode: Mode
     settle: Settle | None = None
-    seen: dict[str, list[Seen]] = field(default_factory=dict)
-    failure: str = ""
+    observed: Observed = field(default_factory=Observed)
 
     def run(self, call: Call) -> Any:
         """Run the model on a copy of this mini-batch and pool what its layers are given.
@@ -118,7 +101,7 @@ class BatchRun:
         Returns what the model does, None where it fails.
         """
         batch: dict[str, list[Seen]] = defaultdict(list)
-        rows = rows_of(call)
+        observed, rows = self.observed, rows_of(call)
 
         def see(path: str, layer: nn.Module, values: Tensor) -> None:
             if values.dim() < 2 or not values.numel():
@@ -137,10 +120,10 @@ class BatchRun:
             ):
                 output = self.model(*args, **kwargs)
         except Exception as error:  # noqa: BLE001  whatever a model raises; it is reported
-            self.failure = self.failure or _named(error)
+            observed.failure = observed.failure or _named(error)
             return None
         for path, calls in batch.items():
-            self.seen[path] = _pooled(self.seen.get(path, []), calls)
+            observed.seen[path] = _pooled(observed.seen.get(path, []), calls)
         return output
 
 

@@ -10,7 +10,7 @@ import torch
 
 from bnkit.diagnosis.evidence import Evidence, Norm, once
 from bnkit.diagnosis.finding import Finding
-from bnkit.diagnosis.fix import Fix, by_edit, in_turn
+from bnkit.diagnosis.fix import by_edit, in_turn
 from bnkit.diagnosis.rules.distances import by_chance, distance, root_mean_square
 from bnkit.diagnosis.rules.fixes import become, edit
 from bnkit.diagnosis.rules.places import normalises_by_batch
@@ -86,6 +86,8 @@ def _between_calls(evidence: Evidence, norm: Norm, calls: int) -> Finding:
     pairs = list(combinations(norm.as_trained, 2))
     apart = max((distance(norm.module, a.moments, b.moments) for a, b in pairs), default=None)
     chance = max((by_chance(norm.module, seen) for seen in norm.as_trained), default=math.inf)
+    others = _paths_of_modules(evidence)[id(norm.module)][1:]
+    copies = (by_edit(edit(path, "unshare", "become a copy"), needs=[path]) for path in others)
     measured: dict[str, Any] = {"calls in one forward": calls}
     if apart is not None:
         measured |= {_APART: apart, "by chance": chance}
@@ -98,15 +100,7 @@ def _between_calls(evidence: Evidence, norm: Norm, calls: int) -> Finding:
         "statistics: where their inputs differ, eval mode normalises each by a mixture."
         + ("" if pairs else " Give mini-batches to have the difference measured."),
         "Give each place a batch norm of its own (weights may stay shared).",
-        _unsharing(evidence, norm),
-    )
-
-
-def _unsharing(evidence: Evidence, norm: Norm) -> Fix | None:
-    """Return the fix that puts a copy at each path of the module but the first, if it has more."""
-    others = _paths_of_modules(evidence)[id(norm.module)][1:]
-    return in_turn(
-        *(by_edit(edit(path, "unshare", "become a copy"), needs=[path]) for path in others)
+        in_turn(*copies),
     )
 
 

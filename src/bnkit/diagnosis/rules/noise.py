@@ -27,26 +27,22 @@ def noisy_statistics(evidence: Evidence) -> Iterator[Finding]:
     for reading in readings(evidence):
         if reading.frozen:
             continue
-        if noise_of(effective_values(reading)) > QUARTER:
-            yield _in_every_mini_batch(reading)
+        values = effective_values(reading)
+        noise = noise_of(values)
+        if noise > QUARTER:
+            yield Finding(
+                "noisy-statistics",
+                "warning" if noise > HALF else "info",
+                (reading.path,),
+                {"effective values per channel": values, "output noise": noise},
+                "The statistics of a mini-batch are worth those of few independent values per "
+                "channel: chance moves the output by such a share of its size.",
+                "Use larger mini-batches, synchronise the ranks, or correct by running "
+                'statistics: model = bnkit.convert(model, "renorm").',
+                converting(reading, "renorm") if noise > HALF else None,
+            )
         else:
             yield from _in_the_smallest(evidence, reading)
-
-
-def _in_every_mini_batch(reading: Reading) -> Finding:
-    values = effective_values(reading)
-    noise = noise_of(values)
-    return Finding(
-        "noisy-statistics",
-        "warning" if noise > HALF else "info",
-        (reading.path,),
-        {"effective values per channel": values, "output noise": noise},
-        "The statistics of a mini-batch are worth those of few independent values per channel: "
-        "chance moves the output by such a share of its size.",
-        "Use larger mini-batches, synchronise the ranks, or correct by running statistics: "
-        'model = bnkit.convert(model, "renorm").',
-        converting(reading, "renorm") if noise > HALF else None,
-    )
 
 
 def _in_the_smallest(evidence: Evidence, reading: Reading) -> Iterator[Finding]:

@@ -89,7 +89,8 @@ def _given(evidence: Evidence) -> Iterator[Finding]:
 def half_precision_statistics(evidence: Evidence) -> Iterator[Finding]:
     """Find running statistics that are kept in half precision."""
     for reading in readings(evidence):
-        dtype = _half_statistics(reading)
+        dtypes = (reading.tensors[n].dtype for n in STATISTICS[:2] if n in reading.tensors)
+        dtype = next((dtype for dtype in dtypes if dtype in HALF_PRECISION), None)
         if dtype is None:
             continue
         steps = torch.finfo(dtype).eps
@@ -105,11 +106,6 @@ def half_precision_statistics(evidence: Evidence) -> Iterator[Finding]:
             "Keep batch norm in float32, and train under torch.autocast: layer.float().",
             in_float32(reading),
         )
-
-
-def _half_statistics(reading: Reading) -> torch.dtype | None:
-    dtypes = (reading.tensors[n].dtype for n in STATISTICS[:2] if n in reading.tensors)
-    return next((dtype for dtype in dtypes if dtype in HALF_PRECISION), None)
 
 
 def momentum_convention(evidence: Evidence) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from bnkit.diagnosis.fix import Fix, by_edit
 from bnkit.diagnosis.rules.biases import channels_of_features
 from bnkit.diagnosis.rules.fixes import edit
 from bnkit.diagnosis.rules.places import chains_to_norms
-from bnkit.diagnosis.rules.reading import Reading, readings, wide
+from bnkit.diagnosis.rules.reading import Reading, readings
 from bnkit.internals import AnyTransposedConv
 from bnkit.layers.batch_norm import ActivatedBatchNorm
 from bnkit.roles import can_own_batch_norm
@@ -54,7 +54,11 @@ def dead_channels(evidence: Evidence) -> Iterator[Finding]:
             "dead-channels",
             "warning" if share > 0.5 and not fresh else "info",  # most of the layer is idle
             (reading.path,),
-            {"channels": count, "share": share, "largest |γ| of them": _largest(gamma[dead])},
+            {
+                "channels": count,
+                "share": share,
+                "largest |γ| of them": gamma[dead].abs().max().item(),
+            },
             "All γ are 0, so the layer hands on its bias only: the start of a residual branch, or "
             "dead."
             if all_dead
@@ -161,7 +165,7 @@ def exploding_gamma(evidence: Evidence) -> Iterator[Finding]:
             "exploding-gamma",
             "warning",
             (reading.path,),
-            {"channels": int(exploded.sum()), "largest |γ|": _largest(gamma)},
+            {"channels": int(exploded.sum()), "largest |γ|": gamma.abs().max().item()},
             f"γ over {EXPLODED:g} amplifies what was normalised, and its gradient with it; in "
             f"float16 such a channel is rounded by a twentieth of what others carry.",
             "Lower the learning rate of γ, clip gradients, or go back to a checkpoint before it "
@@ -176,10 +180,6 @@ def _amplified(reading: Reading, gamma: Tensor) -> Tensor:
         return torch.ones_like(gamma, dtype=torch.bool)
     outgrown = gamma.abs() > 1.01 * (variance + reading.eps).sqrt()
     return outgrown if outgrown.dim() == 1 else outgrown.all(0)
-
-
-def _largest(values: Tensor) -> float:
-    return wide(values).abs().max().item()
 
 
 def _rectified(evidence: Evidence, reading: Reading) -> bool:

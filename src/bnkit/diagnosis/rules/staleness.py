@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from bnkit.dataflow import as_call
-from bnkit.diagnosis.evidence import Evidence, Norm, once
+from bnkit.diagnosis.evidence import Evidence, once
 from bnkit.diagnosis.finding import Finding, Severity
 from bnkit.diagnosis.fix import Fix, in_turn
 from bnkit.diagnosis.rules.distances import change_of_outputs
@@ -230,7 +230,8 @@ def _gap_at(
 
 def _gap(evidence: Evidence) -> Gap | None:
     """Return the gap on the example, None where there is none to measure."""
-    if evidence.example is None or evidence.failure or not any(map(_is_compared, evidence.norms)):
+    ran = (norm.module for norm in evidence.norms if norm.calls)
+    if evidence.example is None or evidence.failure or all(map(why_incomparable, ran)):
         return None
     call = as_call(evidence.example)
     try:
@@ -238,10 +239,6 @@ def _gap(evidence: Evidence) -> Gap | None:
     except Exception as error:  # noqa: BLE001  whatever the model raises by other statistics
         evidence.notes.append(f"the gap on the example: {type(error).__name__}: {error}")
         return None
-
-
-def _is_compared(norm: Norm) -> bool:
-    return bool(norm.calls) and why_incomparable(norm.module) is None
 
 
 def _severity(evidence: Evidence, difference: float, behind: list[Reading]) -> Severity:

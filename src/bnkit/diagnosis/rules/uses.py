@@ -124,7 +124,18 @@ def frozen_but_batch_statistics(evidence: Evidence) -> Iterator[Finding]:
     for norm in evidence.norms:
         how = _how_frozen(norm.module, others_train=trains)
         if how and norm.module.training:
-            yield _frozen(norm, how)
+            yield Finding(
+                "frozen-but-batch-statistics",
+                "warning",
+                (norm.path,),
+                {"how": how, **_off(norm)},
+                "This batch norm looks frozen, but in training mode it normalises by the "
+                "mini-batch all the same"
+                + (", and its running statistics move." if "grad" in how else "."),
+                "Put the layer in eval mode after each model.train(), or bnkit.convert(model, "
+                '"frozen"), which stays frozen.',
+                become("frozen", norm.path),
+            )
     for call in () if evidence.flow is None else evidence.flow.calls:
         if call.module is None and is_functional_batch_norm(call) and is_told_to_train(call):
             yield Finding(
@@ -152,24 +163,11 @@ def _how_frozen(module: Any, *, others_train: bool) -> str:
     return ""
 
 
-def _frozen(norm: Norm, how: str) -> Finding:
+def _off(norm: Norm) -> dict[str, float]:
+    if not norm.as_trained:
+        return {}
     module: Any = norm.module
-    measured: dict[str, Any] = {"how": how}
-    if norm.as_trained:
-        seen = norm.as_trained[0].moments
-        mean, variance = module.running_mean.to(seen.mean), module.running_var.to(seen.mean)
-        running = Moments(seen.count, mean, variance * seen.count)
-        measured["running statistics from those of the mini-batches"] = distance(
-            module, running, seen
-        )
-    return Finding(
-        "frozen-but-batch-statistics",
-        "warning",
-        (norm.path,),
-        measured,
-        "This batch norm looks frozen, but in training mode it normalises by the mini-batch all "
-        "the same" + (", and its running statistics move." if "grad" in how else "."),
-        "Put the layer in eval mode after each model.train(), or bnkit.convert(model, "
-        '"frozen"), which stays frozen.',
-        become("frozen", norm.path),
-    )
+    seen = norm.as_trained[0].moments
+    mean, variance = module.running_mean.to(seen.mean), module.running_var.to(seen.mean)
+    running = Moments(seen.count, mean, variance * seen.count)
+    return {"running statistics from those of the mini-batches": distance(module, running, seen)}
