@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from bnkit.cli.arguments import AllAsJson, DataDir, Jobs, Reports
 from bnkit.cli.output import chatter_on_stderr, explained, messages, print_result, say
 from bnkit.experiments.comparison import Interrupted
 from bnkit.experiments.provenance import usable_cores
@@ -28,6 +27,20 @@ from bnkit_claims.report import write_claims
 
 DATA = ("digits", "mnist", "fashion-mnist", "toy")
 
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="folder of the MNIST files, else downloaded", envvar="BNKIT_DATA"),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(help="processes, of one thread each", min=1, show_default="one a core"),
+]
+Reports = Annotated[
+    Path, typer.Option("--out", help="folder of the reports and of the results to resume from")
+]
+AllAsJson = Annotated[
+    bool, typer.Option("--json", help="print all of it as JSON instead of the table")
+]
 Seeds = Annotated[int | None, typer.Option(help="runs of each", show_default="each one's own")]
 ListThem = Annotated[bool, typer.Option("--list", help="list them with their sources; run nothing")]
 

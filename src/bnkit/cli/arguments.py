@@ -126,7 +126,6 @@ Where = Annotated[
     str | None,
     option(MODEL, "change only layers with such paths, * for anything", metavar="GLOB,GLOB,…"),
 ]
-Place = Annotated[str, option(MODEL, "before or after the activation")]
 Tolerance = Annotated[
     float | None,
     option(
@@ -144,21 +143,6 @@ Out = Annotated[
     ),
 ]
 AsJson = Annotated[bool, option(RESULT, "print all of it as JSON", "--json", show_default=False)]
-
-DataDir = Annotated[
-    Path | None,
-    typer.Option(help="folder of the MNIST files, else downloaded", envvar="BNKIT_DATA"),
-]
-Jobs = Annotated[
-    int | None,
-    typer.Option(help="processes, of one thread each", min=1, show_default="one a core"),
-]
-Reports = Annotated[
-    Path, typer.Option("--out", help="folder of the reports and of the results to resume from")
-]
-AllAsJson = Annotated[
-    bool, typer.Option("--json", help="print all of it as JSON instead of the table")
-]
 
 # Settings that are typed as text: the parser, how a default is shown, the metavar.
 _TYPED: dict[Any, tuple[Callable[[str], Any], Callable[[Any], str], str | None]] = {

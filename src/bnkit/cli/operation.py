@@ -85,10 +85,6 @@ class Operation:
         args, keywords = next(calls_of(self.network, self.batches(data)))
         return keywords or args
 
-    def example_or_batches(self, example: str | None, data: str | None) -> Any:
-        """Return the inputs of --example, or all mini-batches of --data."""
-        return self.example(example, data) if data is None else self.batches(data)
-
     def where(self, globs: str | None) -> Callable[[str, nn.Module], bool] | None:
         """Return what chooses the layers whose paths fit one of --where."""
         if globs is None:

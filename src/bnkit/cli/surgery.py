@@ -1,6 +1,9 @@
 """`bnkit add`, `insert`, `fold`, `remove`, `convert`, `standardize`: a network is changed."""
 
 import inspect
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +17,6 @@ from bnkit.cli.arguments import (
     Example,
     Model,
     Out,
-    Place,
     Tolerance,
     Where,
     option,
@@ -24,21 +26,17 @@ from bnkit.cli.arguments import (
 from bnkit.cli.operation import Operation
 from bnkit.cli.output import chatter_on_stderr, explained, print_result
 from bnkit.names import one_of
-from bnkit.options import showing
 from bnkit.references import called, import_reference
-from bnkit.surgery import plan_addition
+from bnkit.surgery import (
+    Plan,
+    plan_addition,
+    plan_conversion,
+    plan_folding,
+    plan_insertion,
+    plan_removal,
+    plan_standardization,
+)
 
-# The options that several commands share, each with its default.
-_SHARED: dict[str, tuple[Any, Any]] = {
-    "example": (Example, None),
-    "data": (Data, None),
-    "checkpoint": (Checkpoint, None),
-    "where": (Where, None),
-    "placement": (Place, "before"),
-    "tolerance": (Tolerance, None),
-    "out": (Out, None),
-    "as_json": (AsJson, False),
-}
 _CALIBRATED = ("group", "instance")  # kinds that compute something other than a batch norm
 
 
@@ -70,18 +68,50 @@ def add(
     print_result(plan, as_json=as_json)
 
 
-def _shared(names: str) -> list[inspect.Parameter]:
-    """Return the shared options of these names, as the command line shows them."""
-    by_keyword = inspect.Parameter.KEYWORD_ONLY
-    found = [(name, *_SHARED[name]) for name in names.split()]
-    return [
-        inspect.Parameter(name, by_keyword, annotation=kind, default=default)
-        for name, kind, default in found
-    ]
+def changing(what: str) -> Callable[[Callable[..., Plan]], Callable[..., None]]:
+    """Make a command of a function that plans an `Operation`, with options of its own.
+
+    The command takes the model, --checkpoint, --out and --json too, and where the function has
+    `**verified`, which it hands on to its plan, --where and --tolerance.
+    """
+
+    def decorate(function: Callable[..., Plan]) -> Callable[..., None]:
+        _, *own = inspect.signature(function).parameters.values()
+        verified = own[-1].kind is Parameter.VAR_KEYWORD
+        own = own[:-1] if verified else own
+
+        @wraps(function)
+        def command(model: str, *, checkpoint: Any, out: Any, as_json: bool, **typed: Any) -> None:
+            with Operation.begin(what, model, checkpoint, out) as operation:
+                if verified:
+                    typed["where"] = operation.where(typed["where"])
+                plan = function(operation, **typed)
+            operation.end(plan, as_json=as_json)
+
+        shared = [_CHECKPOINT, *(_VERIFIED if verified else ()), *_RESULT]
+        command.__signature__ = inspect.Signature([_MODEL, *own, *shared])  # type: ignore[attr-defined]  # what typer looks for
+        return command
+
+    return decorate
 
 
-@showing(_shared("data checkpoint where placement tolerance out as_json"))
-def insert(model: Model, **given: Any) -> None:
+def _shared(name: str, kind: Any, default: Any = None) -> Parameter:
+    return Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=kind, default=default)
+
+
+_MODEL = _shared("model", Model, Parameter.empty)
+_CHECKPOINT = _shared("checkpoint", Checkpoint)
+_VERIFIED = _shared("where", Where), _shared("tolerance", Tolerance)
+_RESULT = _shared("out", Out), _shared("as_json", AsJson, default=False)
+
+
+@changing("inserting")
+def insert(
+    operation: Operation,
+    data: Data = None,
+    placement: Annotated[str, option(MODEL, "before or after the activation")] = "before",
+    **verified: Any,
+) -> Plan:
     """Put batch norm into a trained network, which computes the same afterwards.
 
     Prints the plan of `bnkit.insert(model, batches)`, one line a layer, with the proof: how far
@@ -95,21 +125,13 @@ def insert(model: Model, **given: Any) -> None:
 
     Exit codes: 0 done, 1 nothing was changed, 2 wrong use.
     """
-    with Operation.begin("inserting", model, given["checkpoint"], given["out"]) as operation:
-        from bnkit.surgery.insertion import plan_insertion  # noqa: PLC0415  only for this command
-
-        plan = plan_insertion(
-            operation.network,
-            operation.batches(given["data"]),
-            where=operation.where(given["where"]),
-            placement=one_of(PLACEMENTS, given["placement"], "placement"),
-            tolerance=given["tolerance"],
-        )
-    operation.end(plan, as_json=given["as_json"])
+    where = one_of(PLACEMENTS, placement, "placement")
+    batches = operation.batches(data)
+    return plan_insertion(operation.network, batches, placement=where, **verified)
 
 
-@showing(_shared("example data checkpoint where tolerance out as_json"))
-def fold(model: Model, **given: Any) -> None:
+@changing("folding")
+def fold(operation: Operation, example: Example = None, data: Data = None, **verified: Any) -> Plan:
     """Fold batch norms into the layers beside them: less to compute, the same in eval mode.
 
     Prints the plan of `bnkit.fold(model, example)`, one line a batch norm, with the proof.
@@ -121,20 +143,13 @@ def fold(model: Model, **given: Any) -> None:
 
     Exit codes: 0 done, 1 nothing was changed, 2 wrong use.
     """
-    with Operation.begin("folding", model, given["checkpoint"], given["out"]) as operation:
-        from bnkit.surgery.folding import plan_folding  # noqa: PLC0415  only for this command
-
-        plan = plan_folding(
-            operation.network,
-            operation.example(given["example"], given["data"]),
-            where=operation.where(given["where"]),
-            tolerance=given["tolerance"],
-        )
-    operation.end(plan, as_json=given["as_json"])
+    return plan_folding(operation.network, operation.example(example, data), **verified)
 
 
-@showing(_shared("example data checkpoint where tolerance out as_json"))
-def remove(model: Model, **given: Any) -> None:
+@changing("removing")
+def remove(
+    operation: Operation, example: Example = None, data: Data = None, **verified: Any
+) -> Plan:
     """Take batch norms out: folded where possible, a plain scale and shift elsewhere.
 
     Prints the plan of `bnkit.remove(model, example)`, one line a batch norm, with the proof that
@@ -146,21 +161,12 @@ def remove(model: Model, **given: Any) -> None:
 
     Exit codes: 0 done, 1 nothing was changed, 2 wrong use.
     """
-    with Operation.begin("removing", model, given["checkpoint"], given["out"]) as operation:
-        from bnkit.surgery.removal import plan_removal  # noqa: PLC0415  only for this command
-
-        plan = plan_removal(
-            operation.network,
-            operation.example(given["example"], given["data"]),
-            where=operation.where(given["where"]),
-            tolerance=given["tolerance"],
-        )
-    operation.end(plan, as_json=given["as_json"])
+    return plan_removal(operation.network, operation.example(example, data), **verified)
 
 
-@showing(_shared("example data checkpoint where tolerance out as_json"))
+@changing("converting")
 def convert(
-    model: Model,
+    operation: Operation,
     to: Annotated[
         str,
         typer.Argument(
@@ -168,13 +174,14 @@ def convert(
             "or instance"
         ),
     ],
-    *,
+    example: Example = None,
+    data: Data = None,
     options: Annotated[
         list[str] | None,
         option(MODEL, "an option of the kind; may be given again", "--option", metavar="NAME=JSON"),
     ] = None,
-    **given: Any,
-) -> None:
+    **verified: Any,
+) -> Plan:
     """Make the batch norms of a network another kind of normalisation.
 
     Prints the plan of `bnkit.convert(model, to, batches)`, one line a layer, with the proof that
@@ -189,26 +196,16 @@ def convert(
 
     Exit codes: 0 done, 1 nothing was changed, 2 wrong use.
     """
-    with Operation.begin("converting", model, given["checkpoint"], given["out"]) as operation:
-        from bnkit.surgery.conversion import plan_conversion  # noqa: PLC0415  only for this command
-
-        if to in _CALIBRATED and given["data"] is None:
-            raise ValueError(f"--data is missing: to become {to!r}, layers are calibrated on it")
-        plan = plan_conversion(
-            operation.network,
-            to,
-            operation.example_or_batches(given["example"], given["data"]),
-            where=operation.where(given["where"]),
-            tolerance=given["tolerance"],
-            **settings(options or []),
-        )
-    operation.end(plan, as_json=given["as_json"])
+    if to in _CALIBRATED and data is None:
+        raise ValueError(f"--data is missing: to become {to!r}, layers are calibrated on it")
+    batches = operation.example(example, data) if data is None else operation.batches(data)
+    return plan_conversion(operation.network, to, batches, **verified, **settings(options or []))
 
 
-@showing(_shared("data checkpoint out as_json"))
+@changing("standardising")
 def standardize(
-    model: Model,
-    *,
+    operation: Operation,
+    data: Data = None,
     channel_axis: Annotated[
         int, option(MODEL, "axis of the features: 1 for images, -1 for (N, T, F)")
     ] = 1,
@@ -216,8 +213,7 @@ def standardize(
         str | None,
         option(MODEL, "which argument of the network is standardised, where it takes several"),
     ] = None,
-    **given: Any,
-) -> None:
+) -> Plan:
     """Put the mean and standard deviation of the training inputs into the network.
 
     Prints the plan of `bnkit.standardize(model, batches)`. The changed network takes raw inputs.
@@ -228,13 +224,6 @@ def standardize(
 
     Exit codes: 0 done, 1 nothing was changed, 2 wrong use.
     """
-    with Operation.begin("standardising", model, given["checkpoint"], given["out"]) as operation:
-        from bnkit.surgery.standardization import plan_standardization  # noqa: PLC0415  as above
-
-        plan = plan_standardization(
-            operation.network,
-            operation.batches(given["data"]),
-            channel_axis=channel_axis,
-            argument=argument,
-        )
-    operation.end(plan, as_json=given["as_json"])
+    return plan_standardization(
+        operation.network, operation.batches(data), channel_axis=channel_axis, argument=argument
+    )
