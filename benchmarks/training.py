@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import bnkit
-from bnkit.benchmarking.timing import interleaved
+from bnkit.benchmarking.measuring import interleaved
 from bnkit.experiments.networks import dlology
 from bnkit.experiments.provenance import environment
 from bnkit.kernels import memory

@@ -4,7 +4,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from bnkit.benchmarking import Case, measure
-from bnkit.benchmarking.compiling import compiled_copy, refuse_without_compiler
+from bnkit.benchmarking.measuring import compiled_copy, refuse_without_compiler
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,8 @@ import itertools
 
 import pytest
 
-from bnkit.benchmarking import timing
-from bnkit.benchmarking.timing import TURNS, interleaved
+from bnkit.benchmarking import measuring
+from bnkit.benchmarking.measuring import TURNS, interleaved
 
 
 class Clock:
@@ -28,7 +28,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(timing, "time", clock)
+    monkeypatch.setattr(measuring, "time", clock)
     return clock
 
 

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from bnkit.benchmarking.cases import CASES, Case
-from bnkit.benchmarking.compiling import refuse_without_compiler
-from bnkit.benchmarking.measuring import Measurement, measure
+from bnkit.benchmarking.measuring import Measurement, measure, refuse_without_compiler
 from bnkit.experiments.provenance import environment
 from bnkit.tables import text_table
 

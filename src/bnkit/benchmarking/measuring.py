@@ -1,6 +1,9 @@
 """`measure`: one case, bnkit's layer against torch eager, torch.compile and a copy."""
 
-from collections.abc import Callable
+import copy
+import statistics
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.benchmarking.cases import Case
-from bnkit.benchmarking.compiling import compiled_copy
-from bnkit.benchmarking.timing import Program, interleaved
 from bnkit.kernels import memory, reference
 from bnkit.observation import evaluating
 from bnkit.surgery.acceleration import accelerate
 
+Program = Callable[[], object]
+
+TURNS = 5  # at least
 EPS = 1e-5  # of torch's layers
 # Bytes of a block of channels that is read a second time from the cache, not from memory.
 CACHED = 2**20
@@ -130,3 +134,65 @@ def _copying(x: Tensor) -> Callable[[], Tensor]:
     x = x.detach()
     target = torch.empty_like(x)
     return lambda: target.copy_(x)
+
+
+# Timing, turn by turn, so that all programs meet the same machine
+
+
+def interleaved(programs: Mapping[str, Program], *, seconds: float) -> dict[str, float]:
+    """Return the median seconds of each program; they run turn by turn for `seconds` in all.
+
+    One turn to warm up is not counted.
+
+    >>> sorted(interleaved({"a": lambda: None, "b": lambda: None}, seconds=0.0))
+    ['a', 'b']
+    """
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for program in programs.values():
+        program()
+    began = time.perf_counter()
+    turns = 0
+    while turns < TURNS or time.perf_counter() - began < seconds:
+        for name, program in programs.items():
+            times[name].append(_seconds(program))
+        turns += 1
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def _seconds(program: Program) -> float:
+    start = time.perf_counter()
+    program()
+    return time.perf_counter() - start
+
+
+# torch.compile as it is measured: known to work, and begun anew for each case
+
+
+def compiled_copy(layers: nn.Module) -> nn.Module:
+    """Return a copy of `layers` compiled as one graph, and forget all that was compiled before.
+
+    Otherwise torch runs the ninth shape uncompiled, with a warning only. The `compile` method of
+    torch's own containers compiles nothing at all.
+    """
+    torch.compiler.reset()
+    compiled: Any = torch.compile(copy.deepcopy(layers), fullgraph=True, dynamic=False)
+    return compiled  # type: ignore[no-any-return]
+
+
+def refuse_without_compiler() -> None:
+    """Compile a small function by torch.compile; ValueError, with the cause, where that fails."""
+
+    def double(x: Tensor) -> Tensor:
+        return x + x
+
+    try:
+        torch.compile(double)(torch.ones(8))
+    except Exception as error:  # of many types, around the cause
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = str(cause).strip().partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"`compiled` was asked for, and torch.compile fails on this machine "
+            f"({type(cause).__name__}: {reason}): install a C++ compiler, or do without `compiled`"
+        ) from error
