@@ -39,17 +39,22 @@ def strict_json(document: Any, *, indent: int | None = None) -> str:
     '{"loss": [0.5, null]}'
     """
     return json.dumps(
-        _finite(document), allow_nan=False, default=str, ensure_ascii=False, indent=indent
+        plain(document), allow_nan=False, default=str, ensure_ascii=False, indent=indent
     )
 
 
-def _finite(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return the value as JSON knows it: tuples as lists, None for NaN and infinities.
+
+    >>> plain({"loss": (0.5, float("nan"))})
+    {'loss': [0.5, None]}
+    """
     match value:
         case float() if not math.isfinite(value):
             return None
         case dict():
-            return {str(name): _finite(item) for name, item in value.items()}
+            return {str(name): plain(item) for name, item in value.items()}
         case list() | tuple():
-            return [_finite(item) for item in value]
+            return [plain(item) for item in value]
         case _:
             return value

@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Protocol
 
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.dataflow.tensors import tensors_in
+from bnkit.files import plain
 from bnkit.kernels.choice import is_transformed
 from bnkit.monitoring.channels import Calls, is_fused
 from bnkit.monitoring.non_finite import Events, NonFinite
-from bnkit.monitoring.records import Array, Record, descriptions, plain, table_of
+from bnkit.monitoring.records import Array, Record, descriptions, table_of
 from bnkit.norms import batch_norms, unwrapped
 from bnkit.observation import LongBlock, running_eagerly, seeing_gradients, watching_layers
 
@@ -102,8 +104,8 @@ class Recorder:
         return {
             "every": self.every,
             "steps": self.steps,
-            "records": [plain(record) for record in self.records],
-            "non_finite": [plain(event) for event in self.non_finite],
+            "records": [plain(asdict(record)) for record in self.records],
+            "non_finite": [plain(asdict(event)) for event in self.non_finite],
         }
 
     def __str__(self) -> str:

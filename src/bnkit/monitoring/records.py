@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -68,21 +68,6 @@ class Record:
                 yield from zip((f"{name}_{p}" for p in PERCENTS), value, strict=True)
             else:
                 yield name, value
-
-
-def plain(entry: Any) -> dict[str, Any]:
-    """Return a dataclass as plain data, with None for numbers that are not finite.
-
-    >>> plain(Record(0, "1", (-1.0, 0.0, 1.0), (-0.5, 0.0, 0.5), *[float("nan")] * 9))["input"]
-    [-1.0, 0.0, 1.0]
-    """
-    return {key: _plain(value) for key, value in asdict(entry).items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table_of(records: Sequence[Record]) -> str:

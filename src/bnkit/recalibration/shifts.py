@@ -1,6 +1,5 @@
 """`Recalibration`: new statistics of batch norms, and how far the old ones were off."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.dataflow import duplicate
+from bnkit.files import plain
 from bnkit.internals import AnyBatchNorm
 from bnkit.norms import unwrapped
 from bnkit.recalibration.samples import Sample
@@ -82,12 +82,9 @@ class Recalibration:
 
         None stands for numbers that are not finite.
         """
-        rows = [
-            {key: _plain(value) for key, value in asdict(shift).items()} for shift in self.layers
-        ]
         return {
             "estimator": self.estimator,
-            "layers": rows,
+            "layers": [plain(asdict(shift)) for shift in self.layers],
             "left_alone": dict(self.left_alone),
         }
 
@@ -165,7 +162,3 @@ def _row(shift: LayerShift) -> tuple[str, ...]:
         f"{low:.3g} to {high:.3g}",
         f"{shift.inputs:,} mini-batch{'es' * (shift.inputs > 1)}, {shift.values:,} values",
     )
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,11 +1,11 @@
 """`Gap`: how far eval mode differs from training mode, batch norm by batch norm."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bnkit.deprecation import warn_of
+from bnkit.files import plain
 from bnkit.tables import first_few, path_or_model, text_table
 
 _NAMED = 3  # layers in the sentence under the table
@@ -79,14 +79,11 @@ class Gap:
         diverging = [layer.layer for layer in self.diverging]
         return {
             "rows": self.rows,
-            "output_difference": _plain(self.output_difference),
+            "output_difference": plain(self.output_difference),
             "threshold": self.threshold,
             "diverging": diverging,
             "parting": diverging,
-            "layers": [
-                {key: _plain(value) for key, value in asdict(layer).items()}
-                for layer in self.layers
-            ],
+            "layers": [plain(asdict(layer)) for layer in self.layers],
             "left_out": dict(self.left_out),
         }
 
@@ -132,7 +129,3 @@ def _row(layer: LayerGap) -> tuple[str, ...]:
         f"{layer.chance:.2g}",
         f"{layer.difference:.2g}",
     )
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
