@@ -1,11 +1,11 @@
 """`Monitor`: a few lines in a training loop, by plain hooks."""
 
+import importlib
 from types import TracebackType
 from typing import Any, Self
 
 from torch import nn
 
-from bnkit.monitoring.lightning import lightning_callback
 from bnkit.monitoring.recorder import Recorder, Writer
 from bnkit.observation import LongBlock, counting_training_steps, watching_layers
 
@@ -52,12 +52,13 @@ class Monitor(Recorder):
     def lightning_callback(*, every: int = 100, writer: Writer | None = None) -> Any:
         """Return a callback for Lightning's Trainer, in place of a Monitor.
 
-        It records the module that is fitted, every `every`-th training batch, and writes to the
-        Trainer's loggers where no `writer` is given. From the start of the fit on its attribute
-        `monitor` has `records`, `non_finite`, `to_json()` and `str()`. Raises ModuleNotFoundError
-        where Lightning is not installed.
+        It records the module that is fitted, every `every`-th training batch, counted from 0 in
+        each fit, and writes to the Trainer's loggers where no `writer` is given. From the start of
+        the fit on its attribute `monitor` has `records`, `non_finite`, `to_json()` and `str()`.
+        Raises ModuleNotFoundError where neither lightning nor pytorch_lightning is installed;
+        errors of a Monitor come when the fit starts.
         """
-        return lightning_callback(every=every, writer=writer)
+        return _lightning_callback(every, writer)
 
     def close(self) -> None:
         """Take all hooks away, and write what is not written yet; `records` stay.
@@ -96,3 +97,60 @@ class Monitor(Recorder):
     def _end(self, *_of_call: Any) -> None:
         self._of_step.close()
         self.end_forward()
+
+
+def _lightning_callback(every: int, writer: Writer | None) -> Any:
+    base = _lightning().Callback
+
+    class BatchNormMonitor(base):  # type: ignore[misc, valid-type]
+        """Tells a recorder of the Trainer's steps."""
+
+        monitor: Recorder | None = None
+
+        def on_fit_start(self, trainer: Any, pl_module: nn.Module) -> None:
+            to = _Loggers(trainer.loggers) if writer is None else writer
+            self.monitor = Recorder(pl_module, every=every, writer=to)
+
+        def on_train_batch_start(self, *_of_batch: Any) -> None:
+            self._recorder.begin_step()
+
+        def on_train_batch_end(self, *_of_batch: Any) -> None:
+            self._recorder.end_forward()
+
+        def on_fit_end(self, *_of_fit: Any) -> None:
+            self._recorder.close()
+
+        def on_exception(self, *_of_fit: Any) -> None:
+            if self.monitor is not None:
+                self.monitor.close()
+
+        @property
+        def _recorder(self) -> Recorder:
+            assert self.monitor is not None
+            return self.monitor
+
+    return BatchNormMonitor()
+
+
+class _Loggers:
+    """Lightning's loggers as a writer."""
+
+    def __init__(self, loggers: list[Any]) -> None:
+        self._loggers = loggers
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        for logger in self._loggers:
+            logger.log_metrics({tag: scalar_value}, step=global_step)
+
+
+def _lightning() -> Any:
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name not in (name, name.partition(".")[0]):
+                raise  # it is there, and something that it needs is not
+    raise ModuleNotFoundError(
+        "Lightning is not installed: pip install lightning, or use bnkit.Monitor(model) in a "
+        "training loop of your own"
+    )
