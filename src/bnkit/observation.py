@@ -232,27 +232,18 @@ def _around(
 ) -> Iterator[Callable[[], RemovableHandle]]:
     for path, module in modules:
         if before is not None:
-            early = _Lasting(_early(path, before)) if lasting else _early(path, before)
+            early = _Lasting(_looking(before, path)) if lasting else _looking(before, path)
             yield partial(module.register_forward_pre_hook, early, with_kwargs=True)
         if after is not None:
-            late = _Lasting(_late(path, after)) if lasting else _late(path, after)
+            late = _Lasting(_looking(after, path)) if lasting else _looking(after, path)
             yield partial(module.register_forward_hook, late, with_kwargs=True, always_call=True)
 
 
-def _early(
-    path: str, before: Before
-) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        before(path, module, args, kwargs)
+def _looking(see: Callable[..., object], name: str) -> Callable[..., None]:
+    """Return a hook that calls `see(name, ...)`; what that returns would change the module's."""
 
-    return hook
-
-
-def _late(
-    path: str, after: After
-) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        after(path, module, args, kwargs, output)
+    def hook(*of_call: Any) -> None:
+        see(name, *of_call)
 
     return hook
 
@@ -324,7 +315,7 @@ class _Lasting:
         self._hook = hook
 
     def __call__(self, *of_call: Any) -> None:
-        if _in_compiled_region():
+        if _is_compiling() or frame_compiler() not in _NO_COMPILER:
             _refuse_to_be_compiled()
         self._hook(*of_call)
 
@@ -334,10 +325,6 @@ class _Lasting:
 
 _is_compiling = torch.compiler.is_compiling
 _NO_COMPILER = (None, False)
-
-
-def _in_compiled_region() -> bool:
-    return _is_compiling() or frame_compiler() not in _NO_COMPILER
 
 
 def _refuse_to_be_compiled() -> None:
@@ -358,15 +345,8 @@ def seeing_gradients(tensors: Mapping[str, Tensor], see: Callable[[str, Tensor],
     ...     (2 * x).backward()
     x tensor([2.])
     """
-
-    def seer(name: str) -> Callable[[Tensor], None]:
-        def hook(gradient: Tensor) -> None:
-            see(name, gradient)
-
-        return hook
-
     return _hooked(
-        partial(tensor.register_hook, seer(name))
+        partial(tensor.register_hook, _looking(see, name))
         for name, tensor in tensors.items()
         if tensor.requires_grad
     )

@@ -3,7 +3,6 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -74,21 +73,11 @@ def explain_gap(
         _gap_of(path, model.get_submodule(path), sample, differences[path])
         for path, sample in samples.items()
     )
-    rows = max(sample.rows for sample in samples.values())
+    rows = max(of_rows.count for _, of_rows in samples.values())
     return Gap(rows, layers, differences[""], float(threshold), left_out)
 
 
-@dataclass(frozen=True, eq=False)
-class _Inputs:
-    """The moments of a layer's inputs, and those of the means of their rows."""
-
-    moments: Moments
-    of_rows: Moments
-
-    @property
-    def rows(self) -> int:
-        """The number of rows over all calls of the layer."""
-        return self.of_rows.count
+_Inputs = tuple[Moments, Moments]  # of a layer's inputs, and of the means of their rows
 
 
 def _objection(model: nn.Module, layer: nn.Module) -> str | None:
@@ -98,7 +87,8 @@ def _objection(model: nn.Module, layer: nn.Module) -> str | None:
 
 def _gap_of(path: str, layer: nn.Module, sample: _Inputs, difference: float) -> LayerGap:
     assert isinstance(layer, AnyBatchNorm)
-    mean, variance = sample.moments.mean, sample.moments.variance
+    moments, of_rows = sample
+    mean, variance = moments.mean, moments.variance
     running_mean, running_var = _as(layer.running_mean, mean), _as(layer.running_var, mean)
     affine: dict[str, Any] = {"eps": layer.eps, "weight": layer.weight, "bias": layer.bias}
     by_running = running_var + layer.eps
@@ -110,7 +100,7 @@ def _gap_of(path: str, layer: nn.Module, sample: _Inputs, difference: float) -> 
         ratio.min().item(),
         ratio.max().item(),
         relative_change(mean, variance, running_mean, running_var, **affine),
-        relative_chance(variance, sample.of_rows.squared_error, **affine),
+        relative_chance(variance, of_rows.squared_error, **affine),
         difference,
     )
 
@@ -162,7 +152,7 @@ def _run_by_batch_statistics(
     copied = replace_tensors(call, lambda tensor: tensor.detach().clone())
     with watching(model, after=compare), seeing_inputs(model, layers, see):
         seen = measure(model, norms, [copied], normalise=_by_the_mini_batch)
-    samples = {path: _Inputs(sample.moments, of_rows[path]) for path, sample in seen.items()}
+    samples = {path: (sample.moments, of_rows[path]) for path, sample in seen.items()}
     return samples, {path: _ratio(squares[path], len(outputs[path])) for path in outputs}
 
 
