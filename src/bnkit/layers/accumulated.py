@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from bnkit.functional import batch_norm, is_recomputing
+from bnkit.functional import is_recomputing
 from bnkit.layers.batch_norm import ActivatedBatchNorm, BatchNormOptions, showing_options
 from bnkit.moments import Moments
 
 
 class AccumulatedBatchNorm(ActivatedBatchNorm):
     """What the accumulated layers share: the moments so far, and how they normalise."""
+
+    own_options = ("micro_batches",)
 
     @showing_options()
     def __init__(
@@ -48,21 +50,8 @@ class AccumulatedBatchNorm(ActivatedBatchNorm):
         own = _moments(input)
         before = self._pooled_before(own)
         pooled = own if before is None else before + own
-        weight, bias = (
-            (self.weight, self.bias) if before is None else self._affine(input, own, pooled)
-        )
-        y = batch_norm(
-            input,
-            None,
-            None,
-            weight,
-            bias,
-            True,
-            0.0,
-            self.eps,
-            activation=self.activation,
-            residual=residual,
-        )
+        affine = (self.weight, self.bias) if before is None else self._affine(input, own, pooled)
+        y = self._normalised(input, residual, affine, (None, None), 0.0)
         if not is_recomputing():
             self._advance(_detached(own), _detached(pooled))
         return y
@@ -104,10 +93,6 @@ class AccumulatedBatchNorm(ActivatedBatchNorm):
         if self.micro_batch >= self.micro_batches:
             self.track(pooled.mean, pooled.unbiased_variance)
             self._pooled, self.micro_batch = None, 0
-
-    def extra_repr(self) -> str:
-        """Return the line of the other layers, and the number of micro-batches."""
-        return f"{super().extra_repr()}, micro_batches={self.micro_batches}"
 
 
 def reset_accumulation_(model: nn.Module) -> int:
@@ -223,9 +208,7 @@ class AccumulatedBatchNorm1d(AccumulatedBatchNorm, nn.BatchNorm1d):
 
 
 class AccumulatedBatchNorm2d(AccumulatedBatchNorm, nn.BatchNorm2d):
-    """torch.nn.BatchNorm2d for gradient accumulation: inputs (N, C, H, W).
-
-    As `AccumulatedBatchNorm1d` in all else.
+    """`AccumulatedBatchNorm1d` for inputs (N, C, H, W).
 
     >>> AccumulatedBatchNorm2d(3, micro_batches=4)
     AccumulatedBatchNorm2d(3, eps=1e-05, momentum=0.1, affine=True, bias=True, \
@@ -234,9 +217,7 @@ track_running_stats=True, micro_batches=4)
 
 
 class AccumulatedBatchNorm3d(AccumulatedBatchNorm, nn.BatchNorm3d):
-    """torch.nn.BatchNorm3d for gradient accumulation: inputs (N, C, D, H, W).
-
-    As `AccumulatedBatchNorm1d` in all else.
+    """`AccumulatedBatchNorm1d` for inputs (N, C, D, H, W).
 
     >>> layer = AccumulatedBatchNorm3d(3, micro_batches=4)
     >>> _ = layer(torch.randn(2, 3, 2, 2, 2))

@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Callable
 from inspect import Parameter, Signature
-from typing import Literal, TypedDict, TypeVar, get_args, get_type_hints
+from typing import ClassVar, Literal, TypedDict, TypeVar, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from bnkit.internals import AnyBatchNorm, check_rank
 from bnkit.kernels.activations import find_activation
 from bnkit.kernels.choice import is_traced, is_transformed
 
+_Pair = tuple[Tensor | None, Tensor | None]
 Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
 
@@ -53,6 +54,7 @@ class ActivatedBatchNorm(AnyBatchNorm):
     """
 
     non_finite_batches: Tensor
+    own_options: ClassVar[tuple[str, ...]] = ()  # of this kind, which its line shows
 
     def __init__(
         self,
@@ -93,18 +95,8 @@ class ActivatedBatchNorm(AnyBatchNorm):
     ) -> Tensor:
         tracks = self.tracks
         mean, variance = self._candidates() if tracks else (None, None)
-        y = batch_norm(
-            input,
-            mean,
-            variance,
-            weight,
-            bias,
-            True,
-            self._share_of_next_batch() if tracks else 0.0,
-            self.eps,
-            activation=self.activation,
-            residual=residual,
-        )
+        share = self._share_of_next_batch() if tracks else 0.0
+        y = self._normalised(input, residual, (weight, bias), (mean, variance), share)
         if mean is not None and variance is not None:
             self._accept(mean, variance)
         return y
@@ -113,14 +105,24 @@ class ActivatedBatchNorm(AnyBatchNorm):
         self, input: Tensor, residual: Tensor | None = None
     ) -> Tensor:
         """Normalise by the running statistics, as every kind does in eval mode."""
+        statistics = self.running_mean, self.running_var
+        return self._normalised(input, residual, (self.weight, self.bias), statistics)
+
+    def _normalised(
+        self,
+        input: Tensor,
+        residual: Tensor | None,
+        affine: _Pair,
+        statistics: _Pair,
+        share: float | None = None,
+    ) -> Tensor:
+        """Normalise by the mini-batch, which gets this share in `statistics`; by them without."""
         return batch_norm(
             input,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            False,
-            0.0,
+            *statistics,
+            *affine,
+            share is not None,
+            share or 0.0,
             self.eps,
             activation=self.activation,
             residual=residual,
@@ -180,9 +182,10 @@ class ActivatedBatchNorm(AnyBatchNorm):
 
     def extra_repr(self) -> str:
         """Return torch's line, and what the layer has beyond torch's."""
+        own = [f", {name}={getattr(self, name)!r}" for name in self.own_options]
         activation = "" if self.activation is None else f", activation={self.activation!r}"
         guard = "" if self.guard else ", guard=False"
-        return f"{super().extra_repr()}{activation}{guard}"  # type: ignore[no-untyped-call]
+        return f"{super().extra_repr()}{activation}{guard}{''.join(own)}"  # type: ignore[no-untyped-call]
 
 
 def _are_finite(mean: Tensor, variance: Tensor) -> Tensor | Literal[True]:

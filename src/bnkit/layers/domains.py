@@ -169,9 +169,7 @@ class DomainBatchNorm1d(DomainBatchNorm, nn.BatchNorm1d):
 
 
 class DomainBatchNorm2d(DomainBatchNorm, nn.BatchNorm2d):
-    """torch.nn.BatchNorm2d with running statistics for each of `domains`: inputs (N, C, H, W).
-
-    As `DomainBatchNorm1d` in all else.
+    """`DomainBatchNorm1d` for inputs (N, C, H, W).
 
     >>> DomainBatchNorm2d(3, domains=("day", "night"))
     DomainBatchNorm2d(3, eps=1e-05, momentum=0.1, affine=True, bias=True, \
@@ -180,9 +178,7 @@ track_running_stats=True, domains=('day', 'night'))
 
 
 class DomainBatchNorm3d(DomainBatchNorm, nn.BatchNorm3d):
-    """torch.nn.BatchNorm3d with running statistics for each of `domains`: inputs (N, C, D, H, W).
-
-    As `DomainBatchNorm1d` in all else.
+    """`DomainBatchNorm1d` for inputs (N, C, D, H, W).
 
     >>> layer = DomainBatchNorm3d(1, domains=("ct", "mri"))
     >>> layer.load_state_dict(nn.BatchNorm3d(1).state_dict())

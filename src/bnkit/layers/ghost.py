@@ -1,24 +1,15 @@
 """`GhostBatchNorm1d/2d/3d`: in training each virtual batch is normalised by its own statistics."""
 
-from dataclasses import dataclass
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from bnkit.functional import batch_norm, check_residual, is_recomputing
+from bnkit.functional import check_residual, is_recomputing
 from bnkit.layers.batch_norm import ActivatedBatchNorm, BatchNormOptions, showing_options
 from bnkit.moments import dtype_of_sums
 
-
-@dataclass(frozen=True)
-class _Group:
-    """Virtual batches of equal size."""
-
-    count: int
-    rows: int  # of each
-
-
+_Group = tuple[int, int]  # virtual batches of equal size: their number, and the rows of each
 _Statistics = tuple[Tensor, Tensor] | tuple[None, None]
 
 
@@ -43,6 +34,8 @@ class GhostBatchNorm(ActivatedBatchNorm):
     channel.
     """
 
+    own_options = ("virtual_batch_size",)
+
     @showing_options()
     def __init__(
         self,
@@ -62,21 +55,22 @@ class GhostBatchNorm(ActivatedBatchNorm):
     def normalise_by_batch(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalise each virtual batch of `input` by its own statistics, and track their mean."""
         groups = _virtual_batches(input.shape, self.virtual_batch_size) if self.training else []
-        if len(groups) < 2 and all(group.count == 1 for group in groups):
+        if len(groups) < 2 and all(count == 1 for count, _ in groups):
             return super().normalise_by_batch(input, residual)
         if residual is not None:
             check_residual(input, residual)
-        rows = [group.count * group.rows for group in groups]
+        counts = [count for count, _ in groups]
+        rows = [count * of_each for count, of_each in groups]
         residuals = [None] * len(groups) if residual is None else residual.split_with_sizes(rows)
-        statistics = [self._room_for_statistics(group.count) for group in groups]
+        statistics = [self._room_for_statistics(count) for count in counts]
         ys = [
             self._normalise_together(*part)
             for part in zip(
-                input.split_with_sizes(rows), residuals, groups, statistics, strict=True
+                input.split_with_sizes(rows), residuals, counts, statistics, strict=True
             )
         ]
         if self.tracks and not is_recomputing():
-            self._track_average(statistics, [g.rows * input.shape[2:].numel() for g in groups])
+            self._track_average(statistics, [n * input.shape[2:].numel() for _, n in groups])
         return ys[0] if len(ys) == 1 else torch.cat(ys)
 
     def _room_for_statistics(self, count: int) -> _Statistics:
@@ -87,26 +81,17 @@ class GhostBatchNorm(ActivatedBatchNorm):
         return mean.new_zeros(count * len(mean)), mean.new_zeros(count * len(mean))
 
     def _normalise_together(
-        self, input: Tensor, residual: Tensor | None, group: _Group, statistics: _Statistics
+        self, input: Tensor, residual: Tensor | None, count: int, statistics: _Statistics
     ) -> Tensor:
         """Normalise equal virtual batches in one call, in which each has channels of its own."""
         last = _has_channels_last(input)
-        mean, variance = statistics
-        y = batch_norm(
-            _side_by_side(input, group.count, channels_last=last),
-            mean,
-            variance,
-            None if self.weight is None else self.weight.repeat(group.count),
-            None if self.bias is None else self.bias.repeat(group.count),
-            True,
-            1.0,  # so that the statistics are those of this mini-batch alone
-            self.eps,
-            activation=self.activation,
-            residual=residual
-            if residual is None
-            else _side_by_side(residual, group.count, channels_last=last),
-        )
-        return _one_after_another(y, group.count, channels_last=last)
+        affine = [t if t is None else t.repeat(count) for t in (self.weight, self.bias)]
+        if residual is not None:
+            residual = _side_by_side(residual, count, channels_last=last)
+        together = _side_by_side(input, count, channels_last=last)
+        # With a share of 1 the statistics become those of this mini-batch alone.
+        y = self._normalised(together, residual, (affine[0], affine[1]), statistics, 1.0)
+        return _one_after_another(y, count, channels_last=last)
 
     def _track_average(self, statistics: list[_Statistics], values: list[int]) -> None:
         means, variances = (
@@ -114,10 +99,6 @@ class GhostBatchNorm(ActivatedBatchNorm):
             for kind in zip(*statistics, strict=True)
         )
         self.track(_average(means, values), _average(variances, [n - 1 for n in values]))
-
-    def extra_repr(self) -> str:
-        """Return the line of the other layers, and the size of a virtual batch."""
-        return f"{super().extra_repr()}, virtual_batch_size={self.virtual_batch_size}"
 
 
 def _virtual_batches(shape: torch.Size, virtual_batch_size: int) -> list[_Group]:
@@ -136,8 +117,8 @@ def _virtual_batches(shape: torch.Size, virtual_batch_size: int) -> list[_Group]
     count, rest = divmod(shape[0], virtual_batch_size)
     if count and rest * positions == 1:
         count, rest = count - 1, virtual_batch_size + 1
-    groups = [_Group(count, virtual_batch_size), _Group(1, rest)]
-    return [group for group in groups if group.count and group.rows]
+    groups = [(count, virtual_batch_size), (1, rest)]
+    return [group for group in groups if all(group)]
 
 
 def _average(parts: list[Tensor], weights: list[int]) -> Tensor:

@@ -172,9 +172,7 @@ class MaskedBatchNorm1d(MaskedBatchNorm, nn.BatchNorm1d):
 
 
 class MaskedBatchNorm2d(MaskedBatchNorm, nn.BatchNorm2d):
-    """torch.nn.BatchNorm2d whose statistics leave padding out: inputs (N, C, H, W), mask (N, H, W).
-
-    As `MaskedBatchNorm1d` in all else.
+    """`MaskedBatchNorm1d` for inputs (N, C, H, W) and masks (N, H, W).
 
     >>> x, real = torch.randn(2, 3, 4, 4), torch.ones(2, 4, 4, dtype=torch.bool)
     >>> real[0, :, 2:] = False  # the first image is only two pixels wide
@@ -184,9 +182,7 @@ class MaskedBatchNorm2d(MaskedBatchNorm, nn.BatchNorm2d):
 
 
 class MaskedBatchNorm3d(MaskedBatchNorm, nn.BatchNorm3d):
-    """torch.nn.BatchNorm3d whose statistics leave padding out: (N, C, D, H, W), mask (N, D, H, W).
-
-    As `MaskedBatchNorm1d` in all else.
+    """`MaskedBatchNorm1d` for inputs (N, C, D, H, W) and masks (N, D, H, W).
 
     >>> MaskedBatchNorm3d(3, default="all")
     MaskedBatchNorm3d(3, eps=1e-05, momentum=0.1, affine=True, bias=True, \

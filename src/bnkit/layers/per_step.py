@@ -5,7 +5,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from bnkit.functional import batch_norm, is_recomputing
+from bnkit.functional import is_recomputing
 from bnkit.layers.batch_norm import ActivatedBatchNorm, KeywordOptions, showing_options
 
 
@@ -34,6 +34,8 @@ class PerStepBatchNorm1d(ActivatedBatchNorm):
 
     weight: nn.Parameter
     num_batches_tracked: Tensor
+
+    own_options = ("max_steps",)
 
     @showing_options()
     def __init__(
@@ -86,40 +88,15 @@ class PerStepBatchNorm1d(ActivatedBatchNorm):
         """
         bias = self.bias if bias is None else bias
         by_batch = self.needs_batch and (len(input) > 1 or self.running_mean is None)
+        share = 1.0 if by_batch else None  # of 1: nothing is left of what the statistics were
         if input.dim() == 2:
-            return self._normalise_steps(input, mean, variance, self.weight, bias, by_batch)
+            return self._normalised(input, None, (self.weight, bias), (mean, variance), share)
         # Each channel of each step is a channel: (N, C, steps) -> (N, steps · C), one call for all.
         steps = input.shape[2]
-        y = self._normalise_steps(
-            input.transpose(1, 2).flatten(1),
-            mean.view(-1),
-            variance.view(-1),
-            self.weight.repeat(steps),
-            None if bias is None else bias.repeat(steps),
-            by_batch,
-        )
+        affine = self.weight.repeat(steps), None if bias is None else bias.repeat(steps)
+        flat = input.transpose(1, 2).flatten(1)
+        y = self._normalised(flat, None, affine, (mean.view(-1), variance.view(-1)), share)
         return y.view(len(input), steps, self.num_features).transpose(1, 2)
-
-    def _normalise_steps(
-        self,
-        input: Tensor,
-        mean: Tensor,
-        variance: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        by_batch: bool,
-    ) -> Tensor:
-        return batch_norm(
-            input,
-            mean,
-            variance,
-            weight,
-            bias,
-            by_batch,
-            1.0,  # nothing is left of what the statistics were
-            self.eps,
-            activation=self.activation,
-        )
 
     def track(self, mean: Tensor, variance: Tensor, first_step: int = 0) -> None:
         """Move the running statistics of steps from `first_step` on towards those, (steps, C).
@@ -155,10 +132,6 @@ class PerStepBatchNorm1d(ActivatedBatchNorm):
             return self.momentum
         batches = self.num_batches_tracked[steps, None] + 1  # sequences differ in length
         return batches.to(self.weight.dtype).reciprocal()
-
-    def extra_repr(self) -> str:
-        """Return the line of the other layers, and the number of steps."""
-        return f"{super().extra_repr()}, max_steps={self.max_steps}"
 
 
 def _check_max_steps(max_steps: int) -> None:

@@ -74,6 +74,8 @@ class BatchRenorm(ActivatedBatchNorm):
     are gone.
     """
 
+    own_options = ("r_max", "d_max")
+
     @showing_options()
     def __init__(
         self,
@@ -135,10 +137,6 @@ class BatchRenorm(ActivatedBatchNorm):
                 "after each forward, or leave the layer out of the checkpoint"
             )
         return self._last[1:]
-
-    def extra_repr(self) -> str:
-        """Return the line of the other layers, and the limits."""
-        return f"{super().extra_repr()}, r_max={self.r_max}, d_max={self.d_max}"
 
 
 def _statistics(input: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -125,9 +125,7 @@ class SyncBatchNorm1d(SynchronisedBatchNorm, BatchNorm1d):
 
 
 class SyncBatchNorm2d(SynchronisedBatchNorm, BatchNorm2d):
-    """BatchNorm2d over the mini-batches of all ranks: inputs (N, C, H, W).
-
-    `SyncBatchNorm1d` says what holds for all three.
+    """`SyncBatchNorm1d` for inputs (N, C, H, W).
 
     >>> SyncBatchNorm2d(3)(torch.ones(2, 3, 4, 4)).shape
     torch.Size([2, 3, 4, 4])
@@ -135,9 +133,7 @@ class SyncBatchNorm2d(SynchronisedBatchNorm, BatchNorm2d):
 
 
 class SyncBatchNorm3d(SynchronisedBatchNorm, BatchNorm3d):
-    """BatchNorm3d over the mini-batches of all ranks: inputs (N, C, D, H, W).
-
-    `SyncBatchNorm1d` says what holds for all three.
+    """`SyncBatchNorm1d` for inputs (N, C, D, H, W).
 
     >>> SyncBatchNorm3d(3)(torch.ones(2, 3, 4, 4, 4)).shape
     torch.Size([2, 3, 4, 4, 4])
