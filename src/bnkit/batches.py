@@ -84,7 +84,8 @@ def each_of(batches: Any) -> Iterable[Any]:
     """
     if isinstance(batches, Tensor | Mapping):
         return [batches]
-    if isinstance(batches, str | bytes | nn.Module) or not _can_be_iterated(batches):
+    iterable = hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
+    if isinstance(batches, str | bytes | nn.Module) or not iterable:
         raise TypeError(
             f"`batches` is a {type(batches).__name__}: pass a DataLoader or another iterable of "
             f"mini-batches, or one mini-batch as a tensor or a dict"
@@ -117,10 +118,6 @@ def number_of(batches: Any) -> int | None:
         return len(each_of(batches))  # type: ignore[arg-type]
     except TypeError:  # also of a DataLoader, where its data have no length
         return None
-
-
-def _can_be_iterated(batches: Any) -> bool:
-    return hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
 
 
 def why_none(batches: Any) -> str:

@@ -35,46 +35,29 @@ WEIGHT_LAYERS: dict[type[nn.Module], int | None] = {
 
 # The file in which torch defines a layer says what family it is of.
 _FAMILIES = {
-    "linear": Role.WEIGHTS,
-    "conv": Role.WEIGHTS,
-    "rnn": Role.WEIGHTS,
-    "sparse": Role.WEIGHTS,
-    "activation": Role.ACTIVATION,
-    "batchnorm": Role.NORMALISATION,
-    "instancenorm": Role.NORMALISATION,
-    "normalization": Role.NORMALISATION,
-    "pooling": Role.PASSTHROUGH,
-    "dropout": Role.PASSTHROUGH,
-    "flatten": Role.PASSTHROUGH,
-    "padding": Role.PASSTHROUGH,
-    "upsampling": Role.PASSTHROUGH,
-    "pixelshuffle": Role.PASSTHROUGH,
-    "channelshuffle": Role.PASSTHROUGH,
-    "fold": Role.PASSTHROUGH,
+    Role.WEIGHTS: "linear conv rnn sparse",
+    Role.ACTIVATION: "activation",
+    Role.NORMALISATION: "batchnorm instancenorm normalization",
+    Role.PASSTHROUGH: """
+    pooling dropout flatten padding upsampling pixelshuffle channelshuffle fold
+    """,
 }
-
-_ACTIVATIONS = frozenset(
-    """
+_FUNCTIONS = {
+    Role.ACTIVATION: """
     celu elu gelu glu gumbel_softmax hardshrink hardsigmoid hardswish hardtanh leaky_relu
     log_sigmoid log_softmax logsigmoid mish prelu relu relu6 rrelu selu sigmoid expit silu softmax
     softmin softplus softshrink softsign special_expit special_log_softmax special_softmax tanh
     tanhshrink threshold
-    """.split()
-)
-_WEIGHTS = frozenset(
-    """
+    """,
+    Role.WEIGHTS: """
     linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc
     convolution embedding embedding_bag multi_head_attention_forward lstm gru rnn_tanh rnn_relu
-    """.split()
-)
-_NORMALISATIONS = frozenset(
-    """
+    """,
+    Role.NORMALISATION: """
     batch_norm native_batch_norm instance_norm layer_norm group_norm rms_norm local_response_norm
     normalize
-    """.split()
-)
-_PASSTHROUGHS = frozenset(
-    """
+    """,
+    Role.PASSTHROUGH: """
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
     adaptive_max_pool2d adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d
     lp_pool3d max_pool1d max_pool2d max_pool3d fractional_max_pool2d fractional_max_pool3d
@@ -93,7 +76,11 @@ _PASSTHROUGHS = frozenset(
     index_copy index_put index_add index_reduce scatter scatter_add scatter_reduce
     add sub subtract rsub __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ sum neg negative
     positive
-    """.split()
+    """,
+}
+_ROLES_OF_FAMILIES, _ROLES_OF_FUNCTIONS = (
+    {name: role for role, names in kinds.items() for name in names.split()}
+    for kinds in (_FAMILIES, _FUNCTIONS)
 )
 # A product with a number or a parameter scales the value; one with another value (a gate) does not.
 _PRODUCTS = frozenset(
@@ -138,7 +125,7 @@ def role_of_module(module: nn.Module) -> Role:
     family = _family(module)
     if family is None and _is_foreign_normalisation(module):
         return Role.NORMALISATION
-    return _FAMILIES.get(family or "", Role.OTHER)
+    return _ROLES_OF_FAMILIES.get(family or "", Role.OTHER)
 
 
 def role_of_function(name: str, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Role:
@@ -150,15 +137,11 @@ def role_of_function(name: str, arguments: tuple[Any, ...], keywords: Mapping[st
     <Role.ACTIVATION: 'an activation'>
     """
     name = _plain(name)
-    if name in _ACTIVATIONS or _is_rectifier(name, arguments, keywords):
+    if _is_rectifier(name, arguments, keywords):
         return Role.ACTIVATION
-    if name in _WEIGHTS:
-        return Role.WEIGHTS
-    if name in _NORMALISATIONS:
-        return Role.NORMALISATION
-    if name in _PASSTHROUGHS or _is_scaling(name, arguments, keywords):
+    if _is_scaling(name, arguments, keywords):
         return Role.PASSTHROUGH
-    return Role.OTHER
+    return _ROLES_OF_FUNCTIONS.get(name, Role.OTHER)
 
 
 def gives_answers(activation: nn.Module | str) -> bool:
