@@ -4,7 +4,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Annotated, Any, Literal, NamedTuple, TypedDict, Unpack, get_args
+from typing import Annotated, Any, Literal, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
@@ -45,12 +45,8 @@ class RecalibrationOptions(BatchesOptions, total=False):
     progress: Annotated[bool, Default(True)]
 
 
-class Stop(NamedTuple):
-    """Where a forward stops: at which call of which layer, before it runs."""
-
-    layer: str
-    call: int
-
+# Where a forward stops: before which call of which layer.
+Stop = tuple[str, int]
 
 # One pass over all mini-batches of all ranks: samples of these layers, in the order in which they
 # first ran; of one layer alone where each forward stops at it.
@@ -74,7 +70,7 @@ def layer_by_layer(
     waiting = dict(layers)
     for place, (path, first) in enumerate(list(samples.items())):
         if place:
-            samples |= run(waiting, Stop(path, first.calls))
+            samples |= run(waiting, (path, first.calls))
         write(waiting.pop(path), settle(path, samples[path]))
     return samples
 
@@ -118,7 +114,7 @@ def estimate(
         total, shown = number_of(batches), options["progress"]
         calls = counted(calls, "measuring statistics", total=total, begun=begun, shown=shown)
         return over_all_ranks(
-            waiting if until is None else {until.layer: waiting[until.layer]},
+            waiting if until is None else {until[0]: waiting[until[0]]},
             lambda: measure(copy, waiting, calls, normalise=by_batch, until=until),
             options["process_group"],
             turn=next(turns),
@@ -150,10 +146,9 @@ def estimate(
 
 
 def _measurable(model: nn.Module, where: Where | None) -> Chosen:
-    def objection(_path: str, layer: nn.Module) -> str | None:
-        return why_incomparable(layer) or why_frozen(model, layer)
-
-    chosen = batch_norms(model, where, objection=objection)
+    chosen = batch_norms(
+        model, where, objection=lambda _, layer: why_incomparable(layer) or why_frozen(model, layer)
+    )
     if not chosen.layers:
         raise ValueError(f"there is nothing to measure: {chosen.why_none(model)}")
     return chosen
@@ -183,9 +178,9 @@ def measure(
         if values.dim() < 2 or values.shape[1] != layer.num_features or not values.numel():
             return  # the layer itself says what is wrong
         sample = Sample(Moments.of(values), inputs=1, rows=len(values))
-        if until is None or path == until.layer:
+        if until is None or path == until[0]:
             forward[path] = forward[path] + sample if path in forward else sample
-            if until is not None and forward[path].inputs == until.call:
+            if (path, forward[path].inputs) == until:
                 stop()
         statistics = normalise(path, sample, f"mini-batch {number} gives layer '{path}'")
         if statistics is not None:

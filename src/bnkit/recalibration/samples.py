@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -46,9 +45,7 @@ class Sample:
 
 Samples = dict[str, Sample]
 
-_Standing = Literal[0, 1]
-_FAILED: _Standing = 0
-_WELL: _Standing = 1
+_FAILED, _WELL = 0, 1
 _NAME = "(statistics of all ranks)"  # what errors of the exchange call us
 
 
@@ -80,7 +77,7 @@ def over_all_ranks(
             f"rank {', '.join(failed)} stopped with an error while it measured statistics, and all "
             f"ranks are needed: its own message says why; nothing has changed on this one"
         )
-    pooled = _pooled([_unpacked(share, layers) for share in shares])
+    pooled = _pooled(shares, layers)
     if not pooled:
         raise NoBatchesError("`batches` gave no mini-batch on any rank: pass at least one")
     return pooled
@@ -102,24 +99,18 @@ def _packed(samples: Samples, layers: Layers) -> Tensor:
     return vector
 
 
-def _unpacked(vector: Tensor, layers: Layers) -> Samples:
-    """Return the samples of one rank, in the order in which the layers ran there."""
-    found: dict[float, tuple[str, Sample]] = {}
-    for path, part in zip(layers, torch.split(vector, _lengths(layers)), strict=True):
-        count, inputs, rows, calls, place = part[:5].tolist()
-        if count:
-            moments = Moments(int(count), *part[5:].chunk(2))
-            found[place] = (path, Sample(moments, int(inputs), int(rows), int(calls)))
-    return dict(found[place] for place in sorted(found))
+def _pooled(shares: list[Tensor], layers: Layers) -> Samples:
+    """Return what the ranks have packed, pooled, in the order in which the layers first ran."""
+    pooled: Samples = {}
+    for share in shares:
+        parts = zip(layers, torch.split(share, _lengths(layers)), strict=True)
+        for path, part in sorted(parts, key=lambda of_layer: of_layer[1][4].item()):
+            count, inputs, rows, calls = map(int, part[:4].tolist())
+            if count:
+                sample = Sample(Moments(count, *part[5:].chunk(2)), inputs, rows, calls)
+                pooled[path] = pooled[path] + sample if path in pooled else sample
+    return pooled
 
 
 def _lengths(layers: Layers) -> list[int]:
     return [5 + 2 * layer.num_features for layer in layers.values()]
-
-
-def _pooled(samples: list[Samples]) -> Samples:
-    pooled: Samples = {}
-    for of_rank in samples:
-        for path, sample in of_rank.items():
-            pooled[path] = pooled[path] + sample if path in pooled else sample
-    return pooled

@@ -58,7 +58,11 @@ def explain_gap(
         raise ValueError(f"`threshold` is {threshold!r}: pass a number of at least 0, such as 0.1")
     by_running, by_batch = duplicate(model), duplicate(model)
     (call,) = calls_of(by_running, [batch], inputs=inputs)
-    chosen = batch_norms(model, objection=lambda _, layer: _objection(model, layer))
+    # A layer that is frozen by its momentum alone makes the two modes differ, so it stays.
+    chosen = batch_norms(
+        model,
+        objection=lambda _, layer: why_incomparable(layer) or why_same_in_both_modes(model, layer),
+    )
     paths, left_out = list(chosen.paths), chosen.left_alone
     outputs, functions = _run_in_eval_mode(by_running, call, paths)
     left_out |= dict.fromkeys(functions, "a function: in which mode it works cannot be seen")
@@ -80,11 +84,6 @@ def explain_gap(
 _Inputs = tuple[Moments, Moments]  # of a layer's inputs, and of the means of their rows
 
 
-def _objection(model: nn.Module, layer: nn.Module) -> str | None:
-    # A layer that is frozen by its momentum alone makes the two modes differ, so it stays.
-    return why_incomparable(layer) or why_same_in_both_modes(model, layer)
-
-
 def _gap_of(path: str, layer: nn.Module, sample: _Inputs, difference: float) -> LayerGap:
     assert isinstance(layer, AnyBatchNorm)
     moments, of_rows = sample
@@ -99,7 +98,7 @@ def _gap_of(path: str, layer: nn.Module, sample: _Inputs, difference: float) -> 
         ((mean - running_mean) / by_running.sqrt()).abs().max().item(),
         ratio.min().item(),
         ratio.max().item(),
-        relative_change(mean, variance, running_mean, running_var, **affine),
+        relative_change((mean, variance), (running_mean, running_var), **affine),
         relative_chance(variance, of_rows.squared_error, **affine),
         difference,
     )

@@ -4,12 +4,12 @@ import math
 
 from torch import Tensor
 
+Statistics = tuple[Tensor, Tensor]  # mean and variance, (C,) each
+
 
 def relative_change(
-    mean: Tensor,
-    variance: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
+    batch: Statistics,
+    running: Statistics,
     *,
     eps: float,
     weight: Tensor | None = None,
@@ -23,9 +23,10 @@ def relative_change(
 
     >>> import torch
     >>> zero, one = torch.zeros(1), torch.ones(1)
-    >>> relative_change(3 * one, one, zero, one, eps=0.0)
+    >>> relative_change((3 * one, one), (zero, one), eps=0.0)
     3.0
     """
+    (mean, variance), (running_mean, running_var) = batch, running
     by_running, by_batch = running_var + eps, variance + eps
     scales = (variance / by_running).sqrt() - (variance / by_batch).sqrt()
     moved = scales.square() + (mean - running_mean).square() / by_running

@@ -155,7 +155,7 @@ class Comparison:
     def change(self) -> float:
         """How far its output moves by the given statistics: the own difference of `explain_gap`."""
         of_batch = self.given.mean, self.given.variance
-        return relative_change(*of_batch, self.mean, self.variance, **self._affine)
+        return relative_change(of_batch, (self.mean, self.variance), **self._affine)
 
     @property
     def shift(self) -> float:
