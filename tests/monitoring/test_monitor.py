@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from bnkit.layers import BatchNorm1d
 from bnkit.monitoring import Monitor, NonFinite, recorder
-from bnkit.monitoring.non_finite import Events
+from bnkit.monitoring.recorder import Events
 from counting import Waits
 from interruptions import at_every_line
 

@@ -97,7 +97,7 @@ class Calls:
         """Look at the input `values` (N, C, ...) of a call, if it is the layer's first."""
         if path in self._begun or path in self.order:
             return
-        few = are_few(values) and not fused
+        few = values.numel() <= _FEW and not fused
         given = values.detach().clone() if few else look_at_input(values)
         self._begun[path] = layer, fused, look_at_state(layer, values), given
 
@@ -130,11 +130,6 @@ class Calls:
 def _channels(paths: tuple[str, ...], table: Tensor, states: Tensor) -> Channels:
     whole = torch.cat([table, states.to(table.dtype)])
     return Channels(paths, whole.reshape(len(whole), len(paths), -1))
-
-
-def are_few(values: Tensor) -> bool:
-    """Return whether a call has so few values that it is looked at together with others."""
-    return values.numel() <= _FEW
 
 
 def look_at_state(layer: Any, values: Tensor) -> Tensor:

@@ -105,29 +105,23 @@ def _lightning_callback(every: int, writer: Writer | None) -> Any:
     class BatchNormMonitor(base):  # type: ignore[misc, valid-type]
         """Tells a recorder of the Trainer's steps."""
 
-        monitor: Recorder | None = None
+        monitor: Any = None  # a Recorder, from the start of the fit on
 
         def on_fit_start(self, trainer: Any, pl_module: nn.Module) -> None:
             to = _Loggers(trainer.loggers) if writer is None else writer
             self.monitor = Recorder(pl_module, every=every, writer=to)
 
         def on_train_batch_start(self, *_of_batch: Any) -> None:
-            self._recorder.begin_step()
+            self.monitor.begin_step()
 
         def on_train_batch_end(self, *_of_batch: Any) -> None:
-            self._recorder.end_forward()
+            self.monitor.end_forward()
 
         def on_fit_end(self, *_of_fit: Any) -> None:
-            self._recorder.close()
-
-        def on_exception(self, *_of_fit: Any) -> None:
             if self.monitor is not None:
                 self.monitor.close()
 
-        @property
-        def _recorder(self) -> Recorder:
-            assert self.monitor is not None
-            return self.monitor
+        on_exception = on_fit_end
 
     return BatchNormMonitor()
 

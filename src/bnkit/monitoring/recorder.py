@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from bnkit.dataflow.tensors import tensors_in
 from bnkit.files import plain
 from bnkit.kernels.choice import is_transformed
-from bnkit.monitoring.channels import Calls, is_fused
-from bnkit.monitoring.non_finite import Events, NonFinite
-from bnkit.monitoring.records import Array, Record, descriptions, table_of
+from bnkit.monitoring.channels import Calls, is_fused, running_statistics
+from bnkit.monitoring.records import Array, NonFinite, Record, descriptions, table_of
 from bnkit.norms import batch_norms, unwrapped
 from bnkit.observation import LongBlock, running_eagerly, seeing_gradients, watching_layers
 
@@ -60,17 +59,16 @@ class Recorder:
 
     def record(self, number: int) -> None:
         """Look at the step `number`, which begins."""
-        _refuse_transformations()
+        if is_transformed():
+            raise RuntimeError(
+                "the model runs inside a transformation of torch.func, where values cannot be "
+                "read: close the Monitor, or call the model outside of it"
+            )
         self._step = Step(number, self._layers, self._percentiles)
-
-    @property
-    def is_looking(self) -> bool:
-        """Whether the step that began last is recorded."""
-        return self._step is not None and self._step.number == self.steps - 1
 
     def end_forward(self) -> None:
         """Look at no more layers in this step; gradients are still to come."""
-        if self._step is not None and self.is_looking:
+        if self._step is not None and self._step.number == self.steps - 1:
             self._step.end_forward()
             self._events.look(self._step.number, self._step.variances)
 
@@ -198,14 +196,6 @@ def _batch_norms(model: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
-def _refuse_transformations() -> None:
-    if is_transformed():
-        raise RuntimeError(
-            "the model runs inside a transformation of torch.func, where values cannot be read: "
-            "close the Monitor, or call the model outside of it"
-        )
-
-
 class Step:
     """What the layers do in step `number`; `percentiles` are those of the record before, by path.
 
@@ -302,3 +292,72 @@ def _batch_in(values: Any) -> Tensor | None:
     tensors = [values] if isinstance(values, Tensor) else tensors_in(values)
     fitting = (t for t in tensors if t.is_floating_point() and t.dim() > 1 and t.numel())
     return next(fitting, None)
+
+
+class Events:
+    """What the layers keep of non-finite mini-batches, looked at now and then.
+
+    bnkit's guard counts them, and running statistics that a NaN or an infinity has entered never
+    lose it again, so a look every hundred steps misses none; of layers without either, only the
+    inputs in the steps that are looked at are known.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        self._layers = layers
+        self._next_step = 0
+        # First and last step of each look that is not settled, and its counts, (L, 3).
+        self._looks: list[tuple[int, int, Tensor]] = []
+        self._known = {path: (int(_kept_out(layer) or 0), 0) for path, layer in layers.items()}
+
+    def look(self, last: int, variances: Mapping[str, Tensor]) -> None:
+        """Look at the layers after the step `last`, with the variances of what it gave them."""
+        if last < self._next_step:
+            return  # nothing has run since
+        counts = [
+            count
+            for path, layer in self._layers.items()
+            for count in (_kept_out(layer), _state(layer), _not_finite(variances.get(path)))
+        ]
+        self._looks.append((self._next_step, last, _stacked(counts).reshape(-1, 3)))
+        self._next_step = last + 1
+
+    def settle(self) -> list[NonFinite]:
+        """Return the events of the looks since the last call; on a GPU this waits for it, once."""
+        new = []
+        for first, last, counts in self._looks:
+            for path, (kept_out, in_state, in_input) in zip(
+                self._layers, counts.tolist(), strict=True
+            ):
+                kept_out_before, in_state_before = self._known[path]
+                self._known[path] = (kept_out, in_state)
+                batches = max(0, kept_out - kept_out_before)
+                if batches or in_input or in_state > in_state_before:
+                    new.append(NonFinite(path, first, last, batches, max(in_state, in_input)))
+        self._looks.clear()
+        return new
+
+
+def _kept_out(layer: nn.Module) -> Tensor | None:
+    """Return how many mini-batches the guard kept out."""
+    count = getattr(layer, "non_finite_batches", None)
+    return count if isinstance(count, Tensor) else None
+
+
+def _state(layer: nn.Module) -> Tensor | None:
+    """Return in how many channels the running statistics are not finite."""
+    running = running_statistics(layer)
+    return None if running is None else _not_finite(running[0] + running[1])
+
+
+def _not_finite(values: Tensor | None) -> Tensor | None:
+    """Return in how many channels, the last axis, some of the values are not finite."""
+    if values is None:
+        return None
+    return (~values.isfinite()).reshape(-1, values.shape[-1]).any(0).sum()
+
+
+def _stacked(counts: list[Tensor | None]) -> Tensor:
+    """Return a copy of all counts, 0 for None, on the device of the first."""
+    device = next((count.device for count in counts if count is not None), None)
+    zero = torch.zeros((), dtype=torch.int64, device=device)
+    return torch.stack([zero if count is None else count.to(zero) for count in counts])

@@ -1,4 +1,4 @@
-"""`Record`: what one batch norm did in one step, drawn together from its channels."""
+"""`Record`: what one batch norm did in a step, from its channels; `NonFinite`: NaN reached it."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -68,6 +68,29 @@ class Record:
                 yield from zip((f"{name}_{p}" for p in PERCENTS), value, strict=True)
             else:
                 yield name, value
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """NaN or infinity that reached a batch norm in one of the steps `first` to `last`.
+
+    `batches` is how many mini-batches bnkit's guard kept out of the running statistics (0 for a
+    layer without it), `channels` in how many the running statistics, or the input of the last of
+    these steps, are not finite.
+    """
+
+    layer: str
+    first: int
+    last: int
+    batches: int
+    channels: int
+
+    def __str__(self) -> str:
+        when = f"step {self.last}" if self.first == self.last else f"steps {self.first}–{self.last}"
+        layer = f"layer '{self.layer}'" if self.layer else "the model"
+        kept_out = f", {self.batches} mini-batches kept out" if self.batches else ""
+        held = f", {self.channels} channels not finite" if self.channels else ""
+        return f"NaN or infinity reached {layer} in {when}{kept_out}{held}."
 
 
 def table_of(records: Sequence[Record]) -> str:
