@@ -25,8 +25,7 @@ from bnkit.cli.output import (
 from bnkit.references import blaming, called, import_reference
 from bnkit.surgery.plan import Plan
 from bnkit.surgery.verification import SurgeryError
-
-_SHOWN = 8  # layers in a message
+from bnkit.tables import first_few
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,7 @@ class Operation:
         wanted = texts(globs)
         paths = [path for path, _ in self.network.named_modules() if path]
         if not any(fnmatchcase(path, glob) for path in paths for glob in wanted):
-            more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
-            there = f"the paths are {', '.join(paths[:_SHOWN])}{more}"
+            there = f"the paths are {first_few(paths, separator=', ')}"
             raise ValueError(
                 f"--where {globs!r} fits no layer: {there if paths else 'the network has only one'}"
             )

@@ -88,11 +88,15 @@ def changing(what: str) -> Callable[[Callable[..., Plan]], Callable[..., None]]:
                 plan = function(operation, **typed)
             operation.end(plan, as_json=as_json)
 
+        command.__doc__ = f"{inspect.getdoc(function)}\n\n{_EXIT_CODES}"
         shared = [_CHECKPOINT, *(_VERIFIED if verified else ()), *_RESULT]
         command.__signature__ = inspect.Signature([_MODEL, *own, *shared])  # type: ignore[attr-defined]  # what typer looks for
         return command
 
     return decorate
+
+
+_EXIT_CODES = "Exit codes: 0 done, 1 nothing was changed, 2 wrong use."
 
 
 def _shared(name: str, kind: Any, default: Any = None) -> Parameter:
@@ -122,8 +126,6 @@ def insert(
     - `bnkit insert my.code:build --data my.code:loaders --where 'features.*' --out new.safetensors`
 
     In a program: `model = bnkit.load(build(), "new.safetensors")`.
-
-    Exit codes: 0 done, 1 nothing was changed, 2 wrong use.
     """
     where = one_of(PLACEMENTS, placement, "placement")
     batches = operation.batches(data)
@@ -140,8 +142,6 @@ def fold(operation: Operation, example: Example = None, data: Data = None, **ver
     - `bnkit fold my.code:build --checkpoint trained.pt --data my.code:loaders`
 
     In a program: `model = bnkit.load(build(), "folded.pt")`.
-
-    Exit codes: 0 done, 1 nothing was changed, 2 wrong use.
     """
     return plan_folding(operation.network, operation.example(example, data), **verified)
 
@@ -158,8 +158,6 @@ def remove(
     - `bnkit remove my.code:build --checkpoint trained.pt --example 8,3,32,32 --out plain.pt`
 
     In a program: `model = bnkit.load(build(), "plain.pt")`.
-
-    Exit codes: 0 done, 1 nothing was changed, 2 wrong use.
     """
     return plan_removal(operation.network, operation.example(example, data), **verified)
 
@@ -193,8 +191,6 @@ def convert(
     - `bnkit convert my.code:build group --option num_groups=8 --data my.code:loaders --out g.pt`
 
     In a program: `model = bnkit.load(build(), "g.pt")`.
-
-    Exit codes: 0 done, 1 nothing was changed, 2 wrong use.
     """
     if to in _CALIBRATED and data is None:
         raise ValueError(f"--data is missing: to become {to!r}, layers are calibrated on it")
@@ -221,8 +217,6 @@ def standardize(
     - `bnkit standardize my.code:build --data my.code:loaders --out standardized.safetensors`
 
     In a program: `model = bnkit.load(build(), "standardized.safetensors")`.
-
-    Exit codes: 0 done, 1 nothing was changed, 2 wrong use.
     """
     return plan_standardization(
         operation.network, operation.batches(data), channel_axis=channel_axis, argument=argument
