@@ -17,7 +17,7 @@ from bnkit.cli.arguments import setting_options, settings_of
 from bnkit.experiments import comparison
 from bnkit.experiments.initialisation import SCHEMES
 from bnkit.experiments.networks import ACTIVATIONS, NETWORKS
-from bnkit.experiments.settings import Settings
+from bnkit.experiments.settings import Settings, shown_settings
 from bnkit.experiments.training import LOSSES, OPTIMIZERS
 from cli.commands import TESTS, run
 
@@ -148,10 +148,10 @@ def test_a_folder_that_cannot_be_written_is_refused(out, monkeypatch, option):
 
 def test_every_setting_has_an_option():
     options = {option.name: option for option in get_command(app).commands["compare"].params}
-    for setting in dataclasses.fields(Settings):
-        option = options[setting.name]
-        assert option.help == setting.metadata["help"]
-        assert option.rich_help_panel == setting.metadata["panel"]
+    assert list(shown_settings()) == [field.name for field in dataclasses.fields(Settings)]
+    for name, shown in shown_settings().items():
+        assert options[name].help == shown.help
+        assert options[name].rich_help_panel == shown.panel
 
 
 def test_without_options_the_settings_are_the_defaults():

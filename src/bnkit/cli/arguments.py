@@ -3,7 +3,6 @@
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -11,7 +10,7 @@ import torch
 import typer
 from torch import Tensor
 
-from bnkit.experiments.settings import PANELS, Settings
+from bnkit.experiments.settings import PANELS, Settings, Shown, shown_settings
 from bnkit.names import one_of
 from bnkit.options import parameters_of
 from bnkit.surgery.addition import Placement
@@ -159,11 +158,11 @@ _TYPED: dict[Any, tuple[Callable[[str], Any], Callable[[Any], str], str | None]]
 
 def setting_options() -> list[inspect.Parameter]:
     """Return the fields of `Settings` as typer takes options, panel by panel."""
-    metadata = {field.name: field.metadata for field in fields(Settings)}
+    shown = shown_settings()
     options = sorted(
-        parameters_of(Settings), key=lambda field: PANELS.index(metadata[field.name]["panel"])
+        parameters_of(Settings), key=lambda field: PANELS.index(shown[field.name].panel)
     )
-    return [_option_of(field, metadata[field.name]) for field in options]
+    return [_option_of(field, shown[field.name]) for field in options]
 
 
 def settings_of(typed: Mapping[str, Any]) -> Settings:
@@ -174,13 +173,13 @@ def settings_of(typed: Mapping[str, Any]) -> Settings:
     return Settings(**values)
 
 
-def _option_of(field: inspect.Parameter, metadata: Mapping[str, str]) -> inspect.Parameter:
-    name = metadata.get("option", "--" + field.name.replace("_", "-"))
+def _option_of(field: inspect.Parameter, told: Shown) -> inspect.Parameter:
+    name = told.option or "--" + field.name.replace("_", "-")
     # A switch that is on has a --no- beside it, which typer adds where no name is given.
     names = [] if field.default is True else [name]
     kind, default, more = field.annotation, field.default, {}
     if kind in _TYPED:
         _, shown, metavar = _TYPED[kind]
         kind, default, more = str, shown(default), {"metavar": metavar}
-    marked = Annotated[kind, option(metadata["panel"], metadata["help"], *names, **more)]  # type: ignore[valid-type]  # made here
+    marked = Annotated[kind, option(told.panel, told.help, *names, **more)]  # type: ignore[valid-type]  # made here
     return field.replace(annotation=marked, default=default)

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, TypedDict, get_args
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, NamedTuple, TypedDict, get_args, get_type_hints
 
 from bnkit.experiments.initialisation import parse_scheme
 from bnkit.experiments.networks import ACTIVATIONS, HIDDEN
@@ -20,9 +20,12 @@ PANELS = COMPARED, TRAINED, NORMALISED, REPORTED = (
 )
 
 
-def _shown(panel: str, text: str, **more: str) -> dict[str, str]:
-    """Return a field's metadata: the command line makes an option of it (see cli/comparison.py)."""
-    return {"panel": panel, "help": text, **more}
+class Shown(NamedTuple):
+    """How the command line shows a setting: in which panel, with which help, under which name."""
+
+    panel: str
+    help: str
+    option: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,75 +43,59 @@ class Settings:
     ValueError: `steps` is 0: pass an integer ≥ 1
     """
 
-    learning_rates: Sequence[float] = field(
-        default=(0.01, 0.1, 1.0, 3.0),
-        metadata=_shown(COMPARED, "learning rates to sweep over", option="--learning-rate"),
-    )
-    activations: Sequence[str] = field(
-        default=("sigmoid", "relu"),
-        metadata=_shown(COMPARED, ", ".join(ACTIVATIONS), option="--activation"),
-    )
-    seeds: int = field(
-        default=3,
-        metadata=_shown(COMPARED, "runs of each setting; under three there are no intervals"),
-    )
-    hidden: Sequence[int] = field(
-        default=HIDDEN, metadata=_shown(COMPARED, "units of each hidden layer of mlp")
-    )
-    optimizer: str = field(
-        default="sgd", metadata=_shown(TRAINED, "sgd, momentum (sgd with 0.9), adam or adamw")
-    )
-    loss: str = field(
-        default="cross-entropy",
-        metadata=_shown(TRAINED, "cross-entropy, or sigmoid-cross-entropy for each class"),
-    )
-    init: str = field(
-        default="default",
-        metadata=_shown(
+    learning_rates: Annotated[
+        Sequence[float], Shown(COMPARED, "learning rates to sweep over", "--learning-rate")
+    ] = (0.01, 0.1, 1.0, 3.0)
+    activations: Annotated[
+        Sequence[str], Shown(COMPARED, ", ".join(ACTIVATIONS), "--activation")
+    ] = ("sigmoid", "relu")
+    seeds: Annotated[
+        int, Shown(COMPARED, "runs of each setting; under three there are no intervals")
+    ] = 3
+    hidden: Annotated[Sequence[int], Shown(COMPARED, "units of each hidden layer of mlp")] = HIDDEN
+    optimizer: Annotated[str, Shown(TRAINED, "sgd, momentum (sgd with 0.9), adam or adamw")] = "sgd"
+    loss: Annotated[
+        str, Shown(TRAINED, "cross-entropy, or sigmoid-cross-entropy for each class")
+    ] = "cross-entropy"
+    init: Annotated[
+        str,
+        Shown(
             TRAINED,
             "initial weights: default (torch's), glorot, he, or normal:STD as in normal:0.05",
         ),
+    ] = "default"
+    batch_size: Annotated[int, Shown(TRAINED, "examples in a mini-batch")] = 60
+    steps: Annotated[int, Shown(TRAINED, "optimizer steps of each run")] = 1500
+    epochs: Annotated[
+        int | None, Shown(TRAINED, "passes over the training data, instead of --steps")
+    ] = None
+    evaluate_every: Annotated[int, Shown(TRAINED, "steps between two measurements")] = 25
+    target: Annotated[
+        float, Shown(REPORTED, "accuracy, from 0 to 1, whose first step is reported")
+    ] = 0.9
+    placement: Annotated[Placement, Shown(NORMALISED, "before or after the activation")] = (
+        "before_activation"
     )
-    batch_size: int = field(default=60, metadata=_shown(TRAINED, "examples in a mini-batch"))
-    steps: int = field(default=1500, metadata=_shown(TRAINED, "optimizer steps of each run"))
-    epochs: int | None = field(
-        default=None,
-        metadata=_shown(TRAINED, "passes over the training data, instead of --steps"),
-    )
-    evaluate_every: int = field(
-        default=25, metadata=_shown(TRAINED, "steps between two measurements")
-    )
-    target: float = field(
-        default=0.9,
-        metadata=_shown(REPORTED, "accuracy, from 0 to 1, whose first step is reported"),
-    )
-    placement: Placement = field(
-        default="before_activation", metadata=_shown(NORMALISED, "before or after the activation")
-    )
-    momentum: float = field(
-        default=0.1,
-        metadata=_shown(NORMALISED, "torch's: Keras' and TensorFlow's 0.99 is 0.01 here"),
-    )
-    eps: float = field(default=1e-5, metadata=_shown(NORMALISED, "added to the variance"))
-    shuffle: bool = field(
-        default=True,
-        metadata=_shown(TRAINED, "a new order of the training data in each epoch, or their own"),
-    )
-    training_mode_accuracy: bool = field(
-        default=False,
-        metadata=_shown(TRAINED, "measure also with the statistics of the mini-batch"),
-    )
+    momentum: Annotated[
+        float, Shown(NORMALISED, "torch's: Keras' and TensorFlow's 0.99 is 0.01 here")
+    ] = 0.1
+    eps: Annotated[float, Shown(NORMALISED, "added to the variance")] = 1e-5
+    shuffle: Annotated[
+        bool, Shown(TRAINED, "a new order of the training data in each epoch, or their own")
+    ] = True
+    training_mode_accuracy: Annotated[
+        bool, Shown(TRAINED, "measure also with the statistics of the mini-batch")
+    ] = False
 
     def __post_init__(self) -> None:
         for name in ("learning_rates", "activations", "hidden"):
             object.__setattr__(self, name, _several(name, getattr(self, name)))
         for name in ("optimizer", "loss", "init", "placement"):
-            _check_text(name, getattr(self, name))
+            if not isinstance(value := getattr(self, name), str):
+                raise TypeError(f"`{name}` is {value!r}: pass its name")
         _check_sweep(self)
-        check_count("seeds", self.seeds)
-        check_count("batch_size", self.batch_size)
-        check_count("steps", self.steps)
-        check_count("evaluate_every", self.evaluate_every)
+        for name in ("seeds", "batch_size", "steps", "evaluate_every"):
+            check_count(name, getattr(self, name))
         if self.epochs is not None:
             check_count("epochs", self.epochs)
         _check_between("target", self.target, 0, 1)
@@ -122,6 +109,12 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain lists, numbers and strings."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def shown_settings() -> dict[str, Shown]:
+    """Return how the command line shows each setting, by the names of the fields."""
+    hints = get_type_hints(Settings, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items()}
 
 
 def training_of(settings: Settings, learning_rate: float, *, steps: int) -> Training:
@@ -162,11 +155,6 @@ def _several(name: str, values: Any) -> tuple[Any, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise TypeError(f"`{name}` is {values!r}: pass several in a list, or one as [{values!r}]")
     return tuple(values)
-
-
-def _check_text(name: str, value: object) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"`{name}` is {value!r}: pass its name")
 
 
 def _check_sweep(settings: Settings) -> None:
