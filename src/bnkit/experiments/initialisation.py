@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from torch import Generator, Tensor, nn
 
 from bnkit.names import unknown_name
 
-Draw = Callable[[Tensor, Generator], object]  # fills (out, in, ...) in place
+Draw = Callable[..., object]  # fills (out, in, ...) in place, by `generator`
 
 SCHEMES = ("default", "glorot", "he", "normal:STD")
 
@@ -44,7 +45,7 @@ def initialise_(model: nn.Module, scheme: str, *, generator: Generator) -> None:
         _check_own(name, layer)
     for _, layer in layers:
         for weight in _forward_weights(layer):
-            draw(weight, generator)
+            draw(weight, generator=generator)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
 
@@ -59,38 +60,30 @@ def parse_scheme(text: str) -> Draw | None:
     """
     kind, colon, value = text.partition(":")
     if kind == "normal":
-        return _normal(text, value)
+        return partial(nn.init.normal_, std=_deviation(text, value))
     if colon or kind not in _DRAWS:
         raise ValueError(unknown_name("initialisation", text, SCHEMES))
     return _DRAWS[kind]
 
 
-def _glorot(weight: Tensor, generator: Generator) -> Tensor:
-    return nn.init.xavier_uniform_(weight, generator=generator)
-
-
-def _he(weight: Tensor, generator: Generator) -> Tensor:
-    return nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
-
-
-def _normal(text: str, value: str) -> Draw:
-    std = _number(value)
+def _deviation(text: str, value: str) -> float:
+    try:
+        std = float(value)
+    except ValueError:
+        std = math.nan
     if not 0 < std < math.inf:
         raise ValueError(
             f"initialisation {text!r} needs a positive, finite standard deviation after the "
             f"colon, as in 'normal:0.05'"
         )
-    return lambda weight, generator: nn.init.normal_(weight, std=std, generator=generator)
+    return std
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-_DRAWS: dict[str, Draw | None] = {"default": None, "glorot": _glorot, "he": _he}
+_DRAWS: dict[str, Draw | None] = {
+    "default": None,
+    "glorot": nn.init.xavier_uniform_,
+    "he": partial(nn.init.kaiming_normal_, nonlinearity="relu"),
+}
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WEIGHTED = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)

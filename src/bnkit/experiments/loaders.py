@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bnkit.batches import number_of
 from bnkit.experiments import data as data_sets
 from bnkit.experiments.provenance import batch_fingerprint, fingerprint
 from bnkit.experiments.settings import Settings
@@ -73,7 +74,7 @@ def own_source(loaders: OwnLoaders, settings: Settings) -> Source:
     open_loaders = partial(_open_own, loaders)
     seed_everything(0)
     train, test, _ = open_loaders()
-    steps = _steps(settings, _length(train))
+    steps = _steps(settings, number_of(train))
     train_batches, train_classes = _read(train, "training", at_most=steps)
     _check_restarts(train, "training", enough=len(train_batches) == steps)
     test_batches, test_classes = _read(test, "test")
@@ -106,13 +107,6 @@ def _steps(settings: Settings, per_epoch: int | None) -> int:
             f"`epochs` is {settings.epochs}, and the training loader has no length: pass `steps`"
         )
     return settings.epochs * per_epoch
-
-
-def _length(batches: Any) -> int | None:
-    try:
-        return len(batches)
-    except TypeError:  # also of a DataLoader, where its data have none
-        return None
 
 
 def _read(

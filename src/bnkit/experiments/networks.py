@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -214,31 +214,17 @@ def add_to_inputs(
     return twin
 
 
-class Build(Protocol):
-    """What builds a network for images of `input_shape` (C, H, W), with torch's global generator.
-
-    ValueError for an unknown activation, for images that do not fit, and for `hidden` where the
-    layers are fixed.
-    """
-
-    def __call__(
-        self,
-        input_shape: Sequence[int],
-        classes: int,
-        *,
-        activation: str,
-        hidden: Sequence[int] = HIDDEN,
-    ) -> nn.Module: ...
-
-
 @dataclass(frozen=True)
 class Network:
     """How to build a network, one line on it, and its batch norm side where that is its own.
 
-    `with_batch_norm` takes the plain model and an example; None means `bnkit.add`.
+    `build(input_shape, classes, activation=..., hidden=...)`, for images (C, H, W), draws from
+    torch's global generator, and raises ValueError for an unknown activation, for images that do
+    not fit, and for `hidden` where the layers are fixed. `with_batch_norm` takes the plain model
+    and an example; None means `bnkit.add`.
     """
 
-    build: Build
+    build: Callable[..., nn.Module]
     summary: str
     with_batch_norm: Callable[..., nn.Module] | None = None
 

@@ -143,7 +143,9 @@ class Comparison:
 
     def _all_pairs(self, measure: Callable[[TrialResult], Any]) -> list[tuple[Any, Any]]:
         plain, batch_norm = ([t for t in self.trials if t.side == side] for side in SIDES)
-        return _pairs(plain, batch_norm, measure, by=_setting_and_seed)
+        return _pairs(
+            plain, batch_norm, measure, by=lambda t: (t.learning_rate, t.activation, t.seed)
+        )
 
     def _at_best(self, side: Side) -> tuple[TrialResult, ...]:
         cell = self.best(side)
@@ -265,7 +267,3 @@ def _pairs(
     twins = {by(t): t for t in batch_norm if t.outcome != "not run"}
     pairs = [(t, twins[by(t)]) for t in plain if t.outcome != "not run" and by(t) in twins]
     return [(measure(t), measure(twin)) for t, twin in pairs]
-
-
-def _setting_and_seed(trial: TrialResult) -> tuple[float, str, int]:
-    return trial.learning_rate, trial.activation, trial.seed
