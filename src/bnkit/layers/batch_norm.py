@@ -197,6 +197,15 @@ def _are_finite(mean: Tensor, variance: Tensor) -> Tensor | Literal[True]:
     return torch.isfinite(mean).logical_and(torch.isfinite(variance)).all()
 
 
+def refuse_empty(shape: torch.Size) -> None:
+    """Raise ValueError for an input of this shape where it has no values to take statistics of."""
+    if not shape.numel():
+        raise ValueError(
+            f"`input` of shape {tuple(shape)} is empty, and training takes statistics from it: "
+            f"leave empty mini-batches out, or call .eval() on the layer"
+        )
+
+
 def showing_options(*constructors: Callable[..., None]) -> Callable[[Constructor], Constructor]:
     """Give a constructor with `**options` the signature in which each of these stands by name.
 

@@ -14,6 +14,11 @@ class Finished(nn.Module):
     They are what `convert` makes of layers that have an activation, or are called with a residual,
     where the new kind of layer is torch's, which has neither. The arguments are those of torch's
     class, and `activation`, one of those of `bnkit.functional.batch_norm`; state dicts are torch's.
+
+    >>> import torch
+    >>> layer, x = FinishedBatchNorm2d(3, activation="relu"), torch.randn(8, 3, 5, 5)
+    >>> torch.equal(layer(x, residual=x), torch.relu(torch.nn.BatchNorm2d(3)(x) + x))
+    True
     """
 
     def __init__(self, *args: Any, activation: str | None = None, **options: Any) -> None:
@@ -31,62 +36,28 @@ class Finished(nn.Module):
 
 
 class FinishedBatchNorm1d(Finished, nn.BatchNorm1d):
-    """torch.nn.BatchNorm1d, then a residual and an activation.
-
-    >>> import torch
-    >>> layer = FinishedBatchNorm1d(3, activation="relu")
-    >>> isinstance(layer, torch.nn.BatchNorm1d), layer(torch.randn(8, 3)).min().item()
-    (True, 0.0)
-    """
+    """torch.nn.BatchNorm1d, then a residual and an activation."""
 
 
 class FinishedBatchNorm2d(Finished, nn.BatchNorm2d):
-    """torch.nn.BatchNorm2d, then a residual and an activation.
-
-    >>> import torch
-    >>> layer, x = FinishedBatchNorm2d(3, activation="relu"), torch.randn(8, 3, 5, 5)
-    >>> torch.equal(layer(x, residual=x), torch.relu(torch.nn.BatchNorm2d(3)(x) + x))
-    True
-    """
+    """torch.nn.BatchNorm2d, then a residual and an activation."""
 
 
 class FinishedBatchNorm3d(Finished, nn.BatchNorm3d):
-    """torch.nn.BatchNorm3d, then a residual and an activation.
-
-    >>> list(FinishedBatchNorm3d(3, affine=False, activation="silu").state_dict())
-    ['running_mean', 'running_var', 'num_batches_tracked']
-    """
+    """torch.nn.BatchNorm3d, then a residual and an activation."""
 
 
 class FinishedGroupNorm(Finished, nn.GroupNorm):
-    """torch.nn.GroupNorm, then a residual and an activation.
-
-    >>> FinishedGroupNorm(2, 4, activation="relu")
-    FinishedGroupNorm(2, 4, eps=1e-05, affine=True, bias=True, activation='relu')
-    """
+    """torch.nn.GroupNorm, then a residual and an activation."""
 
 
 class FinishedInstanceNorm1d(Finished, nn.InstanceNorm1d):
-    """torch.nn.InstanceNorm1d, then a residual and an activation.
-
-    >>> import torch
-    >>> FinishedInstanceNorm1d(3, activation="relu")(torch.randn(2, 3, 7)).shape
-    torch.Size([2, 3, 7])
-    """
+    """torch.nn.InstanceNorm1d, then a residual and an activation."""
 
 
 class FinishedInstanceNorm2d(Finished, nn.InstanceNorm2d):
-    """torch.nn.InstanceNorm2d, then a residual and an activation.
-
-    >>> import torch
-    >>> FinishedInstanceNorm2d(3, activation="relu")(torch.randn(2, 3, 7, 7)).min().item()
-    0.0
-    """
+    """torch.nn.InstanceNorm2d, then a residual and an activation."""
 
 
 class FinishedInstanceNorm3d(Finished, nn.InstanceNorm3d):
-    """torch.nn.InstanceNorm3d, then a residual and an activation.
-
-    >>> FinishedInstanceNorm3d(3, activation="relu").activation
-    'relu'
-    """
+    """torch.nn.InstanceNorm3d, then a residual and an activation."""

@@ -6,7 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.functional import check_residual, is_recomputing
-from bnkit.layers.batch_norm import ActivatedBatchNorm, BatchNormOptions, showing_options
+from bnkit.layers.batch_norm import (
+    ActivatedBatchNorm,
+    BatchNormOptions,
+    refuse_empty,
+    showing_options,
+)
 from bnkit.moments import dtype_of_sums
 
 _Group = tuple[int, int]  # virtual batches of equal size: their number, and the rows of each
@@ -104,11 +109,7 @@ class GhostBatchNorm(ActivatedBatchNorm):
 def _virtual_batches(shape: torch.Size, virtual_batch_size: int) -> list[_Group]:
     """Return the equal virtual batches and, in a group of its own, the one of the rows left."""
     positions = shape[2:].numel()
-    if not shape.numel():
-        raise ValueError(
-            f"`input` of shape {tuple(shape)} is empty, and training takes statistics from it: "
-            f"leave empty mini-batches out, or call .eval() on the layer"
-        )
+    refuse_empty(shape)
     if shape[0] > 1 and virtual_batch_size * positions == 1:
         raise ValueError(
             f"`virtual_batch_size` is 1, so a virtual batch of `input` of shape {tuple(shape)} has "

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.functional import is_recomputing
-from bnkit.layers.batch_norm import ActivatedBatchNorm, BatchNormOptions, showing_options
+from bnkit.layers.batch_norm import (
+    ActivatedBatchNorm,
+    BatchNormOptions,
+    refuse_empty,
+    showing_options,
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class BatchRenorm(ActivatedBatchNorm):
         """Normalise by the statistics of `input`, corrected by r and d, and track them."""
         if self.running_mean is None:
             return super().normalise_by_batch(input, residual)
-        _refuse_empty(input)
+        refuse_empty(input.shape)
         r, d = self._correction(input)
         return self._normalise_and_track(input, residual, *self._corrected_parameters(r, d))
 
@@ -162,14 +167,6 @@ def _check_limit(name: str, limit: Limit, least: int) -> None:
         raise ValueError(
             f"`{name}` is {limit}: pass a number of at least {least}, or a callable from the step "
             f"to such a number"
-        )
-
-
-def _refuse_empty(input: Tensor) -> None:
-    if not input.numel():
-        raise ValueError(
-            f"`input` of shape {tuple(input.shape)} is empty, and training takes statistics from "
-            f"it: leave empty mini-batches out, or call .eval() on the layer"
         )
 
 
