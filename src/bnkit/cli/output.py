@@ -2,9 +2,9 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol
 
 import typer
 from rich.console import Console
@@ -12,7 +12,8 @@ from rich.console import Console
 from bnkit.files import strict_json
 from bnkit.progress import progress_bars
 
-T = TypeVar("T")
+# Yields items, of which there are `total`, None where it is unknown, and counts them.
+Counter = Callable[..., Iterator[Any]]
 
 messages = Console(stderr=True, markup=False, highlight=False, emoji=False)
 
@@ -22,13 +23,6 @@ class Record(Protocol):
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data."""
-
-
-class Counter(Protocol):
-    """What counts things as they are taken."""
-
-    def __call__(self, items: Iterable[T], *, total: int | None) -> Iterator[T]:
-        """Yield `items`, of which there are `total`, None where it is unknown."""
 
 
 def print_result(record: Record, *, as_json: bool) -> None:
@@ -86,7 +80,7 @@ def working(what: str, *, auto_refresh: bool = True) -> Iterator[Counter]:
     with bars:
         task = bars.add_task(what, total=None)
 
-        def counter(items: Iterable[T], *, total: int | None) -> Iterator[T]:
+        def counter(items: Iterable[Any], *, total: int | None) -> Iterator[Any]:
             bars.update(task, total=total, completed=0, refresh=True)
             for done, item in enumerate(items, start=1):
                 yield item

@@ -1,6 +1,6 @@
 """`DomainBatchNorm1d/2d/3d`: named sets of running statistics, chosen by `with domain(...)`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Unpack
 
@@ -64,17 +64,11 @@ class DomainBatchNorm(ActivatedBatchNorm):
             for other in self.domains:
                 buffers[self._buffer_name(name, other)].copy_(getattr(self, name))
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        *others: Any,
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *details: Any) -> None:
         """Load a checkpoint, of a plain batch norm too: its statistics go to every domain."""
         if not any(key.startswith(f"{prefix}running_mean_") for key in state_dict):
             # As torch does it for checkpoints from before the batches were counted.
-            if (local_metadata.get("version") or 0) < 2:
+            if (details[0].get("version") or 0) < 2:  # the metadata
                 state_dict.setdefault(f"{prefix}num_batches_tracked", torch.tensor(0))
             for name in _STATISTICS:
                 if f"{prefix}{name}" in state_dict:
@@ -83,7 +77,7 @@ class DomainBatchNorm(ActivatedBatchNorm):
                         state_dict[key] = state_dict[f"{prefix}{name}"]
         # Torch sets attributes by the names of buffers, which are those of the first domain.
         with domain(self, self.domains[0]):
-            super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+            super()._load_from_state_dict(state_dict, prefix, *details)
 
     def extra_repr(self) -> str:
         """Return the line of the other layers, the domains, and the chosen one if not the first."""

@@ -36,9 +36,7 @@ class FrozenBatchNorm(ActivatedBatchNorm):
                 "`track_running_stats` is False, and a frozen batch norm has only its running "
                 "statistics to normalise by: leave it True, or use BatchNorm1d/2d/3d"
             )
-        self._make_buffers_of_parameters()
-
-    def _make_buffers_of_parameters(self) -> None:
+        # Weight and bias become buffers, as the statistics are.
         tensors = {name: getattr(self, name) for name in (*_SAVED, "non_finite_batches")}
         for name in tensors:
             delattr(self, name)

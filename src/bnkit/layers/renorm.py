@@ -123,7 +123,10 @@ class BatchRenorm(ActivatedBatchNorm):
         assert self.num_batches_tracked is not None
         running_mean, running_var = (s.to(mean.dtype) for s in self._running_statistics())
         running_invstd = (running_var + self.eps).rsqrt()
-        r_max, d_max = (_at(limit, self.num_batches_tracked) for limit in (self.r_max, self.d_max))
+        r_max, d_max = (
+            limit(self.num_batches_tracked) if callable(limit) else limit
+            for limit in (self.r_max, self.d_max)
+        )
         r = _clip(running_invstd / invstd, 1 / r_max, r_max)
         d = _clip((mean - running_mean) * running_invstd, -d_max, d_max)
         dtype = self._running_statistics()[0].dtype
@@ -152,10 +155,6 @@ def _statistics(input: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     )
     dtype = torch.promote_types(mean.dtype, torch.float32)
     return mean.to(dtype), invstd.to(dtype)
-
-
-def _at(limit: Limit, step: Tensor) -> Tensor | float:
-    return limit(step) if callable(limit) else limit
 
 
 def _clip(values: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:

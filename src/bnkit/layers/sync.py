@@ -185,15 +185,9 @@ class _Normalisation(torch.autograd.Function):
         moments, _, _, eps, activation = ctx.meeting = meeting
         kept = None if activation is None else residual
         ctx.save_for_backward(x, kept, weight, bias)
+        statistics = moments.mean, moments.variance
         return batch_norm_inference(
-            x,
-            moments.mean,
-            moments.variance,
-            weight,
-            bias,
-            eps=eps,
-            activation=activation,
-            residual=residual,
+            x, *statistics, weight, bias, eps=eps, activation=activation, residual=residual
         )
 
     @staticmethod
@@ -213,16 +207,9 @@ class _Normalisation(torch.autograd.Function):
         # γ and β in the dtype of sums: then their gradients, which are the sums, come in it.
         gamma = torch.ones_like(moments.mean) if weight is None else weight.to(moments.mean)
         beta = torch.zeros_like(moments.mean) if bias is None else bias.to(moments.mean)
+        given = wide_x, moments.mean, moments.variance, gamma, beta
         dx, by_gamma, by_beta, dresidual = batch_norm_inference_backward(
-            dy,
-            wide_x,
-            moments.mean,
-            moments.variance,
-            gamma,
-            beta,
-            eps=eps,
-            activation=activation,
-            residual=residual,
+            dy, *given, eps=eps, activation=activation, residual=residual
         )
         assert by_gamma is not None
         assert by_beta is not None
