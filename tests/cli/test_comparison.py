@@ -133,14 +133,24 @@ def test_data_that_are_not_the_published_files_are_refused(out):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("option", ["", "--report-only"])
-def test_a_folder_that_cannot_be_written_is_refused(out, monkeypatch, option):
+def test_a_folder_that_cannot_be_written_is_refused(out, monkeypatch):
     monkeypatch.syspath_prepend(TESTS)
     (out.parent / "file").touch()
-    code, _, stderr = run(f"compare {OWN} {BRIEF} --out file/report {option}")
+    code, _, stderr = run(f"compare {OWN} {BRIEF} --out file/report")
     assert code == 2
     assert re.match(r"Error: the .* (\(Not a directory\)).*: choose another", stderr)
     assert len(stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("folder", ["none_there", "file/report"])
+def test_a_report_of_no_results_is_refused_and_leaves_no_folder(out, monkeypatch, folder):
+    monkeypatch.syspath_prepend(TESTS)
+    (out.parent / "file").touch()
+    code, stdout, stderr = run(f"compare {OWN} {BRIEF} --out {folder} --report-only")
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith(f"Error: {folder} holds no result of this comparison, so there is")
+    assert len(stderr.strip().splitlines()) == 1
+    assert not (out.parent / folder).exists()
 
 
 # What is said on request
@@ -236,9 +246,8 @@ def test_json_alone_is_on_stdout_whatever_peoples_code_prints(out, capfd):
 
 @pytest.mark.usefixtures("in_this_process")
 def test_report_only_reports_what_is_there_and_runs_nothing(out):
-    none = json.loads(run(f"compare {OWN} {BRIEF} --report-only --json")[1])
-    assert [t["outcome"] for t in none["trials"]] == ["not run"] * 2
-    assert not (out / "trials").exists()
+    assert run(f"compare {OWN} {BRIEF} --report-only --json")[0] == 2
+    assert not out.exists()
     run(f"compare {OWN} {BRIEF}")
     twice = BRIEF.replace("--seeds 1", "--seeds 2")
     some = json.loads(run(f"compare {OWN} {twice} --report-only --json")[1])

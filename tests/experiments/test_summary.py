@@ -1,13 +1,15 @@
 import json
 import math
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from scipy import stats
 
 from bnkit.experiments.results import Curve, TrialResult
 from bnkit.experiments.statistics import SuccessRate
-from bnkit.experiments.summary import Comparison, summarise
+from bnkit.experiments.summary import Comparison, Recipe, summarise
 
 TARGET = 0.9
 
@@ -308,10 +310,36 @@ def test_a_comparison_comes_back_equal_from_json_text(full):
 def test_results_without_a_format_are_read_and_those_of_another_one_are_refused(full):
     document = full.to_json()
     assert document.pop("format") == 1
+    del document["recipe"]
     assert Comparison.from_json(document) == full
     message = "^these results have format 2, and this bnkit reads 1: use the version that wrote"
     with pytest.raises(ValueError, match=message):
         Comparison.from_json({**document, "format": 2})
+
+
+def test_a_recipe_comes_back_equal_from_json_text(full):
+    plan = (("0", "Linear", "drop bias", "why"), ("2", "Linear", "left alone", "why not"))
+    found = replace(full, recipe=Recipe("Net()", "relu", plan, "import bnkit"))
+    back = Comparison.from_json(json.loads(json.dumps(found.to_json())))
+    assert back == found
+
+
+def test_a_frame_has_a_row_for_each_trial(full, monkeypatch):
+    columns = []
+    pandas = SimpleNamespace(DataFrame=lambda rows: columns.extend(rows) or "a frame")
+    monkeypatch.setitem(sys.modules, "pandas", pandas)
+    assert full.to_frame() == "a frame"
+    assert [row["steps_to_target"] for row in columns[:4]] == [40, 20, 60, 20]
+    assert len(columns) == 8
+    assert "curve" not in columns[0]
+    assert {"side", "seed", "accuracy", "milliseconds_per_step"} <= columns[0].keys()
+
+
+def test_without_pandas_a_frame_is_refused_in_one_sentence(full, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    message = r"`to_frame` returns a pandas DataFrame, and pandas is not installed: run `pip"
+    with pytest.raises(ModuleNotFoundError, match=message):
+        full.to_frame()
 
 
 def test_json_holds_the_summaries_beside_the_trials(full):

@@ -24,8 +24,11 @@ def test_key_numbers_give_both_sides():
     assert (rates.plain, rates.batch_norm) == ("0.1", "3")
 
 
-def test_the_largest_learning_rate_is_a_range_where_activations_differ():
-    assert key_number("Largest learning rate", comparison()).plain == "0.1–3"
+def test_the_largest_learning_rate_is_one_figure_that_of_the_best_activation():
+    found = key_number("Largest learning rate", comparison())
+    assert (found.plain, found.batch_norm) == ("3", "3")
+    assert "with its best activation" in found.note
+    assert "activation" not in key_number("Largest learning rate").note
     assert key_number("Largest learning rate", comparison(change=never_run)).plain == "none"
 
 

@@ -101,6 +101,11 @@ def compare(
             print_result(interruption.comparison, as_json=as_json)
             say(f"Interrupted. Run the same command to resume:  {_command()}")
             raise typer.Exit(130) from None
+        if report_only and all(trial.outcome == "not run" for trial in comparison.trials):
+            refuse(
+                f"{out} holds no result of this comparison, so there is nothing to report: give "
+                f"the folder and the settings of an earlier run, or leave out --report-only"
+            )
         print_result(comparison, as_json=as_json)
         _report(comparison, out)
     if any(trial.outcome == "failed" for trial in comparison.trials):

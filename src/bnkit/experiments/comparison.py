@@ -18,7 +18,7 @@ from bnkit.experiments.provenance import (
 )
 from bnkit.experiments.results import SIDES, Store, TrialResult
 from bnkit.experiments.settings import Settings, SettingsOptions, check_count, training_of
-from bnkit.experiments.summary import Comparison
+from bnkit.experiments.summary import Comparison, Recipe
 from bnkit.experiments.training import Training
 from bnkit.experiments.trials import Trial, run_trials
 from bnkit.observation import preserved_random_state
@@ -42,6 +42,7 @@ class Sweep:
     trials: tuple[Trial, ...]
     store: Store[TrialResult]
     description: dict[str, object]
+    recipe: Recipe
     command: str
 
     def run(self, *, jobs: int | None = None, progress: bool = True) -> Comparison:
@@ -71,6 +72,7 @@ class Sweep:
             target=self.settings.target,
             command=self.command,
             trials=tuple(results.get(trial.key, trial.not_run) for trial in self.trials),
+            recipe=self.recipe,
         )
 
 
@@ -136,8 +138,9 @@ def plan_comparison(
         ]
         rehearse(experiment, settings)
         trials = tuple(_trials(experiment, trainings, settings.seeds))
+        recipe = experiment.recipe
     store = Store(Path(out) / "trials", TrialResult.from_json)
-    return Sweep(settings, trials, store, _described(experiment, settings), command)
+    return Sweep(settings, trials, store, _described(experiment, settings), recipe, command)
 
 
 def _described(experiment: Experiment, settings: Settings) -> dict[str, object]:

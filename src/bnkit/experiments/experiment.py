@@ -26,11 +26,12 @@ from bnkit.experiments.networks import network as network_named
 from bnkit.experiments.provenance import array_fingerprint, batch_fingerprint
 from bnkit.experiments.results import Side
 from bnkit.experiments.settings import Settings
+from bnkit.experiments.summary import Recipe
 from bnkit.experiments.training import Training, inputs_and_targets, train
 from bnkit.observation import on_the_side
 from bnkit.references import blaming, called, reference_to
 from bnkit.source_code import source_of
-from bnkit.surgery import add
+from bnkit.surgery import add, plan_addition
 
 AS_BUILT = "as built"  # the activation of a user's own network
 
@@ -42,13 +43,15 @@ class Experiment:
     """How to draw a network and its data by seed, and what else decides the numbers.
 
     `draw(activation)` takes its randomness from the global generators, as `source` does;
-    `add_batch_norm(plain, example)` returns the twin. `description` is for people; `identity`
-    holds source texts and fingerprints; `unused` names the settings that change nothing here.
+    `add_batch_norm(plain, example)` returns the twin, `options` are those of `add` (None where the
+    network brings its own batch norm). `description` is for people; `identity` holds source texts
+    and fingerprints; `unused` names the settings that change nothing here.
     """
 
     draw: Callable[[str], nn.Module]
     source: Source
     add_batch_norm: Callable[[nn.Module, Any], nn.Module]
+    options: Mapping[str, Any] | None
     activations: tuple[str, ...]
     description: Mapping[str, str]
     identity: Mapping[str, str]
@@ -67,6 +70,25 @@ class Experiment:
     def twin(self, plain: nn.Module, seed: int) -> nn.Module:
         """Return a copy of a network that `plain` gave for this seed, with batch norm added."""
         return self.add_batch_norm(plain, self.example(seed))
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the twin is made, for the first activation."""
+        activation = self.activations[0]
+        plain = self.plain(activation, 0)
+        if self.options is None:
+            return Recipe(str(plain), activation)
+        plan = plan_addition(plain, self.example(), **self.options)
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return Recipe(
+            network=str(plain),
+            activation=activation,
+            plan=(
+                *((edit.layer, edit.kind, edit.action, edit.why) for edit in plan.edits),
+                *((left.layer, left.kind, "left alone", left.why) for left in plan.left_alone),
+            ),
+            code=f"import bnkit\n\nmodel = bnkit.add(model, example, {options})",
+        )
 
     def loaders(self, seed: int) -> Loaders:
         """Return the data: for each seed both sides see the same batches in the same order."""
@@ -105,6 +127,7 @@ def experiment_of(
         draw=draw,
         source=source,
         add_batch_norm=partial(twin, **options),
+        options=options if twin is add else None,
         activations=tuple(activations),
         description={"network": name, "data": source.name},
         identity={**source.identity, **code, "network": name, "options": str(options)},

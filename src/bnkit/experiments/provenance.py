@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,19 +64,39 @@ def versions() -> dict[str, str]:
 
 
 def environment() -> dict[str, str]:
-    """Return versions, machine and date, as names and values for people to read.
+    """Return versions, machine, date and commit, as names and values for people to read.
 
-    >>> sorted(environment())
+    The commit is that of the git repository of the current folder, left out where there is none.
+
+    >>> sorted(environment().keys() - {"commit"})
     ['bnkit', 'cores', 'date', 'machine', 'processor', 'python', 'torch']
     """
     return {
         **versions(),
+        **_commit(),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": str(usable_cores()),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def _commit() -> dict[str, str]:
+    """The commit and whether files differ from it; nothing without git or a repository."""
+    command = [
+        "git",
+        "describe",
+        "--always",
+        "--dirty=, with changes",
+        "--exclude=*",
+        "--abbrev=12",
+    ]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"commit": found.stdout.strip()}
 
 
 def usable_cores() -> int:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib import import_module
 from statistics import median
 from typing import Any
 
@@ -52,11 +53,32 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How the side with batch norm is made of the plain network.
+
+    `network` is the plain one as it prints, `activation` the first of the sweep, which it has.
+    `plan` holds of each layer its path, its kind, what was changed and why, and `code` is what
+    users write to do the same; both are empty for a network that brings its own batch norm.
+    """
+
+    network: str
+    activation: str = "as built"
+    plan: tuple[tuple[str, str, str, str], ...] = ()
+    code: str = ""
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Recipe":
+        """Return the recipe that `dataclasses.asdict` wrote down."""
+        return cls(**{**fields, "plan": tuple(tuple(row) for row in fields["plan"])})
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Every trial of a comparison with what decided it, and views of what they say together.
 
     `settings` and `environment` are plain names and values, for people to read; `command` repeats
-    the run.  `str()` is a table with the verdict below.
+    the run; `recipe` is None in the results of older versions.  `str()` is a table with the
+    verdict below.
     """
 
     settings: Mapping[str, Any]
@@ -64,6 +86,7 @@ class Comparison:
     target: float
     command: str
     trials: tuple[TrialResult, ...]
+    recipe: Recipe | None = None
 
     @cached_property
     def learning_rates(self) -> tuple[float, ...]:
@@ -164,6 +187,7 @@ class Comparison:
             "environment": dict(self.environment),
             "target": self.target,
             "command": self.command,
+            "recipe": None if self.recipe is None else asdict(self.recipe),
             "verdict": asdict(self.verdict),
             "cells": [asdict(cell) for cell in self.cells],
             "trials": [trial.to_json() for trial in self.trials],
@@ -183,7 +207,34 @@ class Comparison:
             )
         trials = tuple(TrialResult.from_json(trial) for trial in document["trials"])
         kept = ("settings", "environment", "target", "command")
-        return cls(**{name: document[name] for name in kept}, trials=trials)
+        recipe = document.get("recipe")  # unknown to 0.1.0
+        return cls(
+            **{name: document[name] for name in kept},
+            trials=trials,
+            recipe=None if recipe is None else Recipe.from_json(recipe),
+        )
+
+    def to_frame(self) -> Any:
+        """Return a pandas DataFrame with a row for each trial, its curve left out.
+
+        Its columns are the fields of `TrialResult`, and of the trial `steps_to_target` and
+        `milliseconds_per_step`. Raises ModuleNotFoundError where pandas is not installed.
+        """
+        try:
+            pandas = import_module("pandas")
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError(
+                "`to_frame` returns a pandas DataFrame, and pandas is not installed: run "
+                "`pip install pandas`, or take `to_json()`"
+            ) from None
+        return pandas.DataFrame(
+            {
+                **{name: value for name, value in trial.to_json().items() if name != "curve"},
+                "steps_to_target": trial.steps_to(self.target),
+                "milliseconds_per_step": trial.milliseconds_per_step,
+            }
+            for trial in self.trials
+        )
 
     def __str__(self) -> str:
         rows = [_row(cell) for cell in self.cells]
@@ -220,7 +271,7 @@ _COLUMNS = ("activation", "learning rate", "accuracy", "trains", "steps to targe
 def _row(cell: Cell) -> list[str]:
     sides = (cell.plain, cell.batch_norm)
     accuracies = ["none" if s.accuracy is None else f"{100 * s.accuracy:.1f}%" for s in sides]
-    steps = ["never" if s.steps_to_target is None else f"{s.steps_to_target:g}" for s in sides]
+    steps = ["never" if s.steps_to_target is None else f"{s.steps_to_target:,.0f}" for s in sides]
     return [
         cell.activation,
         f"{cell.learning_rate:g}",

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
-import vl_convert
 
 from bnkit.benchmarking.benchmark import Benchmark
 from bnkit.benchmarking.measuring import Measurement
 from bnkit.files import strict_json, write_atomically
-from bnkit.report.charts import ONCE, VEGA_LITE, Row, export, layer
+from bnkit.report.charts import ONCE, Row, export, layer
 from bnkit.report.palette import PAPER
 from bnkit.report.scales import Scale
+from bnkit.report.svg import inlined
 
 EAGER, COMPILED, INFERENCE = "torch eager", "torch.compile", "torch eager, inference"
 # Shape and filling tell the programs apart without colour.
@@ -33,11 +33,14 @@ def write_benchmark(benchmark: Benchmark, folder: str | Path) -> Path:
     `benchmark.json` holds all numbers; the chart is in `benchmark.png` and `benchmark.svg`, and in
     `benchmark.html`, which opens offline and shows values under the pointer.
     """
-    drawn = chart(benchmark)
-    page = vl_convert.vegalite_to_html(drawn, vl_version=VEGA_LITE, bundle=True)
+    from bnkit.report.templates import filled  # noqa: PLC0415  needed only here
+
+    pictures = export(chart(benchmark))
+    drawing = inlined(pictures[".svg"].decode(), "benchmark", widest=1.3 * WIDTH)
+    page = filled("benchmark.html", title=_title(benchmark), drawing=drawing)
     files = {
         ".json": strict_json(benchmark.to_json()).encode(),
-        **export(drawn),
+        **pictures,
         ".html": page.encode(),
     }
     for kind, data in files.items():
@@ -89,7 +92,8 @@ def _rows(m: Measurement) -> Iterable[Row]:
         ratio = _ratio(m, program)
         if ratio is not None:
             shape = "×".join(map(str, m.case.shape))
-            yield {"mini-batch": shape, "program": program, "ratio": ratio}
+            reading = f"{program}, {shape}: {ratio:.2f} times as long as bnkit"
+            yield {"mini-batch": shape, "program": program, "ratio": ratio, "reading": reading}
 
 
 def _ratio(m: Measurement, program: str) -> float | None:
@@ -103,12 +107,10 @@ def _panel(layout: str, rows: list[Row], scale: Scale, noise: float) -> Any:
     title = "times as long as bnkit, logarithmic"
     across = scale.x("ratio", format="~g", grid=True, title=title)
     upright = alt.Y("mini-batch:N", axis=alt.Axis(title=None, grid=False), sort=order)
-    reading = alt.Tooltip("ratio:Q", format=".2f", title="times as long")
-    shown = [alt.Tooltip("mini-batch:N"), alt.Tooltip("program:N"), reading]
     differs = {"x": alt.XDatum(1 / noise), "x2": alt.X2Datum(noise)}
     points = [
         layer(
-            "point", None, {"opacity": 1, **look}, x=across, y=upright, tooltip=shown
+            "point", None, {"opacity": 1, **look}, x=across, y=upright, description="reading:N"
         ).transform_filter(f"datum.program === '{program}'")
         for program, look in MARKS.items()
     ]

@@ -2,18 +2,22 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import altair as alt
 import vl_convert
 
-from bnkit.report.palette import PAPER
+from bnkit.report.palette import PAGE, PAPER
 from bnkit.report.scales import Scale
+from bnkit.report.svg import inlined
 
 VEGA_LITE = "6.4"  # the version of the drawing language that altair 6 writes
 HEIGHT = 140  # pixels
+WIDTH = 400  # pixels of a panel on a page, its labels included; a phone has 358
+STRETCHED = 1.4  # how many times as wide as it is drawn a page may show a panel
+READINGS = 32  # under the pointer, in a panel: each has a band that a pointer can hit
 ONCE: Any = ({},)  # rows of a mark that needs no data and is drawn once
-ROW = "(datum.datum || datum)"  # the area around a rule, which the pointer meets, wraps its row
 
 Row = dict[str, Any]
 
@@ -23,9 +27,12 @@ def layer(
 ) -> alt.Chart:
     """Return a mark for each row, with this look; `channels` say which field is drawn where.
 
-    Without rows of its own, a layer draws those of its panel.
+    Without rows of its own, a layer draws those of its panel. A `description` is shown on the page
+    under the pointer.
     """
     kind: Any = mark
+    if "description" not in channels:
+        look = {**look, "aria": False}  # or the engine would make up a description
     data = alt.Undefined if rows is None else alt.InlineData(values=list(rows))
     # Altair's encode is not typed; here alone its result is said to be a chart.
     drawn: alt.Chart = alt.Chart(data, mark=alt.MarkDef(kind, **look)).encode(**channels)
@@ -40,27 +47,12 @@ def end_names(rows: Sequence[Row], scale: Scale, y: str, **channels: Any) -> alt
     return layer("text", placed, look, y=f"{y}:Q", text="name:N", **channels)
 
 
-def hover(
-    field: str, readings: Mapping[str, str], rows: Iterable[Row] | None = None, **look: Any
-) -> alt.Chart:
-    """Return a rule at the row nearest to the pointer, along `field`, with its readings.
-
-    A reading is an expression of the drawing language, in which `ROW` is the row.
-    """
-    nearest = alt.selection_point(
-        "nearest", fields=[field], nearest=True, on="pointerover", clear="pointerout"
-    )
-    # An object literal of Vega's expressions: its tooltip shows one line for each key.
-    texts = ", ".join(f"'{title}': {expression}" for title, expression in readings.items())
-    rule: alt.Chart = layer(
-        "rule",
-        rows,
-        look,
-        x=f"{field}:Q",
-        opacity=alt.when(nearest, empty=False).then(alt.value(0.6)).otherwise(alt.value(0)),
-        tooltip=alt.TooltipValue(alt.ExprRef(f"{{{texts}}}")),
-    ).add_params(nearest)
-    return rule
+def hover(field: str, rows: Sequence[Row]) -> alt.Chart:
+    """Return invisible bands side by side along `field`, each with the `reading` of its row."""
+    every = -(-len(rows) // READINGS) or 1
+    shown = rows[(len(rows) - 1) % every :: every]  # the last among them
+    look = {"opacity": 0, "strokeWidth": max(4, 250 / max(len(shown), 1))}
+    return layer("rule", shown, look, x=f"{field}:Q", description="reading:N")
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,8 @@ class Panel:
     """One drawing, and in words what it shows.
 
     `data` is of the layers that have no rows of their own, `colour` of all layers that ask for it.
-    `hover` is for the page only: readings under the pointer.
+    On the page it is drawn `width` pixels wide, labels included, and `hover` is drawn over it:
+    readings under the pointer.
     """
 
     name: str
@@ -78,6 +71,7 @@ class Panel:
     height: float = HEIGHT
     data: Any = alt.Undefined
     colour: Any = alt.Undefined
+    width: float = WIDTH
     hover: alt.Chart | None = None
 
     @property
@@ -88,16 +82,18 @@ class Panel:
 
     @property
     def on_page(self) -> dict[str, Any]:
-        """The Vega-Lite specification for the page: as wide as its place, its look left open."""
+        """The Vega-Lite specification for the page, its colours variables of the style sheet."""
         chart = self.drawing if self.hover is None else self.drawing + self.hover
-        chart = chart.properties(
-            width="container",
-            autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
-            padding=2,
-            description=self.description,
-        )
-        specification: dict[str, Any] = chart.to_dict(validate=False)
+        fit = alt.AutoSizeParams(type="fit-x", contains="padding")
+        chart = chart.properties(width=self.width, autosize=fit, padding=2)
+        specification: dict[str, Any] = chart.configure(**PAGE.config).to_dict(validate=False)
         return specification
+
+    @cached_property
+    def svg(self) -> str:
+        """The drawing for the page, which needs no script; it serves light, dark and paper."""
+        svg = vl_convert.vegalite_to_svg(self.on_page, vl_version=VEGA_LITE)
+        return inlined(svg, self.name, widest=STRETCHED * self.width)
 
 
 @dataclass(frozen=True)
@@ -137,12 +133,13 @@ class Chart:
     def on_sheet(self) -> dict[str, Any]:
         """The Vega-Lite specification of one sheet with all panels, for a file."""
         title = alt.Title(self.title, subtitle=list(self.caption), fontSize=16, offset=20)
-        rows = [self._row(group) for group in self.groups]
+        rows = [self.row(group) for group in self.groups]
         sheet = alt.vconcat(*rows, title=title, spacing=35, padding=20).configure(**PAPER.config)
         specification: dict[str, Any] = sheet.to_dict(validate=False)
         return specification
 
-    def _row(self, group: Group) -> alt.ConcatChart:
+    def row(self, group: Group) -> alt.ConcatChart:
+        """Return the panels of a group side by side, for a file."""
         return alt.concat(
             *(panel.drawing.properties(width=self.width) for panel in group.panels),
             columns=group.columns,

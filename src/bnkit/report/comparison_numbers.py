@@ -35,7 +35,7 @@ def key_numbers(comparison: Comparison) -> tuple[KeyNumber, ...]:
     times, gap = verdict.steps.ratio, verdict.accuracy.difference
     fewer = "" if times is None else f"; plain takes {ratio(times)} times as many"
     points = "" if gap is None else f"; {100 * gap:+.2f} points with BN"
-    over = ", from one activation to another" if len(comparison.activations) > 1 else ""
+    over = ", with its best activation" if len(comparison.activations) > 1 else ""
     return (
         KeyNumber(
             "Runs that train",
@@ -55,8 +55,8 @@ def key_numbers(comparison: Comparison) -> tuple[KeyNumber, ...]:
         ),
         KeyNumber(
             "Largest learning rate",
-            f"the largest of the sweep at which every seed trains{over}",
-            *(_largest_rates(comparison, side) for side in SIDES),
+            f"of the sweep, at which every seed trains{over}",
+            *(_largest_rate(comparison, side) for side in SIDES),
         ),
         KeyNumber(
             "Time per step (ms)",
@@ -72,10 +72,10 @@ def _at_best(comparison: Comparison, written: Callable[[SideSummary], str]) -> I
         yield NOTHING if cell is None else written(cell.side(side))
 
 
-def _largest_rates(comparison: Comparison, side: Side) -> str:
-    rates = [comparison.largest_learning_rate(each, side) or 0 for each in comparison.activations]
-    low, high = ("none" if rate == 0 else number(rate) for rate in (min(rates), max(rates)))
-    return low if low == high else f"{low}–{high}"
+def _largest_rate(comparison: Comparison, side: Side) -> str:
+    cell = comparison.best(side)
+    rate = None if cell is None else comparison.largest_learning_rate(cell.activation, side)
+    return "none" if rate is None else number(rate)
 
 
 def _step_time(comparison: Comparison, side: Side) -> float | None:

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 def write_report(comparison: Comparison, folder: str | Path) -> Path:
     """Write the report of a comparison into `folder` and return the path of its page.
 
-    `report.html` opens offline; `charts/` holds each chart as PNG and SVG; `results.json` holds
-    all numbers, null where there is none. No file is ever half-written, and where drawing fails
-    an older report stays as it was.
+    `report.html` is one file that needs no other and opens offline; `summary.png` is its first
+    screen; `charts/` holds each chart as PNG and SVG; `results.json` holds all numbers, null where
+    there is none. No file is ever half-written, and where drawing fails an older report stays as it
+    was.
 
     Raises ValueError for a comparison without trials.
 
@@ -35,6 +36,7 @@ def write_report(comparison: Comparison, folder: str | Path) -> Path:
     if not comparison.trials:
         raise ValueError("`comparison` holds no trials, so there is nothing to report: run some")
     from bnkit.report.charts import export  # noqa: PLC0415  altair takes a second to import
+    from bnkit.report.summary_picture import summary_picture  # noqa: PLC0415  as above
 
     drawn = charts(comparison)
     files = {
@@ -42,9 +44,11 @@ def write_report(comparison: Comparison, folder: str | Path) -> Path:
         for chart in drawn
         for kind, data in export(chart.on_sheet).items()
     }
+    summary = summary_picture(comparison, drawn[0], _subject(comparison))
+    files["summary.png"] = export(summary)[".png"]
     files["results.json"] = strict_json(comparison.to_json()).encode()
     files["report.html"] = page(comparison, drawn).encode()
-    for name, data in files.items():  # the page comes last: it links to all others
+    for name, data in files.items():  # the page comes last: it names all others
         write_atomically(Path(folder) / name, data)
     return Path(folder) / "report.html"
 
@@ -63,7 +67,6 @@ def page(comparison: Comparison, charts: "Sequence[Chart]") -> str:
 
     return filled(
         "report.html",
-        [panel for chart in charts for panel in chart.panels],
         comparison=comparison,
         verdict=comparison.verdict,
         cells={(cell.learning_rate, cell.activation): cell for cell in comparison.cells},

@@ -10,7 +10,7 @@ import altair as alt
 
 from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.summary import Comparison
-from bnkit.report.charts import ONCE, ROW, Chart, Group, Panel, end_names, hover, layer
+from bnkit.report.charts import ONCE, Chart, Group, Panel, end_names, hover, layer
 from bnkit.report.curves import Curves, Measure, Spread, curves_of
 from bnkit.report.formatting import after_comma, heading, number, several, share
 from bnkit.report.palette import FIELD, SIDE_COLOURS, STROKE
@@ -128,8 +128,6 @@ def _groups(
 ) -> Iterable[Group]:
     """A group for each activation, its panels by learning rate; for one rate, one group."""
     last_step = max((t.curve.steps[-1] for t in comparison.trials if t.curve.steps), default=1)
-    readings = {"training step": f"format({ROW}.step, ',d')"}
-    readings |= {side: _reading(side, shown) for side in SIDES}
 
     def panel(setting: Setting, title: str) -> Panel:
         return Panel(
@@ -139,7 +137,8 @@ def _groups(
             title=alt.Title(title, subtitle=shown.label),
             data=_table(curves[setting]),
             colour=SIDE_COLOURS,
-            hover=hover("step", readings),
+            width=300,
+            hover=hover("step", list(_readings(curves[setting], shown))),
         )
 
     if len(comparison.learning_rates) == 1 and len(comparison.activations) > 1:
@@ -151,14 +150,16 @@ def _groups(
         yield Group(heading(activation), panels)
 
 
-def _reading(side: Side, shown: Quantity) -> str:
-    """An expression of the drawing language: the median and, in brackets, the range."""
-    middle, low, high = (
-        f"format({ROW}.{FIELD[side]}{end}, '{shown.text}') + '{shown.unit}'"
-        for end in ("", "_low", "_high")
-    )
-    found = f"isValid({ROW}.{FIELD[side]})"
-    return f"{found} ? {middle} + ' (' + {low} + ' to ' + {high} + ')' : 'nothing'"
+def _readings(curves: Curves, shown: Quantity) -> Iterable[dict[str, Any]]:
+    """What the pointer reads at each step: of each side the median and, in brackets, the range."""
+    found: dict[int, list[str]] = {}
+    for side in SIDES:
+        for each in curves.spreads[side]:
+            middle, low, high = map(shown.written, (each.median, each.lowest, each.highest))
+            around = f" ({low} to {high})" if low != high else ""
+            found.setdefault(each.step, []).append(f"{side} {middle}{around}")
+    for step in sorted(found):
+        yield {"step": step, "reading": "\n".join([f"step {step:,}", *found[step]])}
 
 
 def _in_words(setting: Setting, curves: Curves, shown: Quantity) -> str:

@@ -62,7 +62,7 @@ def page(diagnosis: Diagnosis) -> str:
     prose = MarkdownIt("commonmark", {"html": False}).render  # HTML in it is escaped
     return filled(
         "diagnosis.html",
-        [panel for panel in panels if panel is not None],
+        panels={panel.name: panel for panel in panels if panel is not None},
         diagnosis=diagnosis,
         answer=answer(diagnosis),
         notes=_counts(diagnosis)["info"],

@@ -7,7 +7,8 @@ from typing import Any
 import altair as alt
 
 from bnkit.diagnosis.layer_records import LayerRecord
-from bnkit.report.charts import ONCE, ROW, Panel, Row, end_names, hover, layer
+from bnkit.report.charts import ONCE, Panel, Row, end_names, hover, layer
+from bnkit.report.formatting import short
 from bnkit.report.palette import PAGE, STROKE
 from bnkit.report.scales import Scale, around_one, around_zero
 from bnkit.tables import path_or_model
@@ -211,12 +212,19 @@ def _unit_title(unit: str) -> alt.Title:
 
 
 def _layer_hover(rows: Sequence[Row], fields: Mapping[str, str]) -> alt.Chart:
-    """Return a rule at the nearest layer, with its name and, by their titles, fields of its row."""
-    readings = {"layer": f"{ROW}.layer"}
+    """Return bands at the layers, with their names and, by their titles, fields of their rows."""
+    return hover(
+        "place",
+        [
+            {"place": row["place"], "reading": "\n".join([row["layer"], *_read(row, fields)])}
+            for row in rows
+        ],
+    )
+
+
+def _read(row: Row, fields: Mapping[str, str]) -> Iterator[str]:
     for title, field in fields.items():
-        value = f"{ROW}.{field}"
-        readings[title] = f"isValid({value}) ? format({value}, '.3~g') : '–'"
-    return hover("place", readings, rows, color=PAGE.muted)
+        yield f"{title} {'–' if row[field] is None else short(row[field], digits=3)}"
 
 
 def _in_words(rows: Sequence[Row], fields: Sequence[str]) -> str:

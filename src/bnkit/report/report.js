@@ -1,11 +1,6 @@
-// Draws each chart into its place. The look names variables of the style sheet for its colours, so
-// that one drawing serves light, dark and paper.
-const { look, charts } = JSON.parse(document.getElementById("charts").textContent);
-const options = { actions: false, config: look, renderer: "svg", tooltip: { theme: "page" } };
+// On a phone what is long begins folded; paper shows all of it. Without this script all is open.
+const folds = document.querySelectorAll("details.fold");
+const fold = (open) => folds.forEach((each) => { each.open = open; });
 
-for (const [name, chart] of Object.entries(charts)) {
-  const place = document.getElementById(name);
-  vegaEmbed(place, chart, options).catch((error) => {
-    place.textContent = `This chart could not be drawn: ${error.message}`;
-  });
-}
+if (innerWidth < 576) fold(false);
+addEventListener("beforeprint", () => fold(true));

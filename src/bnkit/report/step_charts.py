@@ -77,11 +77,12 @@ def _rows(comparison: Comparison, activation: str, never: float) -> Iterable[dic
             pairs.setdefault((trial.learning_rate, trial.seed), {})[trial.side] = trial
     for (learning_rate, seed), pair in pairs.items():
         row = {"learning rate": number(learning_rate), "seed": seed}
+        lines = [f"learning rate {number(learning_rate)}, seed {seed}"]
         for side, trial in pair.items():
             step = trial.steps_to(comparison.target)
             row[FIELD[side]] = never if step is None else step
-            row[f"{FIELD[side]}_reading"] = "never" if step is None else f"{step:,}"
-        yield row
+            lines.append(f"{side}: {'never' if step is None else f'{step:,} steps'}")
+        yield {**row, "reading": "\n".join(lines)}
 
 
 def _joins(comparison: Comparison, scale: Scale, edge: float) -> Any:
@@ -103,10 +104,6 @@ def _joins(comparison: Comparison, scale: Scale, edge: float) -> Any:
 
 
 def _points(side: Side) -> Any:
-    readings = [
-        alt.Tooltip(f"{field}_reading:N", title=f"{each}, steps to the target")
-        for each, field in FIELD.items()
-    ]
     points = layer(
         "point",
         None,
@@ -114,7 +111,7 @@ def _points(side: Side) -> Any:
         x=f"{FIELD[side]}:Q",
         y="learning rate:N",
         color=alt.ColorDatum(side),
-        tooltip=[alt.Tooltip("learning rate:N"), alt.Tooltip("seed:O"), *readings],
+        description="reading:N",
         **IN_ITS_ROW,
     )
     return points.transform_filter(f"isValid(datum.{FIELD[side]})")

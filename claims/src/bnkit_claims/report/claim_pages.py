@@ -45,7 +45,6 @@ def _files(checked: Checked, claim: CheckedClaim) -> Iterable[tuple[str, bytes]]
             yield f"charts/{chart.name}{kind}", data
     page = filled(
         "claim.html",
-        [panel for chart in charts for panel in chart.panels],
         FOLDER,
         environment=checked.environment,
         claim=claim,
@@ -57,9 +56,9 @@ def _files(checked: Checked, claim: CheckedClaim) -> Iterable[tuple[str, bytes]]
 
 
 def _list_page(checked: Checked) -> str:
-    """The page that lists all claims with their verdicts, as HTML without scripts."""
+    """The page that lists all claims with their verdicts, as HTML."""
     from bnkit.report.templates import filled  # noqa: PLC0415  altair takes a second to import
 
     verdicts = [claim.verdict for claim in checked.claims]
     counts = {verdict: verdicts.count(verdict) for verdict in ORDER if verdict in verdicts}
-    return filled("list.html", [], FOLDER, checked=checked, counts=counts)
+    return filled("list.html", FOLDER, checked=checked, counts=counts)

@@ -41,7 +41,7 @@ def panels_of_dots(record: Dots, name: str) -> tuple[Panel, ...]:
         layers=[
             _intervals(marks, across(scale, "low", record.x.label, grid=True), rows),
             *([] if record.rule is None else _rule(record.rule)),
-            *_points(record, marks, named),
+            *_points(marks, named),
             *_names(marks, scale),
         ],
         height=rows.height,
@@ -100,7 +100,7 @@ def _marks(record: Dots, named: Keys, rows: Rows) -> Iterable[Row]:
                 "value": dot.value,
                 "low": dot.value if dot.low is None else dot.low,
                 "high": dot.value if dot.high is None else dot.high,
-                "reading": _reading(dot),
+                "reading": f"{dot.row}, {dot.name}: {_reading(dot)}",
             }
 
 
@@ -124,19 +124,14 @@ def _intervals(marks: list[Row], x: alt.X, rows: Rows) -> alt.Chart:
     return layer("rule", marks, look, x=x, x2="high", **IN_ROW | {"y": y})
 
 
-def _points(record: Dots, marks: list[Row], named: Keys) -> Iterable[Any]:
+def _points(marks: list[Row], named: Keys) -> Iterable[Any]:
     """The values: a layer for each name, with a shape of its own, on each side."""
     names = list(dict.fromkeys(name for name, _ in named))
-    readings = [
-        alt.Tooltip("row:N", title="what"),
-        alt.Tooltip("name:N", title="which"),
-        alt.Tooltip("reading:N", title=record.x.label),
-    ]
     for (name, _), key in named.items():
         shape = SHAPES[names.index(name) % len(SHAPES)]
         look = {"shape": shape, "filled": key != "plain"}
         look |= {"size": 65, "opacity": 1, "strokeWidth": 2}
-        points: Any = layer("point", marks, look, x="value:Q", tooltip=readings, **IN_ROW)
+        points: Any = layer("point", marks, look, x="value:Q", description="reading:N", **IN_ROW)
         yield points.transform_filter((alt.datum.name == name) & (alt.datum.key == key))
 
 

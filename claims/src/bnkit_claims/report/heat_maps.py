@@ -64,7 +64,6 @@ def _surface(record: Surfaces, surface: Surface, scale: alt.Scale) -> alt.Chart:
         clip=True,
         x=across(x, "x", record.x.label),
         y=y.y("y", **labels(y), grid=False),
-        tooltip=[alt.Tooltip("value:Q", title=record.value.label, format=".4g")],
     )
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import altair as alt
 
-from bnkit.report.charts import HEIGHT, Panel, Row, end_names, layer
+from bnkit.report.charts import HEIGHT, READINGS, Panel, Row, end_names, layer
 from bnkit.report.scales import Scale
 from bnkit_claims.core.charts import Line, Lines, Rule
 from bnkit_claims.report.axes_and_colours import (
@@ -42,11 +42,6 @@ def _layers(record: Lines, title: str, x: Scale, y: Scale) -> list[Any]:
     """Bands, lines, a rule, and names; the bands bring the axes, which the others share."""
     lines, named = [line for line in record.lines if line.panel == title], keys(record.lines)
     shared = {"x": across(x, "x", record.x.label), "color": "key:N"}
-    readings = [
-        alt.Tooltip("name:N", title="line"),
-        alt.Tooltip("x:Q", title=record.x.label, format="~g"),
-        alt.Tooltip("reading:N", title=record.y.label),
-    ]
     bands, curves = [], []
     for line in lines:
         key = {"key": named[line.name, line.side]}
@@ -54,10 +49,15 @@ def _layers(record: Lines, title: str, x: Scale, y: Scale) -> list[Any]:
         look: dict[str, Any] = {"opacity": 0.18, "clip": True}
         low = y.y("low", **labels(y))
         bands.append(layer("area", rows, look, y=low, y2="high", **shared))
-        rows = [key | row for row in _curve(line, y)]
-        look = {**stroke(named, line), "point": _points(line), "clip": True}
+        rows = [key | row for row in _curve(record, line, y)]
+        look = {**stroke(named, line), "clip": True}
         middle = y.y("y", **labels(y))
-        curves.append(layer("line", rows, look, y=middle, tooltip=readings, **shared))
+        curves.append(layer("line", rows, look, y=middle, **shared))
+        points = [row for row in rows if row["y"] is not None]
+        shown = points[:: -(-len(points) // READINGS) or 1]
+        curves.append(
+            layer("point", shown, _points(line), y=middle, description="reading:N", **shared)
+        )
     ends = [
         {"x": end[0], "y": end[1], "key": named[line.name, line.side], "name": line.name}
         for line in lines
@@ -79,13 +79,12 @@ def _band(line: Line, scale: Scale) -> list[Row]:
     ]
 
 
-def _curve(line: Line, scale: Scale) -> list[Row]:
+def _curve(record: Lines, line: Line, scale: Scale) -> list[Row]:
     return [
         {
             "x": x,
             "y": None if y is None else scale.inside(y),
-            "name": line.name,
-            "reading": "nothing" if y is None else f"{y:.4g}",
+            "reading": "" if y is None else f"{line.name}\n{record.x.label} {x:g}: {y:.4g}",
         }
         for x, y in zip(line.x, line.y, strict=True)
     ]
@@ -93,7 +92,8 @@ def _curve(line: Line, scale: Scale) -> list[Row]:
 
 def _points(line: Line) -> dict[str, Any]:
     """Points that show where few values are, and else only where the pointer finds them."""
-    return {"size": 25, "filled": True} if len(line.x) <= 12 else {"size": 60, "opacity": 0}
+    few = len(line.x) <= 12
+    return {"filled": True, "clip": True, "size": 25 if few else 80, "opacity": 1 if few else 0}
 
 
 def _rule(rule: Rule, left: float) -> list[alt.Chart]:

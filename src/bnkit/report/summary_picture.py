@@ -1,0 +1,68 @@
+"""The first screen of a comparison as one picture: verdict, key figures, curves at the best."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import altair as alt
+
+from bnkit.experiments.summary import Comparison
+from bnkit.report.charts import Chart, Group, Row, layer
+from bnkit.report.comparison_numbers import KeyNumber, key_numbers
+from bnkit.report.palette import PAPER
+
+WIDTH = 1150  # pixels, of which each panel has its share with the room beside it
+PANELS = 4  # at most
+
+
+def summary_picture(comparison: Comparison, accuracy: Chart, subject: str) -> dict[str, Any]:
+    """Return the Vega-Lite specification: of the accuracies, the panels nearest to the best."""
+    answer, *reasons = comparison.verdict.sentences
+    group = _nearest_to_the_best(comparison, accuracy)
+    width = min(600, WIDTH // len(group.panels) - accuracy.room)
+    title = alt.Title(
+        answer,
+        subtitle=[f"bnkit compare{': ' if subject else ''}{subject}", *reasons],
+        fontSize=26,
+        subtitleFontSize=13,
+        subtitlePadding=8,
+        offset=24,
+    )
+    figures, curves = _figures(key_numbers(comparison)), replace(accuracy, width=width).row(group)
+    sheet = alt.vconcat(figures, curves, title=title, spacing=30, padding=28).configure(
+        **PAPER.config
+    )
+    specification: dict[str, Any] = sheet.to_dict(validate=False)
+    return specification
+
+
+def _nearest_to_the_best(comparison: Comparison, accuracy: Chart) -> Group:
+    best = comparison.best("batch norm") or comparison.best("plain")
+    # The panels come in the order of the settings.
+    panel = accuracy.panels[comparison.cells.index(best) if best else 0]
+    group = next(group for group in accuracy.groups if panel in group.panels)
+    place, last = group.panels.index(panel), max(0, len(group.panels) - PANELS)
+    first = min(max(0, place - PANELS // 2), last)
+    return Group(group.heading, group.panels[first : first + PANELS])
+
+
+def _figures(numbers: Sequence[KeyNumber]) -> Any:
+    rows: list[Row] = [
+        {"place": n, "name": each.name, "plain": each.plain, "BN": each.batch_norm}
+        for n, each in enumerate(numbers)
+    ]
+    place = alt.X("place:Q", axis=None, scale=alt.Scale(domain=[0, len(rows)], nice=False))
+    texts = [_text(rows, place, PAPER.ink, "name:N", 14, 0, 8)]
+    for field, colour, right in (("plain", PAPER.plain, 0), ("BN", PAPER.batch_norm, 105)):
+        label = [{"place": row["place"], "name": field} for row in rows]
+        texts.append(_text(label, place, colour, "name:N", 12, right, 32))
+        texts.append(_text(rows, place, colour, f"{field}:N", 22, right, 54))
+    return alt.layer(*texts, width=WIDTH, height=64)
+
+
+def _text(
+    rows: Sequence[Row], place: alt.X, colour: str, field: str, size: int, right: int, down: int
+) -> alt.Chart:
+    look = {"align": "left", "dx": right, "fontSize": size, "color": colour,
+            "fontWeight": "normal" if size == 12 else "bold"}  # fmt: skip
+    return layer("text", rows, look, x=place, y=alt.value(down), text=field)
