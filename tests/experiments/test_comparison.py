@@ -16,6 +16,7 @@ from bnkit.experiments import comparison
 from bnkit.experiments.comparison import Interrupted, plan_comparison
 from bnkit.experiments.results import SIDES
 from bnkit.experiments.settings import Settings
+from bnkit.surgery import plan_addition
 
 BRIEF = {"learning_rates": [0.1, 1.0], "seeds": 2, "steps": 4, "evaluate_every": 2}
 
@@ -227,6 +228,26 @@ def test_a_sweep_gives_every_trial_in_the_order_of_activations_seeds_and_sides(t
     assert {t.outcome for t in found.trials} == {"finished"}
     assert found.settings["learning_rates"] == [0.1, 1.0]
     assert found.environment["torch"] == torch.__version__
+
+
+def test_the_recipe_is_the_plan_the_code_and_the_network():
+    recipe = planned(placement="after_activation", eps=1e-3).recipe
+    model, example = users.build(), next(iter(users.loaders()[0]))[0]
+    assert recipe.network == str(model)
+    names = {"bnkit": bnkit, "model": model, "example": example}
+    exec(recipe.code, names)
+    placed = bnkit.add(model, example, placement="after_activation", eps=1e-3)
+    assert str(names["model"]) == str(placed)
+    plan = plan_addition(model, example, placement="after_activation", eps=1e-3)
+    assert recipe.plan == (
+        *((edit.layer, edit.kind, edit.action, edit.why) for edit in plan.edits),
+        *((left.layer, left.kind, "left alone", left.why) for left in plan.left_alone),
+    )
+
+
+def test_a_network_with_a_twin_of_its_own_has_no_code_to_copy():
+    recipe = planned("logistic", "digits", activations=["relu"]).recipe
+    assert (recipe.plan, recipe.code, recipe.activation) == ((), "", "relu")
 
 
 def test_one_job_a_core_is_the_default(tmp_path, monkeypatch, in_this_process):

@@ -243,6 +243,22 @@ def test_versions_machine_and_date_are_named():
     assert all(found.values())
 
 
+def test_the_commit_is_that_of_the_current_folders_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert "commit" not in environment()
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "first"]):
+        (tmp_path / "file").write_text("1")
+        subprocess.run(["git", *command], check=True)
+    commit = environment()["commit"]
+    assert re.fullmatch("[0-9a-f]{12}", commit)
+    (tmp_path / "file").write_text("2")
+    assert environment()["commit"] == f"{commit}, with changes"
+    monkeypatch.setenv("PATH", "")
+    assert "commit" not in environment()
+
+
 def test_cores_are_those_that_this_process_may_use(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5, 7}, raising=False)
     assert usable_cores() == 3

@@ -258,9 +258,9 @@ def test_the_results_are_strict_json_and_come_back_equal(folder):
 
 
 def test_the_page_is_small_enough_to_send(folder):
-    assert (folder / "report.html").stat().st_size < 100e3
+    assert (folder / "report.html").stat().st_size < 80e3
     found = comparison()  # the settings of the default run
-    assert len(page(found, charts_of(found)).encode()) < 250e3
+    assert len(page(found, charts_of(found)).encode()) < 220e3
 
 
 def test_a_chart_that_cannot_be_drawn_leaves_the_old_report_as_it_was(folder, monkeypatch):

@@ -51,7 +51,7 @@ def test_the_pointer_reads_both_sides_at_a_step_and_no_words_of_the_engine(svg):
 
 def test_readings_of_many_rows_are_thinned_and_the_last_is_among_them():
     titles = re.findall("<title>(.*?)</title>", drawn(), re.DOTALL)
-    assert len(titles) == 3 + 25
+    assert len(titles) == 3 + 20
     assert titles[-1].endswith(" 99")
 
 

@@ -79,7 +79,8 @@ class Experiment:
         if self.options is None:
             return Recipe(str(plain), activation)
         plan = plan_addition(plain, self.example(), **self.options)
-        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        options = (f"{name}={value!r}" for name, value in self.options.items())
+        given = "".join(f"    {argument},\n" for argument in ("model", "example", *options))
         return Recipe(
             network=str(plain),
             activation=activation,
@@ -87,7 +88,7 @@ class Experiment:
                 *((edit.layer, edit.kind, edit.action, edit.why) for edit in plan.edits),
                 *((left.layer, left.kind, "left alone", left.why) for left in plan.left_alone),
             ),
-            code=f"import bnkit\n\nmodel = bnkit.add(model, example, {options})",
+            code=f"import bnkit\n\nmodel = bnkit.add(\n{given})",
         )
 
     def loaders(self, seed: int) -> Loaders:

@@ -14,9 +14,10 @@ from bnkit.report.svg import inlined
 
 VEGA_LITE = "6.4"  # the version of the drawing language that altair 6 writes
 HEIGHT = 140  # pixels
-WIDTH = 400  # pixels of a panel on a page, its labels included; a phone has 358
+WIDTH = 360  # pixels of a panel on a page, its labels included, as a phone has them
 STRETCHED = 1.4  # how many times as wide as it is drawn a page may show a panel
-READINGS = 32  # under the pointer, in a panel: each has a band that a pointer can hit
+PADDING = {"left": 6, "right": 14, "top": 2, "bottom": 2}  # for fonts wider than the engine's
+READINGS = 24  # under the pointer, in a panel: each has a band that a pointer can hit
 ONCE: Any = ({},)  # rows of a mark that needs no data and is drawn once
 
 Row = dict[str, Any]
@@ -85,7 +86,7 @@ class Panel:
         """The Vega-Lite specification for the page, its colours variables of the style sheet."""
         chart = self.drawing if self.hover is None else self.drawing + self.hover
         fit = alt.AutoSizeParams(type="fit-x", contains="padding")
-        chart = chart.properties(width=self.width, autosize=fit, padding=2)
+        chart = chart.properties(width=self.width, autosize=fit, padding=PADDING)
         specification: dict[str, Any] = chart.configure(**PAGE.config).to_dict(validate=False)
         return specification
 

@@ -8,6 +8,10 @@ SVG = "http://www.w3.org/2000/svg"
 LEFT_OUT = (
     "version class role font-family pointer-events aria-hidden aria-label aria-roledescription"
 ).split()
+DEFAULTS = {
+    "opacity": "1", "stroke-width": "1", "text-anchor": "start", "font-weight": "normal",
+    "transform": "translate(0,0)", "x2": "0", "y2": "0",
+}  # fmt: skip
 NUMBERS = ("d", "transform", "x1", "y1", "x2", "y2", "width", "height", "stroke-width")
 LONG = re.compile(r"-?\d+\.\d\d+(?:e-?\d+)?")
 
@@ -21,8 +25,7 @@ def inlined(svg: str, name: str, *, widest: float) -> str:
     root = ET.fromstring(svg.replace(f' xmlns="{SVG}"', "", 1))  # noqa: S314  drawn by ourselves
     for element in root.iter():
         _shorten(element, name)
-    while _without_empty_elements(root):
-        pass
+    _flatten(root)
     root.set("style", f"max-width:{widest:.0f}px")
     return ET.tostring(root, encoding="unicode")
 
@@ -35,8 +38,9 @@ def _shorten(element: ET.Element, name: str) -> None:
     for key in NUMBERS:
         if key in attributes:
             attributes[key] = LONG.sub(lambda found: f"{float(found[0]):.1f}", attributes[key])
-    if attributes.get("opacity") == "1":
-        del attributes["opacity"]
+    for key, value in DEFAULTS.items():
+        if attributes.get(key) == value:
+            del attributes[key]
     if "id" in attributes:
         attributes["id"] = f"{name}-{attributes['id']}"
     for key, value in attributes.items():
@@ -48,15 +52,12 @@ def _shorten(element: ET.Element, name: str) -> None:
         element.insert(0, title)
 
 
-def _without_empty_elements(root: ET.Element) -> int:
-    """Remove groups without a child and paths without a line; return how many there were."""
-    empty = [
-        (parent, child)
-        for parent in root.iter()
-        for child in parent
-        if (child.tag == "g" and not len(child))
-        or (child.tag == "path" and child.get("d") in ("", "M0,0h0v0h0Z"))
-    ]
-    for parent, child in empty:
-        parent.remove(child)
-    return len(empty)
+def _flatten(element: ET.Element) -> None:
+    """Leave out paths without a line, and groups without attributes but for what is in them."""
+    children: list[ET.Element] = []
+    for child in element:
+        _flatten(child)
+        if child.tag == "path" and child.get("d") in ("", "M0,0h0v0h0Z"):
+            continue
+        children += list(child) if child.tag == "g" and not child.attrib else [child]
+    element[:] = children
