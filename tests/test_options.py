@@ -42,6 +42,14 @@ def test_what_is_given_is_handed_on_and_nothing_else():
     assert (function.__name__, function.__doc__) == ("function", "What it is for.")
 
 
+def test_a_type_keeps_what_else_it_is_annotated_with():
+    class Helped(TypedDict, total=False):
+        width: Annotated[int, "how wide", Default(3)]
+
+    (width,) = parameters_of(Helped)
+    assert (width.annotation, width.default) == (Annotated[int, "how wide"], 3)
+
+
 @pytest.mark.parametrize(("name", "near"), [("epz", "eps"), ("lasd", "last")])
 def test_an_unknown_option_is_answered_with_near_ones(name, near):
     message = rf"^function: unknown option '{name}': did you mean '{near}'\? Choose from eps, last"

@@ -156,7 +156,7 @@ def _copied(tensor: Any) -> Tensor:
     return copy
 
 
-def rows_of(call: Call) -> int | None:
+def rows_of(call: Any) -> int | None:
     """Return the number of examples in a mini-batch: the length of its first tensor.
 
     >>> rows_of(((torch.zeros(3, 2),), {}))

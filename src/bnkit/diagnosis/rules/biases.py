@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bnkit.dataflow import Call, Dataflow
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding
-from bnkit.diagnosis.fix import Fix, by_edit
+from bnkit.diagnosis.fix import by_edit
 from bnkit.diagnosis.rules.fixes import edit
 from bnkit.diagnosis.rules.places import Chain, Place, chained
 from bnkit.roles import can_own_batch_norm
@@ -36,7 +36,7 @@ _CANCELLED = 1e-3
 @dataclass(frozen=True, eq=False)
 class _Cancelled:
     place: Place
-    chain: Chain
+    start: Call  # which adds the bias
     bias: str
     channels: Tensor  # of the batch norm, by feature
 
@@ -54,21 +54,20 @@ def cancelled_bias(evidence: Evidence) -> Iterator[Finding]:
         found.setdefault(each.bias, []).append(each)
     for bias, all_of_it in found.items():
         readers = _readers(flow, bias)
-        if readers == {each.chain.start.index for each in all_of_it if each.chain.start}:
-            finding = _finding(evidence, bias, all_of_it)
-            if finding is not None:
-                yield finding
+        if readers == {each.start.index for each in all_of_it}:
+            yield from _finding(evidence, bias, all_of_it)
 
 
 def _candidates(evidence: Evidence) -> Iterator[_Cancelled]:
     for flow, place, chain in chained(evidence):
-        bias = None if chain.start is None else _bias_of(chain.start)
+        start = chain.start
+        bias = None if start is None else _bias_of(start)
         kept = all(_keeps_shift(call) for call in chain.passages)
-        if bias is None or not kept or not place.trains or not chain.alone:
+        if start is None or bias is None or not kept or not place.trains or not chain.alone:
             continue
         channels = channels_of_features(flow, chain, place)
         if channels is not None:
-            yield _Cancelled(place, chain, bias, channels)
+            yield _Cancelled(place, start, bias, channels)
 
 
 def _bias_of(call: Call) -> str | None:
@@ -116,16 +115,22 @@ def _readers(flow: Dataflow, bias: str) -> set[int]:
     return functions | {call.index for call in flow.calls_of(path)}
 
 
-def _finding(evidence: Evidence, bias: str, found: list[_Cancelled]) -> Finding | None:
+def _finding(evidence: Evidence, bias: str, found: list[_Cancelled]) -> Iterator[Finding]:
     owner = bias.rpartition(".")[0]
     layer: Any = evidence.model.get_submodule(owner)
     gradients = evidence.step.gradients if evidence.step is not None else {}
     of_bias, of_weight = gradients.get(bias), gradients.get(f"{owner}.weight")
     share = of_bias / of_weight if of_bias is not None and of_weight else None
-    if not _has_forward_of_torch(layer, found) and (share is None or share > _CANCELLED):
-        return None
+    of_functions = any(each.start.module is None for each in found)
+    of_torch = of_functions or original_class(layer).__module__.startswith("torch.")
+    if not of_torch and (share is None or share > _CANCELLED):
+        return
     measured = {"parameters": evidence.model.get_parameter(bias).numel()}
-    return Finding(
+    fed = {each.place.path: each.channels for each in found}
+    simple = len(fed) == len(found) and all(each.place.norm for each in found)
+    fixable = simple and not of_functions and not hasattr(layer, "parametrizations")
+    drop = edit(owner, "drop_bias", "drop the bias", values=fed)
+    yield Finding(
         "cancelled-bias",
         "info",
         (owner, *dict.fromkeys(each.place.path for each in found)),
@@ -133,23 +138,5 @@ def _finding(evidence: Evidence, bias: str, found: list[_Cancelled]) -> Finding 
         "The batch norm subtracts this bias again with the mean of the mini-batch, so it never "
         "trains and costs memory and time.",
         "Make the layer with bias=False; the batch norm's own bias takes its part.",
-        _fix(owner, found, layer),
+        by_edit(drop, needs=[*fed]) if fixable else None,
     )
-
-
-def _has_forward_of_torch(layer: nn.Module, found: list[_Cancelled]) -> bool:
-    if any(each.chain.start and each.chain.start.module is None for each in found):
-        return True  # a function of torch
-    return original_class(layer).__module__.startswith("torch.")
-
-
-def _fix(owner: str, found: list[_Cancelled], layer: nn.Module) -> Fix | None:
-    """Return the fix that takes the bias off the layer and out of the running means after it."""
-    fed = {each.place.path: each.channels for each in found}
-    simple = len(fed) == len(found) and all(each.place.norm for each in found)
-    plain = not hasattr(layer, "parametrizations") and all(
-        each.chain.start and each.chain.start.module is not None for each in found
-    )
-    if not (simple and plain):
-        return None
-    return by_edit(edit(owner, "drop_bias", "drop the bias", values=fed), needs=[*fed])

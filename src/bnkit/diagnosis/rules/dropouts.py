@@ -21,6 +21,7 @@ _DRAWS = frozenset(
     bernoulli rand rand_like rrelu
     """.split()
 )
+_EPS = 1e-12  # channels that are constant both times have the ratio 1
 
 
 def dropout_before(evidence: Evidence) -> Iterator[Finding]:
@@ -41,7 +42,20 @@ def dropout_before(evidence: Evidence) -> Iterator[Finding]:
     for place in reversed(first_calls.values()):
         sources = [call for call in _sources(makers, place) if layer_of(call) not in still_on]
         if sources and place.trains:
-            yield _finding(place, sources, _fix(evidence, flow, sources))
+            measured, harms = _measured(place)
+            yield Finding(
+                "dropout-before",
+                "warning" if harms else "info",
+                (place.path, *dict.fromkeys(map(layer_of, sources))),
+                {"dropout": ", ".join(dict.fromkeys(map(str, sources))), **measured},
+                "Dropout before a batch norm raises the variance in training, which the running "
+                "statistics keep, and is off in eval mode: there the batch norm divides by too "
+                "much.",
+                "Drop after the last batch norm, or not at all; for a trained model, measure the "
+                "running statistics anew with dropout off: bnkit.recalibrate(model, batches)."
+                + ("" if measured else " Give mini-batches to have the shift measured."),
+                _fix(evidence, flow, sources),
+            )
 
 
 def _sources(makers: Makers, place: Place) -> list[Call]:
@@ -79,22 +93,6 @@ def _draws(call: Call) -> bool:
     return "dropout" not in call.name or (p != 0 and training is not False)
 
 
-def _finding(place: Place, sources: list[Call], fix: Fix | None) -> Finding:
-    measured, harms = _measured(place)
-    return Finding(
-        "dropout-before",
-        "warning" if harms else "info",
-        (place.path, *dict.fromkeys(map(layer_of, sources))),
-        {"dropout": ", ".join(dict.fromkeys(map(str, sources))), **measured},
-        "Dropout before a batch norm raises the variance in training, which the running statistics "
-        "keep, and is off in eval mode: there the batch norm divides by too much.",
-        "Drop after the last batch norm, or not at all; for a trained model, measure the running "
-        "statistics anew with dropout off: bnkit.recalibrate(model, batches)."
-        + ("" if measured else " Give mini-batches to have the shift measured."),
-        fix,
-    )
-
-
 def _measured(place: Place) -> tuple[dict[str, float], bool]:
     """Return the ratio of the variances with dropout and without, and whether it does harm."""
     norm = place.norm
@@ -110,9 +108,6 @@ def _measured(place: Place) -> tuple[dict[str, float], bool]:
         "by chance": chance,
     }
     return figures, moved > chance
-
-
-_EPS = 1e-12  # channels that are constant both times have the ratio 1
 
 
 def _fix(evidence: Evidence, flow: Dataflow, sources: list[Call]) -> Fix | None:

@@ -151,15 +151,13 @@ def sync_without_group(evidence: Evidence) -> Iterator[Finding]:
             continue
         values = effective_values(reading)
         noisy = noise_of(values) > QUARTER
-        reason = (
-            "torch.distributed is not initialised" if world_size() == 0 else "there is one rank"
-        )
+        alone = "There is one rank" if world_size() else "Torch.distributed is not initialised"
         yield Finding(
             "sync-without-group",
             "warning" if noisy else "info",
             (reading.path,),
             {"ranks": world_size(), **_measured(values)},
-            f"{reason[0].upper()}{reason[1:]}, so the layer is a plain batch norm"
+            f"{alone}, so the layer is a plain batch norm"
             + (", by a mini-batch that is too small alone." if noisy else "."),
             "Call torch.distributed.init_process_group first, or make it plain: "
             'model = bnkit.convert(model, "torch").',

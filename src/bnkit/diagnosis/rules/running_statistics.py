@@ -43,10 +43,7 @@ def _of_untouched(evidence: Evidence, reading: Reading) -> tuple[Severity, str]:
             return "error", "in eval mode the layer normalises nothing."
         return "warning", "selecting this domain gives a layer that normalises nothing."
     if reading.frozen:
-        return (
-            "warning",
-            "the layer is frozen, normalises nothing, and stays so in training.",
-        )
+        return "warning", "the layer is frozen, normalises nothing, and stays so in training."
     return "info", "training will update them; until then eval mode normalises nothing."
 
 

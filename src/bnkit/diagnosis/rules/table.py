@@ -81,10 +81,7 @@ _CHECKS: Mapping[str, tuple[Check, ...]] = {
         noise.sync_without_group,
         staleness.train_eval_gap,
     ),
-    "export": (
-        export.training_mode_export,
-        export.exported_batch_norm,
-    ),
+    "export": (export.training_mode_export, export.exported_batch_norm),
 }
 
 _OF_STATISTICS = """

@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from bnkit.dataflow.tensors import tensors_in
 from bnkit.diagnosis.evidence import Evidence, Norm
 from bnkit.diagnosis.finding import Finding, Severity
 from bnkit.diagnosis.rules.distances import distance
 from bnkit.diagnosis.rules.fixes import become
 from bnkit.diagnosis.rules.places import Place, is_functional_batch_norm, is_told_to_train, places
+from bnkit.diagnosis.runs import rows_of
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.moments import Moments
 
@@ -20,6 +20,9 @@ def one_value_per_channel(evidence: Evidence) -> Iterator[Finding]:
     It has no variance, and torch raises an error for it.
     """
     sizes = rows_in_training(evidence)
+    # Of an example alone it is a warning: that may be smaller than the mini-batches.
+    severity: Severity = "error" if evidence.batches_given else "warning"
+    severity = "info" if evidence.in_eval_mode else severity
     for place in places(evidence):
         per_row = _values_per_row(evidence, place)
         short = {what: rows for what, rows in sizes.items() if 0 < rows * per_row <= 1}
@@ -28,7 +31,7 @@ def one_value_per_channel(evidence: Evidence) -> Iterator[Finding]:
             what, rows = next(iter(short.items()))
             yield Finding(
                 "one-value-per-channel",
-                _severity_of_one_value(evidence),
+                severity,
                 (place.path,),
                 {what: rows, "values per channel": 1},
                 "In training this batch norm gets one value per channel, which has no variance: "
@@ -43,11 +46,11 @@ def checkpointed_twice(evidence: Evidence) -> Iterator[Finding]:
     if evidence.step is None:
         return
     twice = evidence.step.written_in_forward & evidence.step.written_in_backward
-    owned = {name.rpartition(".")[0]: name for name in sorted(twice)}
-    norms = {norm.path: norm for norm in evidence.norms}
+    written = {name.rpartition(".")[0] for name in twice}
+    norms = {norm.path for norm in evidence.norms}
     functional = {place.path for place in places(evidence) if place.norm is None}
-    order = {path: index for index, (path, _) in enumerate(evidence.model.named_modules())}
-    for path in sorted(owned.keys() & (norms.keys() | functional), key=order.__getitem__):
+    found = written & (norms | functional)
+    for path in (path for path, _ in evidence.model.named_modules() if path in found):
         yield Finding(
             "checkpointed-twice",
             "warning",
@@ -71,16 +74,16 @@ def two_forwards(evidence: Evidence) -> Iterator[Finding]:
         if not inside or not parallel.broadcasts_buffers:
             continue
         seen = bool(parallel.path and ran and min(ran) > 1)
+        runs = "If the model runs twice before one backward,"
+        if seen:
+            runs = "This part of the model runs twice before one backward, and"
         yield Finding(
             "two-forwards",
             "error" if seen else "info",
             tuple(norm.path for norm in inside),
             {"forwards": min(ran)} if seen else {"forward_sync_buffers": True},
-            ("This part of the model runs" if seen else "If the model runs")
-            + " twice before one backward"
-            + (", and " if seen else ", ")
-            + "DistributedDataParallel writes the first rank's running statistics over those that "
-            "the first forward has saved for its backward, which then fails.",
+            f"{runs} DistributedDataParallel writes the first rank's running statistics over those "
+            f"that the first forward has saved for its backward, which then fails.",
             "Join the inputs into one forward, or wrap with forward_sync_buffers=False.",
         )
 
@@ -89,8 +92,8 @@ def rows_in_training(evidence: Evidence) -> dict[str, int]:
     """Return how many rows the mini-batches of training have, by what says so."""
     loader = evidence.loader
     if not evidence.batches_given:
-        tensors = tensors_in(evidence.example)
-        return {"rows of the example": len(tensors[0])} if tensors and tensors[0].dim() else {}
+        rows = rows_of(evidence.example)
+        return {} if rows is None else {"rows of the example": rows}
     sizes = {"rows of the smallest mini-batch": min(loader.rows, default=0)}
     if loader.length and loader.batch_size and not loader.drops_last:
         last = loader.length % loader.batch_size
@@ -103,16 +106,8 @@ def _values_per_row(evidence: Evidence, place: Place) -> float:
     flow, shapes = evidence.trained_flow, place.norm.shapes if place.norm else ()
     assert flow is not None
     shape = shapes[0] if shapes else flow.shapes[place.call.inputs[0]] if place.call.inputs else ()
-    tensors = tensors_in(evidence.example)
-    rows = len(tensors[0]) if tensors and tensors[0].dim() else 0
+    rows = rows_of(evidence.example)
     return math.prod(shape) / shape[1] / rows if len(shape) > 1 and shape[1] and rows else math.inf
-
-
-def _severity_of_one_value(evidence: Evidence) -> Severity:
-    """An error if training does it; an example may be smaller than the mini-batches."""
-    if evidence.in_eval_mode:
-        return "info"
-    return "error" if evidence.batches_given else "warning"
 
 
 # Frozen
