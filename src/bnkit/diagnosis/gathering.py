@@ -63,7 +63,7 @@ def gather(
     ):
         working, parallel = working_copy(model)
         paths = batch_norms(working).paths
-        as_trained, in_eval, in_training = Observed(), Observed(), Observed()
+        observed = Observed(), Observed(), Observed()  # as trained, in eval mode, in training mode
         loader, losses = Loader(), None
         if batches is not None:
             runs = BatchRuns(working, paths)
@@ -71,8 +71,8 @@ def gather(
             total, begun = number_of(batches), time.monotonic()
             calls = counted(calls, "diagnosing", total=total, begun=begun, shown=progress)
             first, rows, losses = _run(runs, calls, loss)
-            as_trained, in_eval = runs.as_trained.observed, runs.in_eval.observed
-            in_training, loader = runs.in_training.observed, _loader(batches, rows)
+            loader = _loader(batches, rows)
+            observed = runs.as_trained.observed, runs.in_eval.observed, runs.in_training.observed
             del runs  # and with it two copies of the model
             example = _example_of(working, first) if example is None else example
         on_example = ExampleRuns(failure=NOTHING_TO_RUN, training_failure=NOTHING_TO_RUN)
@@ -80,11 +80,11 @@ def gather(
             on_example = run_on_example(working, example, paths)
     return Evidence(
         model=working,
-        norms=tuple(_norms(working, on_example, as_trained, in_eval, in_training)),
+        norms=tuple(_norms(working, on_example, observed)),
         flow=on_example.flow,
         training_flow=on_example.training_flow,
-        failure=on_example.failure or in_eval.failure,
-        training_failure=on_example.training_failure or in_training.failure,
+        failure=on_example.failure or observed[1].failure,
+        training_failure=on_example.training_failure or observed[2].failure,
         step_failure=on_example.step_failure,
         example=example,
         outcome=on_example.outcome,
@@ -159,13 +159,7 @@ def _example_of(model: nn.Module, call: Call) -> Any:
     return dict(zip(names, args, strict=False)) | kwargs if kwargs else args
 
 
-def _norms(
-    model: nn.Module,
-    runs: ExampleRuns,
-    as_trained: Observed,
-    in_eval: Observed,
-    in_training: Observed,
-) -> Iterator[Norm]:
+def _norms(model: nn.Module, runs: ExampleRuns, observed: tuple[Observed, ...]) -> Iterator[Norm]:
     flow, training_flow = runs.flow or _NO_CALLS, runs.training_flow or _NO_CALLS
     owners = {
         id(layer.batchnorm): path
@@ -175,15 +169,16 @@ def _norms(
     for path, module in batch_norms(model).layers.items():
         owner = owners.get(id(module))
         caller = path if owner is None else owner
+        as_trained, in_eval, in_training = (tuple(way.seen.get(path, ())) for way in observed)
         yield Norm(
             path=path,
             module=module,
             owner=owner,
             calls=tuple(flow.calls_of(caller)),
             training_calls=tuple(training_flow.calls_of(caller)),
-            as_trained=tuple(as_trained.seen.get(path, ())),
-            in_eval=tuple(in_eval.seen.get(path, ())),
-            in_training=tuple(in_training.seen.get(path, ())),
+            as_trained=as_trained,
+            in_eval=in_eval,
+            in_training=in_training,
             shapes=tuple(runs.shapes.get(path, ())),
         )
 
