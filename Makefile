@@ -14,6 +14,7 @@ $(SETUP): pyproject.toml claims/pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable . --editable ./claims --group dev
+	-$(BIN)/bnkit warmup
 	@touch $@
 
 compare: $(SETUP)  ## would batch norm help? digits, two minutes, a report
@@ -21,6 +22,7 @@ compare: $(SETUP)  ## would batch norm help? digits, two minutes, a report
 
 test: $(SETUP)  ## run the tests, one torch thread for each worker
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --quiet
+	OMP_NUM_THREADS=1 BNKIT_KERNEL=torch $(BIN)/pytest --numprocesses $(WORKERS) --quiet tests/kernels/test_autograd.py tests/layers
 
 check: $(SETUP)  ## lint, types, docs
 	$(BIN)/ruff check

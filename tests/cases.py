@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bnkit.kernels import choice
+
 
 def as_it_is(x: Tensor) -> Tensor:
     return x
@@ -54,6 +56,20 @@ class Case:
 
     def __str__(self) -> str:
         return self.why
+
+
+def equal(ours: Tensor, theirs: Tensor) -> bool:
+    """Return whether both are the same: to the last bit by torch's kernels, else to rounding.
+
+    `make test` runs the layers by both.
+    """
+    if choice.forced == "torch" or choice.missing_core() or not ours.is_floating_point():
+        return torch.equal(ours, theirs)
+    eps = torch.finfo(theirs.dtype).eps
+    near = (64 if eps < 1e-6 else 16) * eps
+    scale = max(1.0, float(theirs.detach().abs().nan_to_num(0, 0).max())) if theirs.numel() else 1.0
+    same = ours.shape == theirs.shape and ours.dtype == theirs.dtype
+    return same and torch.allclose(ours, theirs, rtol=near, atol=near * scale, equal_nan=True)
 
 
 def seeded(seed: int) -> torch.Generator:

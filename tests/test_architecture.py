@@ -154,8 +154,8 @@ def test_variances_are_computed_in_one_place_only():
 
 LOADED = (
     "deprecation functional internals kernels kernels.activations kernels.autograd "
-    "kernels.batching kernels.call kernels.choice kernels.operators kernels.reference "
-    "kernels.second_order moments"
+    "kernels.batching kernels.build kernels.call kernels.choice kernels.operators "
+    "kernels.reference kernels.second_order moments platforms"
 ).split()
 
 
@@ -166,7 +166,7 @@ def test_importing_bnkit_loads_its_layers_and_nothing_else_of_its_own(loaded_mod
 
 @pytest.mark.parametrize(
     "heavy",
-    "altair joblib loky numba pooch rich scipy sklearn triton typer vl_convert".split(),
+    "altair joblib loky pooch rich scipy sklearn triton typer vl_convert".split(),
 )
 def test_importing_bnkit_does_not_import(heavy, loaded_modules):
     assert heavy not in loaded_modules

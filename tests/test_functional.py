@@ -33,6 +33,7 @@ def test_the_signature_is_that_of_torch_and_two_keywords():
 
 @TRAINING
 @pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.usefixtures("torchs_kernels")  # of the core see kernels/test_core.py
 def test_without_activation_and_residual_it_is_that_of_torch(case: Case, training):
     x = case.input(torch.float32)
     channels = x.shape[1]

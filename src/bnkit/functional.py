@@ -5,10 +5,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bnkit.internals import current_backward
-from bnkit.kernels.activations import find_activation
+from bnkit.kernels import choice
+from bnkit.kernels.activations import CODES, find_activation
 from bnkit.kernels.autograd import batch_norm_forward, batch_norm_inference
 from bnkit.kernels.call import Call
-from bnkit.kernels.choice import choose_kernel, is_transformed
+from bnkit.kernels.choice import choose_kernel, is_transformed, is_whole
+from bnkit.kernels.operators import module_of
 
 _Pair = tuple[Tensor | None, Tensor | None]
 
@@ -50,9 +52,14 @@ def batch_norm(
     if training and is_recomputing():  # what it changes is not kept, but it saves as before
         running_mean, running_var = _copy(running_mean), _copy(running_var)
     running, affine = (running_mean, running_var), (weight, bias)
-    fused = activation is not None or residual is not None
-    kernel = choose_kernel(input, training=training, fused=fused).kernel
-    if kernel == "torch":  # three calls of torch, which checks the arguments itself
+    whole = is_whole(input)
+    if whole:
+        y = _in_one_call(input, running, affine, residual, training, momentum, eps, activation)
+        if y is not None:
+            return y
+    kernel = choose_kernel(input).kernel
+    # What does not fit together, torch refuses with the errors that its users know.
+    if kernel == "torch" or (whole and not choice.forced):
         y = _normalise(input, running, affine, training, momentum, eps)
         y = y if residual is None else y + residual
         return y if activation is None else find_activation(activation).function(y)
@@ -66,6 +73,51 @@ def batch_norm(
             "pass both, or training=True to normalise by the mini-batch"
         )
     return batch_norm_inference(call)
+
+
+def train_in_one_call(
+    input: Tensor,
+    tracked: tuple[Tensor | None, ...],
+    affine: _Pair,
+    residual: Tensor | None,
+    *,
+    momentum: float,
+    eps: float,
+    activation: str | None,
+    guard: bool,
+) -> Tensor | None:
+    """Return what `batch_norm` returns in training, and move and count what a layer tracks.
+
+    `tracked` are the running mean and variance, the number of mini-batches that entered them, and
+    that of those that a `guard` kept out. None where the core does not serve this call, or a
+    mini-batch comes again: then nothing was done.
+    """
+    if activation not in CODES or not is_whole(input) or is_recomputing():
+        return None
+    y: Tensor | None = module_of("core").by_batch(
+        input, *affine, residual, *tracked, momentum, eps, CODES[activation], guard
+    )
+    return y
+
+
+def _in_one_call(
+    input: Tensor,
+    running: _Pair,
+    affine: _Pair,
+    residual: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str | None,
+) -> Tensor | None:
+    core, code = module_of("core"), CODES[activation]
+    y: Tensor | None = None
+    if training:
+        counts = None, None
+        y = core.by_batch(input, *affine, residual, *running, *counts, momentum, eps, code, False)
+    elif running[0] is not None and running[1] is not None:
+        y = core.by_statistics(input, *running, *affine, residual, eps, code)
+    return y
 
 
 def _normalise(

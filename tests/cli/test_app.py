@@ -48,7 +48,7 @@ def test_without_a_command_the_commands_are_listed():
     assert all(name in stdout + stderr for name in COMMANDS)
 
 
-@pytest.mark.parametrize("heavy", "altair joblib loky numba sklearn scipy vl_convert".split())
+@pytest.mark.parametrize("heavy", "altair joblib loky sklearn scipy vl_convert".split())
 def test_importing_the_command_line_does_not_import(heavy, loaded_modules):
     assert heavy not in loaded_modules
 

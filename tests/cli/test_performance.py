@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from bnkit.benchmarking import CASES, QUICK, Case, bench, benchmark
-from bnkit.kernels import warming
-from bnkit.kernels.warming import Warmed, Warmth
+from bnkit.kernels import build
+from bnkit.kernels.build import Core
 from cli.commands import run
 
 SMALL = (Case((4, 3, 5, 5)), Case((4, 3, 5, 5), channels_last=True))
@@ -98,56 +98,16 @@ def test_what_cannot_be_measured_is_said_in_one_sentence(monkeypatch, error, cod
 # bnkit warmup
 
 
-@pytest.fixture
-def warmed(monkeypatch):
-    """Compile nothing; return the dtypes that were asked for, and set the folder."""
-
-    def keep_in(folder):
-        asked = []
-
-        def warm(dtypes, *, progress):
-            asked.extend(map(str, progress(dtypes)))
-            return Warmth((Warmed("float32", 4.25, 4, 4),), folder)
-
-        monkeypatch.setattr(warming, "warm", warm)
-        return asked
-
-    return keep_in
+def test_where_the_core_lies_is_printed(monkeypatch):
+    monkeypatch.setattr(build, "build", lambda **_: Core(Path("some/core.so"), built=True))
+    code, stdout, _ = run("warmup")
+    assert (code, stdout) == (0, "The core was built and lies in some/core.so\n")
+    assert json.loads(run("warmup --json")[1])["path"] == "some/core.so"
 
 
-def test_seconds_and_folder_are_printed(warmed):
-    asked = warmed(Path("some/cache"))
-    code, stdout, _ = run("warmup --dtype float32,bfloat16")
-    assert code == 0
-    assert asked == ["torch.float32", "torch.bfloat16"]
-    assert " float32   4.2       4 of 4" in stdout
-    assert "They are kept in some/cache" in stdout
-    assert json.loads(run("warmup --json")[1])["folder"] == "some/cache"
-
-
-def test_all_dtypes_are_compiled_unless_some_are_chosen(warmed):
-    asked = warmed(Path("some/cache"))
-    assert run("warmup")[0] == 0
-    assert asked == ["torch.float32", "torch.bfloat16", "torch.float64"]
-
-
-def test_where_no_folder_can_be_written_the_exit_code_says_so(warmed):
-    warmed(None)
+def test_where_it_cannot_be_built_the_exit_code_and_a_sentence_say_so(monkeypatch):
+    monkeypatch.setenv("CXX", "")
+    monkeypatch.setenv("PATH", "")
     code, stdout, _ = run("warmup")
     assert code == 1
-    assert "They cannot be kept" in stdout
-
-
-@pytest.mark.parametrize(
-    ("dtype", "message"),
-    [
-        ("float33", "unknown dtype 'float33': did you mean 'float32'"),
-        ("float16", "unknown dtype 'float16': did you mean"),
-        ("''", "`dtypes` is empty: pass at least one"),
-    ],
-)
-def test_a_dtype_without_kernels_is_refused(dtype, message):
-    code, stdout, stderr = run(f"warmup --dtype {dtype}")
-    assert (code, stdout) == (2, "")
-    assert message in stderr
-    assert len(stderr.splitlines()) == 1
+    assert "There is no compiled core: no C++ compiler was found: install one (as in" in stdout

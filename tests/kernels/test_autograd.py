@@ -17,8 +17,7 @@ from bnkit.kernels.activations import ACTIVATIONS, find_activation
 from bnkit.kernels.call import Call
 from bnkit.layers import BatchNorm1d, BatchNorm2d
 
-LARGE = max(choice.WORTHWHILE.values()) // 64  # rows of 64 channels
-KERNELS = pytest.mark.parametrize("kernel", ["reference", "cpu"])
+KERNELS = pytest.mark.parametrize("kernel", ["reference", "core"])
 TRAINING = pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
 PARTS = pytest.mark.parametrize(
     "parts",
@@ -27,7 +26,7 @@ PARTS = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(params=["cpu", "reference"])
+@pytest.fixture(params=["core", "reference"])
 def forced(request, monkeypatch):
     """Every tensor, however small, is normalised by this kernel."""
     monkeypatch.setattr(choice, "forced", request.param)
@@ -132,7 +131,7 @@ def test_compiled_without_a_break_it_does_the_same(training):
 
 def test_a_large_input_is_compiled_around_the_operator():
     layer = BatchNorm1d(64, activation="relu")
-    x = torch.randn(LARGE, 64)
+    x = torch.randn(60, 64)
     graphs = []
 
     def backend(module, _):
@@ -146,7 +145,7 @@ def test_a_large_input_is_compiled_around_the_operator():
 
 
 def test_an_exported_program_holds_torch_s_operations_only():
-    layer, x = BatchNorm1d(64, activation="relu").eval(), torch.randn(LARGE, 64)
+    layer, x = BatchNorm1d(64, activation="relu").eval(), torch.randn(60, 64)
     program = torch.export.export(layer, (x,))
     called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert called == ["aten.batch_norm.default", "aten.relu.default"]
@@ -322,7 +321,7 @@ def test_the_graph_is_freed_with_its_last_reference():
 def test_results_are_equal_to_the_bit_from_run_to_run(last):
     x = torch.randn(16, 64, 32, 32)  # large enough for the kernels, in several tasks
     x = (x.to(memory_format=torch.channels_last) if last else x).requires_grad_()
-    assert choice.choose_kernel(x).kernel == "cpu"
+    assert choice.choose_kernel(x).kernel == "core"
     layer, results = BatchNorm2d(64, activation="silu"), []
     torch.use_deterministic_algorithms(mode=True)
     try:

@@ -4,15 +4,19 @@ import torch.nn.functional as F
 
 from bnkit.functional import batch_norm
 from bnkit.kernels import choice
-from bnkit.kernels.choice import WORTHWHILE, choose_kernel
+from bnkit.kernels.build import Core
+from bnkit.kernels.choice import choose_kernel
 
-LARGE = torch.empty(max(WORTHWHILE.values()) // 64, 64)
+X = torch.randn(6, 4, 8)
 
 
-def test_a_large_tensor_on_the_cpu_is_for_the_kernels():
-    assert str(choose_kernel(LARGE)) == "cpu: a large tensor on the CPU"
-    assert choose_kernel(LARGE.bfloat16()).kernel == "cpu"
-    assert choose_kernel(LARGE.double()).kernel == "cpu"
+@pytest.mark.skipif(bool(choice.missing_core()), reason="of the compiled core")
+@pytest.mark.parametrize("dtype", choice._DTYPES["core"], ids=str)
+def test_a_dense_tensor_on_the_cpu_is_for_the_core(dtype, monkeypatch):
+    monkeypatch.setattr(choice, "forced", "")
+    assert str(choose_kernel(X.to(dtype))) == "core: a dense tensor on the CPU"
+    assert choose_kernel(X.to(dtype).transpose(1, 2)).kernel == "core"
+    assert choose_kernel(X[0].to(dtype), training=False, fused=False).kernel == "core"
 
 
 class Watched(torch.Tensor):
@@ -22,33 +26,53 @@ class Watched(torch.Tensor):
 @pytest.mark.parametrize(
     ("x", "reason"),
     [
-        (torch.empty(60, 100), "too few values"),
-        (LARGE.half(), "no kernels for this dtype"),
-        (LARGE.flatten(), "no channel axis"),
-        (torch.empty(64, LARGE.numel() // 32)[:, ::2], "neither channels first nor channels last"),
-        (LARGE.as_subclass(Watched), "a tensor subclass or a torch function mode"),
-        (LARGE.to("meta"), "no kernels for this device"),
+        (X.int(), "no kernels for this dtype"),
+        (X.flatten(), "no channel axis"),
+        (X[:, ::2], "neither channels first nor channels last"),
+        (X[:0], "it is empty"),
+        (X.as_subclass(Watched), "a tensor subclass or a torch function mode"),
+        (X.to("meta"), "no kernels for this device"),
     ],
-    ids=["small", "dtype", "no channels", "gaps", "subclass", "device"],
+    ids=["dtype", "no channels", "gaps", "empty", "subclass", "device"],
 )
-def test_what_is_left_to_torch_and_why(x, reason):
+def test_what_is_left_to_torch_and_why(x, reason, monkeypatch):
+    monkeypatch.setattr(choice, "forced", "")
     chosen = choose_kernel(x)
     assert chosen.kernel == "torch"
     assert reason in chosen.reason
 
 
-def test_forward_mode_differentiation_is_left_to_torch():
+def test_forward_mode_differentiation_is_left_to_torch(monkeypatch):
+    monkeypatch.setattr(choice, "forced", "")
     with torch.autograd.forward_ad.dual_level():
-        assert choose_kernel(LARGE).kernel == "torch"
+        assert choose_kernel(X).kernel == "torch"
 
 
-def test_without_numba_torch_does_it(monkeypatch):
-    monkeypatch.setitem(choice._INSTALLED, "numba", False)
-    assert str(choose_kernel(LARGE)).startswith("torch: numba, which compiles the kernels")
+@pytest.fixture
+def without_core(monkeypatch):
+    monkeypatch.setattr(choice, "forced", "")
+    monkeypatch.setattr(choice, "_missing", ())
+    monkeypatch.setattr(choice.build, "load", lambda: Core(None, "there is no compiler: install"))
 
 
-@pytest.mark.parametrize("name", ["reference", "torch", "cpu"])
+@pytest.mark.usefixtures("without_core")
+def test_without_the_core_torch_does_it_and_the_reason_says_how_to_get_it():
+    assert str(choose_kernel(X)) == "torch: there is no compiler: install"
+    expected = F.batch_norm(X, None, None, training=True)
+    assert torch.equal(batch_norm(X, None, None, training=True), expected)
+
+
+@pytest.mark.usefixtures("without_core")
+def test_the_core_cannot_be_forced_where_it_is_missing(monkeypatch):
+    monkeypatch.setattr(choice, "forced", "core")
+    with pytest.raises(ValueError, match="BNKIT_KERNEL is 'core': there is no compiler: install"):
+        choose_kernel(X)
+
+
+@pytest.mark.parametrize("name", ["reference", "torch", "core"])
 def test_the_environment_may_force_a_kernel(monkeypatch, name):
+    if name == "core" and choice.missing_core():
+        pytest.skip("there is no compiled core")
     monkeypatch.setattr(choice, "forced", name)
     x = torch.randn(6, 3)
     assert str(choose_kernel(x)) == f"{name}: BNKIT_KERNEL says so"
@@ -59,21 +83,13 @@ def test_the_environment_may_force_a_kernel(monkeypatch, name):
 def test_a_forced_kernel_that_does_not_exist_is_named(monkeypatch):
     monkeypatch.setattr(choice, "forced", "numba")
     with pytest.raises(ValueError, match="BNKIT_KERNEL is 'numba': set it to one of reference, t"):
-        choose_kernel(LARGE)
+        choose_kernel(X)
 
 
-@pytest.mark.parametrize(("name", "x"), [("cpu", LARGE.half()), ("gpu", LARGE)])
+@pytest.mark.parametrize(("name", "x"), [("core", X.int()), ("gpu", X)])
 def test_a_forced_kernel_that_cannot_serve_says_what_it_takes(monkeypatch, name, x):
     monkeypatch.setattr(choice, "forced", name)
     with pytest.raises(
         ValueError, match=rf"BNKIT_KERNEL is '{name}', which cannot serve `input` \({x.dtype} on"
     ):
         choose_kernel(x)
-
-
-@pytest.mark.parametrize(("training", "fused"), WORTHWHILE)
-def test_what_is_worthwhile_depends_on_what_is_asked(training, fused):
-    least = WORTHWHILE[training, fused]
-    for values, kernel in ((least, "cpu"), (least - 1, "torch")):
-        x = torch.empty(values, 1)
-        assert choose_kernel(x, training=training, fused=fused).kernel == kernel

@@ -27,6 +27,7 @@ from bnkit.layers import (
     SyncBatchNorm2d,
 )
 from bnkit.layers.batch_norm import ActivatedBatchNorm, BatchNormOptions
+from cases import equal
 
 PAIRS = {BatchNorm1d: nn.BatchNorm1d, BatchNorm2d: nn.BatchNorm2d, BatchNorm3d: nn.BatchNorm3d}
 KINDS = pytest.mark.parametrize("kind", PAIRS, ids=lambda kind: kind.__name__)
@@ -81,7 +82,7 @@ def gradients(layer, x):
 def assert_same_step(ours, theirs, x):
     """Check that outputs, gradients and the state after it are equal to the last bit."""
     for mine, other in zip(gradients(ours, x), gradients(theirs, x), strict=True):
-        assert torch.equal(mine, other)
+        assert equal(mine, other)
     assert_same_state(ours, theirs)
 
 
@@ -91,7 +92,7 @@ def assert_same_state(ours, theirs):
     assert mine._metadata == other._metadata
     for key, value in mine.items():
         assert value.dtype == other[key].dtype
-        assert torch.equal(value, other[key]), key
+        assert equal(value, other[key]), key
 
 
 @OPTIONS
@@ -155,15 +156,15 @@ def test_activation_and_residual_follow_the_batch_norm_of_torch(kind, shape, act
     for training in (True, False):
         ours.train(training)
         theirs.train(training)
-        assert torch.equal(ours(x), function(theirs(x)))
-        assert torch.equal(ours(x, residual), function(theirs(x) + residual))
+        assert equal(ours(x), function(theirs(x)))
+        assert equal(ours(x, residual), function(theirs(x) + residual))
         assert_same_state(ours, theirs)
 
 
 def test_the_activation_may_be_changed_later():
     layer, x = BatchNorm1d(3), torch.randn(4, 3)
     layer.activation = "relu"
-    assert torch.equal(layer(x), torch.relu(nn.BatchNorm1d(3)(x)))
+    assert equal(layer(x), torch.relu(nn.BatchNorm1d(3)(x)))
 
 
 @KINDS
@@ -380,7 +381,7 @@ def test_a_mini_batch_that_is_not_finite_stays_out_of_the_running_statistics(kin
     for x in (good, good + 1):
         plain(x)
     for name, value in plain.state_dict().items():
-        assert torch.equal(layer.state_dict()[name], value)
+        assert equal(layer.state_dict()[name], value)
     assert layer.non_finite_batches.item() == 1
 
 

@@ -14,6 +14,7 @@ from bnkit.layers.domains import (
     domain,
 )
 from bnkit.observation import normalising_by_batch_statistics
+from cases import equal
 
 PAIRS = {
     DomainBatchNorm1d: nn.BatchNorm1d,
@@ -50,7 +51,7 @@ def assert_same_statistics(layer, theirs):
         ending = "" if name == "day" else f"_{name}"
         for statistic in STATISTICS:
             found = state[f"{statistic}{ending}"]
-            assert torch.equal(found, getattr(other, statistic)), (name, statistic)
+            assert equal(found, getattr(other, statistic)), (name, statistic)
 
 
 # What is computed
@@ -70,13 +71,13 @@ def test_a_life_is_that_of_a_torch_layer_for_each_domain(kind, shape, affine, mo
                 y = layer.train(training)(x)
             expected = theirs[name].train(training)(x)
             leaves = [x, *layer.parameters()]
-            assert torch.equal(y, expected)
+            assert equal(y, expected)
             for mine, other in zip(
                 torch.autograd.grad(y.pow(3).sum(), leaves),
                 torch.autograd.grad(expected.pow(3).sum(), leaves),
                 strict=True,
             ):
-                assert torch.equal(mine, other)
+                assert equal(mine, other)
     assert_same_statistics(layer, theirs)
 
 
@@ -85,14 +86,14 @@ def test_without_a_choice_it_is_torchs_layer_of_the_first_domain(kind, shape):
     layer, theirs = kind(3, domains=TIMES), PAIRS[kind](3)
     for training in (True, False):
         x = torch.randn(shape)
-        assert torch.equal(layer.train(training)(x), theirs.train(training)(x))
+        assert equal(layer.train(training)(x), theirs.train(training)(x))
     assert_same_statistics(layer, {"day": theirs, "night": PAIRS[kind](3)})
 
 
 def test_activation_and_residual_come_after_it():
     layer, x = DomainBatchNorm1d(3, domains=TIMES, activation="relu"), torch.randn(8, 3)
     with domain(layer, "night"):
-        assert torch.equal(layer(x, x), torch.relu(nn.BatchNorm1d(3)(x) + x))
+        assert equal(layer(x, x), torch.relu(nn.BatchNorm1d(3)(x) + x))
 
 
 # The choice
@@ -217,7 +218,7 @@ def test_activation_checkpointing_counts_a_mini_batch_once(use_reentrant):
     with domain(layer, "night"):
         y = checkpoint(layer, x, use_reentrant=use_reentrant)
     y.pow(3).sum().backward()  # outside of the block
-    assert torch.equal(x.grad, expected)
+    assert equal(x.grad, expected)
     assert_same_statistics(layer, {"day": nn.BatchNorm1d(3), "night": plain})
 
 

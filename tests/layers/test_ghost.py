@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bnkit.layers.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from bnkit.observation import normalising_by_batch_statistics
+from cases import equal
 
 PAIRS = {
     GhostBatchNorm1d: nn.BatchNorm1d,
@@ -94,9 +95,9 @@ def test_a_mini_batch_of_one_virtual_batch_is_that_of_torch_to_the_last_bit():
     ours, theirs = GhostBatchNorm2d(3, virtual_batch_size=8), nn.BatchNorm2d(3)
     for number in (8, 5, 1):
         x = torch.randn(number, 3, 4, 4) + 2
-        assert torch.equal(ours(x), theirs(x))
+        assert equal(ours(x), theirs(x))
     for key, value in theirs.state_dict().items():
-        assert torch.equal(ours.state_dict()[key], value)
+        assert equal(ours.state_dict()[key], value)
 
 
 def test_the_running_mean_is_that_of_torch_whatever_the_virtual_batches():
@@ -134,7 +135,7 @@ def test_eval_mode_knows_no_virtual_batches(kind, number):
     ours(torch.randn(9, *SHAPES[kind]))
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(number, *SHAPES[kind])
-    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+    assert equal(ours.eval()(x), theirs.eval()(x))
 
 
 def test_without_running_statistics_training_takes_virtual_batches_and_eval_mode_the_whole():

@@ -11,6 +11,7 @@ from surgery.sameness import EXACT, Tally
 PLACEMENTS = ["before_activation", "after_activation"]
 
 
+@pytest.mark.usefixtures("torchs_kernels")  # the proof is compared to 12 digits
 def test_generated_networks_compute_the_same_afterwards():
     tally = Tally()
 

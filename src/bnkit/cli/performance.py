@@ -1,11 +1,11 @@
-"""`bnkit bench`, how fast it is here; `bnkit warmup`, the kernels compiled beforehand."""
+"""`bnkit bench`, how fast it is here; `bnkit warmup`, the core compiled beforehand."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bnkit.cli.arguments import AsJson, option, texts
+from bnkit.cli.arguments import AsJson, option
 from bnkit.cli.output import (
     chatter_on_stderr,
     explained,
@@ -86,33 +86,28 @@ def bench(
 
 
 def warmup(
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float64", metavar="NAME,NAME,…")
-    ] = "float32,bfloat16,float64",
     as_json: Annotated[
         bool, typer.Option("--json", help="print all of it as JSON", show_default=False)
     ] = False,
 ) -> None:
-    """Compile the kernels for the CPU now, so that no later process has to.
+    """Compile the core now, so that no later process has to.
 
-    They are compiled by Numba when they are first needed, which takes some seconds for each dtype,
-    and are kept on disk: in the folder that NUMBA_CACHE_DIR names, in the package's own, or in
-    the user's cache, the first of these that can be written. Prints the seconds and the folder.
-    They are for this kind of processor; with NUMBA_CPU_NAME=generic in the environment, here and
-    where they are used, they are for all of its family.
+    The core computes batch norm on the CPU. It is C++, and is compiled for the installed torch when
+    it is first needed, in about half a minute, and kept in the user's cache: $XDG_CACHE_HOME or
+    ~/.cache, in bnkit/. It runs on all CPUs of its family. Prints where it lies.
 
-    - `RUN pip install bnkit && bnkit warmup --dtype float32` in the recipe of a container image.
+    - `RUN pip install bnkit && bnkit warmup` in the recipe of a container image.
 
-    Exit codes: 0 done, 1 compiled, but no folder can be written, 2 wrong use.
+    Exit codes: 0 it is there, 1 it cannot be built, and torch's kernels serve, 2 wrong use.
     """
     with explained():
         with working("compiling") as counted, chatter_on_stderr():
-            from bnkit.kernels.warming import DTYPES, warm  # noqa: PLC0415  only for this command
-            from bnkit.names import one_of  # noqa: PLC0415
+            from bnkit.kernels import build  # noqa: PLC0415  it imports torch
 
-            known = {str(each).removeprefix("torch."): each for each in DTYPES}
-            dtypes = [one_of(known, name, "dtype") for name in texts(dtype)]
-            warmth = warm(dtypes, progress=lambda kernels: counted(kernels, total=len(kernels)))
-        print_result(warmth, as_json=as_json)
-    if warmth.folder is None:
+            try:
+                core = build.build(progress=lambda steps: counted(steps, total=len(steps)))
+            except build.BuildError as error:
+                core = build.Core(None, str(error))
+        print_result(core, as_json=as_json)
+    if core.path is None:
         raise typer.Exit(1)

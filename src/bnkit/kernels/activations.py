@@ -83,6 +83,8 @@ ACTIVATIONS: Mapping[str | None, Activation] = {
     "tanh": Activation(torch.tanh, _tanh_gradient),
 }
 
+CODES = {name: code for code, name in enumerate(ACTIVATIONS)}  # as the core numbers them
+
 
 def find_activation(name: str | None) -> Activation:
     """Return the activation called `name`; None is the identity.

@@ -1,7 +1,7 @@
-"""Which kernel serves a tensor, and why: by device, layout, dtype and size, from measurements.
+"""Which kernel serves a tensor, and why: by device, layout and dtype.
 
 `BNKIT_KERNEL` in the environment, read once at import, overrides the choice: "reference",
-"torch", "cpu" or "gpu".
+"torch", "core" or "gpu".
 """
 
 import importlib.util
@@ -14,25 +14,17 @@ from torch import Tensor, nn
 from torch.overrides import has_torch_function_unary
 
 from bnkit.internals import dispatch_modes, is_forward_mode, transformation
+from bnkit.kernels import build
 
-Kernel = Literal["reference", "torch", "cpu", "gpu"]
+Kernel = Literal["reference", "torch", "core", "gpu"]
 
 VARIABLE = "BNKIT_KERNEL"
-# Values from which the kernels for the CPU beat torch, whose calls cost less, by what is asked:
-# training, and fused with an activation or a residual. Alone and channels-last, torch is good.
-WORTHWHILE = {
-    (True, True): 2**19,
-    (True, False): 2**22,
-    (False, True): 2**20,
-    (False, False): 2**22,
-}
 _DTYPES = {
-    "cpu": (torch.float32, torch.float64, torch.bfloat16),
+    "core": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
     "gpu": (torch.float32, torch.float16, torch.bfloat16),
 }
-_DEVICES = {"cpu": "cpu", "gpu": "cuda"}
-_COMPILERS = {"cpu": "numba", "gpu": "triton"}
-_INSTALLED = {name: importlib.util.find_spec(name) is not None for name in _COMPILERS.values()}
+_DEVICES = {"core": "cpu", "gpu": "cuda"}
+_TRITON = importlib.util.find_spec("triton") is not None
 # Read once and never written again, so all threads see the same.
 forced = os.environ.get(VARIABLE, "")
 
@@ -49,8 +41,7 @@ class Choice:
 
 
 _FORCED = {name: Choice(name, f"{VARIABLE} says so") for name in get_args(Kernel)}
-_SMALL = Choice("torch", "too few values: the call overhead would exceed the work")
-_CPU = Choice("cpu", "a large tensor on the CPU")
+_CORE = Choice("core", "a dense tensor on the CPU")
 _LOOKED_ON = Choice(
     "torch", "a tensor subclass or a torch function mode needs to intercept every operation"
 )
@@ -60,45 +51,71 @@ _DEVICE = Choice("torch", "there are no kernels for this device")
 _DTYPE = Choice("torch", "there are no kernels for this dtype")
 _LAYOUT = Choice("torch", "its memory is neither channels first nor channels last, without gaps")
 _SHAPE = Choice("torch", "it has no channel axis")
-_NO_NUMBA = Choice("torch", "numba, which compiles the kernels for the CPU, is not installed")
+_EMPTY = Choice("torch", "it is empty")
 
 
-def choose_kernel(x: Tensor, *, training: bool = True, fused: bool = True) -> Choice:
+def choose_kernel(x: Tensor, *, training: bool = True, fused: bool = True) -> Choice:  # noqa: ARG001  as it was
     """Return the kernel that normalises `x`, and why.
 
-    `training` says that the statistics are those of the mini-batch, `fused` that an activation or
-    a residual is part of the call.
+    On the CPU it is the compiled core, which is built then where it is not yet. `training` and
+    `fused` are of no account any more.
 
     Raises ValueError if `BNKIT_KERNEL` names no kernel, or one that cannot serve `x`.
 
-    >>> print(choose_kernel(torch.empty(60, 100)))
-    torch: too few values: the call overhead would exceed the work
-    >>> choose_kernel(torch.empty(32, 64, 56, 56)).kernel
-    'cpu'
+    >>> print(choose_kernel(torch.empty(60, 100)[:, ::2]))
+    torch: its memory is neither channels first nor channels last, without gaps
     """
     if forced and x.numel():
         return _forced(forced, x)
-    # The most frequent answer first: on small tensors the choice itself is measurable.
-    if x.numel() < WORTHWHILE[training, fused]:
-        return _SMALL
-    return _objection(x) or _CPU
+    return _objection(x) or _CORE
 
 
 def _objection(x: Tensor) -> Choice | None:
-    """Return torch and the reason why a large `x` is left to it, or None."""
+    """Return torch and the reason why `x` is left to it, or None."""
     objections = (
         (x.device.type == "cuda", _GPU),
         (x.device.type != "cpu", _DEVICE),
-        (x.dtype not in _DTYPES["cpu"], _DTYPE),
+        (x.dtype not in _DTYPES["core"], _DTYPE),
         (x.dim() < 2, _SHAPE),
+        (x.numel() == 0, _EMPTY),
         (has_torch_function_unary(x), _LOOKED_ON),
-        (not _INSTALLED["numba"], _NO_NUMBA),
     )
     first = next((choice for true, choice in objections if true), None)
     # Asked last, because both are slow to answer, and of a subclass the strides may mean nothing.
     if first is None and not is_dense(x):
         return _LAYOUT
-    return _FORWARD_MODE if first is None and _in_forward_mode() else first
+    if first is None and _in_forward_mode():
+        return _FORWARD_MODE
+    return first or missing_core()
+
+
+def missing_core() -> Choice | None:
+    """Return torch and the reason why there is no core, or None once it is loaded."""
+    global _missing  # noqa: PLW0603  asked in every call, so it is looked up once
+    if _missing == ():
+        if torch.compiler.is_compiling():  # no compiler may look into this, nor wait for it
+            return Choice("torch", "the compiled core was not loaded before the model was compiled")
+        core = build.load()
+        _missing = Choice("torch", core.reason) if core.path is None else None
+    return _missing  # type: ignore[return-value]  # no longer ()
+
+
+_missing: Choice | tuple[()] | None = ()
+
+
+def is_whole(x: Tensor) -> bool:
+    """Return whether the core may do all of a batch norm of `x` in one call, gradients included.
+
+    Where a compiler, a transformation, a mode or a class of its own looks on, it may not.
+    """
+    return (
+        forced in {"", "core"}
+        and not is_traced(x)
+        and not has_torch_function_unary(x)
+        and not is_transformed()
+        and not is_forward_mode()
+        and missing_core() is None
+    )
 
 
 def is_dense(x: Tensor) -> bool:
@@ -127,13 +144,17 @@ def _forced(name: str, x: Tensor) -> Choice:
     if name in _DEVICES and (
         x.device.type != _DEVICES[name]
         or x.dtype not in _DTYPES[name]
-        or not _INSTALLED[_COMPILERS[name]]
+        or (name == "gpu" and not _TRITON)
     ):
+        needs = " and needs triton" if name == "gpu" else ""
         raise ValueError(
             f"{VARIABLE} is {name!r}, which cannot serve `input` ({x.dtype} on {x.device}): it "
-            f"takes {', '.join(map(str, _DTYPES[name]))} on {_DEVICES[name]} and needs "
-            f"{_COMPILERS[name]}; unset {VARIABLE}"
+            f"takes {', '.join(map(str, _DTYPES[name]))} on {_DEVICES[name]}{needs}; unset "
+            f"{VARIABLE}"
         )
+    missing = missing_core() if name == "core" else None
+    if missing:
+        raise ValueError(f"{VARIABLE} is {name!r}: {missing.reason}")
     return _FORCED[name]
 
 

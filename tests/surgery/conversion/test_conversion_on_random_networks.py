@@ -1,5 +1,6 @@
 """Conversion to equivalent kinds in generated networks, there and on to another."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,6 +36,7 @@ def has_foreign_batch_norm(model):
     return any(isinstance(part, FrozenBatchNorm) for part in model.modules())
 
 
+@pytest.mark.usefixtures("torchs_kernels")  # the proof is compared to 12 digits
 def test_generated_networks_compute_the_same_through_any_kinds():
     tally = Tally()
 

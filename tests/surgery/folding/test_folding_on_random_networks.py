@@ -18,6 +18,7 @@ def state_of_batch_norms(model):
     }
 
 
+@pytest.mark.usefixtures("torchs_kernels")  # the proof is compared to 12 digits
 @pytest.mark.parametrize("plan_change", [plan_folding, plan_removal])
 def test_the_function_stays(plan_change):
     tally = Tally()
