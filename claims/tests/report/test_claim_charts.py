@@ -74,3 +74,9 @@ def test_sides_have_their_colours_and_others_have_their_own():
     svg = export(drawn(LINES, "c").on_sheet)[".svg"].decode()
     for colour in ("#c04e00", "#0072b2", "#00785a"):  # plain, batch norm, the first of the others
         assert colour in svg
+
+
+def test_words_of_a_legend_have_the_colours_of_the_page():
+    svg = drawn(SURFACES, "c").panels[0].svg
+    assert ">loss</text>" in svg
+    assert "#000" not in svg

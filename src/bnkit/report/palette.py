@@ -65,6 +65,7 @@ class Palette:
                 "ticks": False,
                 "labelPadding": 5,
             },
+            "legend": {"labelColor": self.muted, "titleColor": self.ink},
             "axisX": {"grid": False, "domain": True, "domainColor": self.muted},
         }
 

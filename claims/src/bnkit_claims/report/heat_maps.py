@@ -56,7 +56,9 @@ def _surface(record: Surfaces, surface: Surface, scale: alt.Scale) -> alt.Chart:
     ]
     x = scale_of(record.x, itertools.chain(*columns))
     y = scale_of(record.y, itertools.chain(*lines))
-    legend = alt.Legend(title=record.value.label, format="~g", orient="bottom", titleLimit=400)
+    legend = alt.Legend(
+        title=record.value.label, format="~g", orient="bottom", titleLimit=400, columns=3
+    )
     return _rectangles(
         rows,
         {"shorthand": "value:Q", "scale": scale},
