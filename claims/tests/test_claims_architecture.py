@@ -8,7 +8,7 @@ import pytest
 import bnkit_claims
 from architecture import House, first_line_of
 
-HOUSE = House(bnkit_claims, "core claims published report cli reproducing".split())
+HOUSE = House(bnkit_claims, "core claims published report cli".split())
 ROOT = Path(__file__).parents[2]
 each_file = pytest.mark.parametrize("path", HOUSE.files, ids=HOUSE.short)
 

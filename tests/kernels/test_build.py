@@ -138,3 +138,12 @@ def test_nothing_of_a_newer_cpu_can_be_linked_into_what_runs_on_all():
     symbols = subprocess.run(["nm", "-C", core], capture_output=True, text=True, check=True).stdout
     weak = [line for line in symbols.splitlines() if " W " in line or " V " in line]
     assert not [line for line in weak if "bnkit" in line]
+
+
+def test_on_windows_nothing_is_built_and_torch_serves(monkeypatch, cache):
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # there is no such module
+    with pytest.raises(build.BuildError, match="on Linux and macOS only, and torch's"):
+        build.build()
+    assert "Linux and macOS only" in build.load.__wrapped__().reason
+    assert not cache.exists()

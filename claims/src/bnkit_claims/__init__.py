@@ -1,3 +1,3 @@
 """Claims about batch norm, measured with bnkit, and published experiments, run here."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

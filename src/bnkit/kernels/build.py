@@ -5,7 +5,6 @@ it was built (sources, torch, machine) and what it holds (a checksum). So a core
 another torch is never loaded, a damaged one neither, and several may lie side by side.
 """
 
-import fcntl
 import hashlib
 import os
 import platform
@@ -163,8 +162,10 @@ def name() -> str:
 def compiler() -> list[str]:
     """Return the command of the C++ compiler: $CXX, c++, g++ or clang++.
 
-    Raises BuildError, with what to do, where there is none.
+    Raises BuildError, with what to do, where there is none, and on Windows.
     """
+    if sys.platform == "win32":
+        raise BuildError("it is built on Linux and macOS only, and torch's kernels serve here")
     for command in (shlex.split(os.environ.get("CXX", "")), ["c++"], ["g++"], ["clang++"]):
         if command and shutil.which(command[0]):
             return command
@@ -217,6 +218,8 @@ def _run(command: list[str], aside: Path) -> None:
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Hold a lock that other processes wait for; it ends with the process that has it."""
+    import fcntl  # noqa: PLC0415  Windows has none, and builds nothing
+
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
