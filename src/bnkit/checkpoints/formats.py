@@ -47,15 +47,7 @@ def format_of(path: Path) -> Format:
 _STATE = "state_dict"
 
 
-def write_torch(path: Path, state: Mapping[str, Any], document: str) -> None:
-    """Write the state and the plans' text; ValueError for objects that only code can make again.
-
-    >>> import tempfile
-    >>> with tempfile.NamedTemporaryFile() as file:
-    ...     write_torch(Path(file.name), {"a": torch.ones(2), "step": 3}, "[]")
-    ...     read_torch(Path(file.name))
-    ({'a': tensor([1., 1.]), 'step': 3}, '[]')
-    """
+def _write_torch(path: Path, state: Mapping[str, Any], document: str) -> None:
     _refuse_pickles({name: value for name, value in state.items() if not isinstance(value, Tensor)})
     with path.open("wb") as file:
         torch.save({_STATE: state, PLAN: document}, file)
@@ -75,11 +67,7 @@ def _refuse_pickles(values: Mapping[str, Any]) -> None:
             ) from error
 
 
-def read_torch(path: Path) -> tuple[Mapping[str, Any], str | None]:
-    """Return the state in the file, on the CPU, and the plans' text, None where there is none.
-
-    Raises ValueError for a file that is damaged, that holds pickled objects, or no state dict.
-    """
+def _read_torch(path: Path) -> tuple[Mapping[str, Any], str | None]:
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
@@ -100,16 +88,7 @@ def read_torch(path: Path) -> tuple[Mapping[str, Any], str | None]:
 # --- safetensors
 
 
-def write_safetensors(path: Path, state: Mapping[str, Any], document: str) -> None:
-    """Write the state and the plans' text; ValueError for what safetensors cannot hold.
-
-    >>> import tempfile
-    >>> with tempfile.NamedTemporaryFile() as file:
-    ...     write_safetensors(Path(file.name), {"a": torch.ones(2), "b": torch.zeros(1)}, "[]")
-    ...     state, document = read_safetensors(Path(file.name))
-    >>> sorted(state), document
-    (['a', 'b'], '[]')
-    """
+def _write_safetensors(path: Path, state: Mapping[str, Any], document: str) -> None:
     from safetensors.torch import save_file  # noqa: PLC0415  only for files of this kind
 
     others = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
@@ -148,11 +127,7 @@ def _apart(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
     return tensors, repeated
 
 
-def read_safetensors(path: Path) -> tuple[Mapping[str, Any], str | None]:
-    """Return the state in the file, on the CPU, and the plans' text, None where there is none.
-
-    Raises ValueError for a file that is damaged.
-    """
+def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], str | None]:
     from safetensors import SafetensorError, safe_open  # noqa: PLC0415  as above
 
     try:
@@ -189,9 +164,9 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-_TORCH = Format(write_torch, read_torch)
+_TORCH = Format(_write_torch, _read_torch)
 _FORMATS = {
-    ".safetensors": Format(write_safetensors, read_safetensors),
+    ".safetensors": Format(_write_safetensors, _read_safetensors),
     ".pt": _TORCH,
     ".pth": _TORCH,
 }

@@ -1,7 +1,6 @@
 """`accelerate`: the same model with bnkit's batch norms, fused with the activations after them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -34,31 +33,6 @@ NAMES: dict[type[nn.Module], str] = {
     nn.Sigmoid: "sigmoid",
     nn.Tanh: "tanh",
 }
-
-
-@dataclass(frozen=True)
-class Modes:
-    """The dataflows of a model in eval and in training mode; the latter may have failed."""
-
-    evaluating: Dataflow
-    training: Dataflow | None
-
-    @classmethod
-    def of(cls, model: nn.Module, example: Any) -> "Modes":
-        """Return both; raises ExampleError if the model fails on `example` in eval mode."""
-        evaluating = observe(duplicate(model), example)
-        try:
-            return cls(
-                evaluating, observe_in_its_mode(set_mode(duplicate(model), training=True), example)
-            )
-        except ExampleError:  # such as one value per channel, of an example of one
-            return cls(evaluating, None)
-
-    def flows(self) -> Iterator[Dataflow]:
-        """Yield those that there are."""
-        yield self.evaluating
-        if self.training is not None:
-            yield self.training
 
 
 def accelerate(
@@ -110,37 +84,31 @@ def plan_acceleration(
 
 
 def _unproven(model: nn.Module, example: Any, where: Where | None) -> Plan:
-    modes = Modes.of(model, example)
+    flows = _dataflows(model, example)
     layers = batch_norms(model).layers.items()
-    found = [_edit(modes, path, layer, where) for path, layer in layers]
+    found = [_edit(flows, path, layer, where) for path, layer in layers]
     return Plan(
         tuple(edit for edit in found if isinstance(edit, Edit)),
         tuple(left for left in found if isinstance(left, LeftAlone)),
     )
 
 
-def use_bnkit(model: nn.Module, layer: str, *, activation: str | None = None) -> None:
-    """Make the batch norm of torch at `layer` one of bnkit's, in place, with this activation.
-
-    It keeps its identity, parameters, buffers, hooks and torch's treatment of mini-batches that are
-    not finite (guard=False). A batch norm of bnkit only gets the activation.
-    """
-    module = model.get_submodule(layer)
-    if type(module) in _KINDS:
-        module.__class__ = _KINDS[type(module)]  # type: ignore[index]
-        module.guard = False  # type: ignore[assignment]
-        device = next((t.device for t in module.state_dict().values()), None)
-        count = torch.zeros((), dtype=torch.long, device=device)
-        module.register_buffer("non_finite_batches", count, persistent=False)
-    module.activation = activation  # type: ignore[assignment]
+def _dataflows(model: nn.Module, example: Any) -> list[Dataflow]:
+    """Return those in eval and in training mode, of which the latter may fail."""
+    flows = [observe(duplicate(model), example)]
+    with suppress(ExampleError):  # such as one value per channel, of an example of one
+        flows += [observe_in_its_mode(set_mode(duplicate(model), training=True), example)]
+    return flows
 
 
-def _edit(modes: Modes, path: str, layer: nn.Module, where: Where | None) -> Edit | LeftAlone:
+def _edit(
+    flows: list[Dataflow], path: str, layer: nn.Module, where: Where | None
+) -> Edit | LeftAlone:
     kind = type(layer).__name__
     objection = _objection(path, layer, where)
     if objection is not None:
         return LeftAlone(path, kind, objection)
-    activation, reason = activation_after(modes, path, layer)
+    activation, reason = _activation_after(flows, path, layer)
     if activation is None and isinstance(layer, _OURS):
         return LeftAlone(path, kind, f"bnkit's already, and {reason}")
     name = None if activation is None else NAMES[type(activation.module)]  # type: ignore[index]
@@ -154,8 +122,19 @@ def _edit(modes: Modes, path: str, layer: nn.Module, where: Where | None) -> Edi
 def apply_acceleration(
     model: nn.Module, layer: str, *, activation: str | None, replaced: str | None
 ) -> None:
-    """Make the batch norm at `layer` bnkit's, and the module at `replaced` an Identity."""
-    use_bnkit(model, layer, activation=activation)
+    """Make the batch norm at `layer` bnkit's, and the module at `replaced` an Identity.
+
+    It keeps its identity, parameters, buffers, hooks and torch's treatment of mini-batches that are
+    not finite (guard=False), and gets this activation.
+    """
+    module: Any = model.get_submodule(layer)
+    if type(module) in _KINDS:
+        module.__class__ = _KINDS[type(module)]
+        module.guard = False
+        device = next((t.device for t in module.state_dict().values()), None)
+        count = torch.zeros((), dtype=torch.long, device=device)
+        module.register_buffer("non_finite_batches", count, persistent=False)
+    module.activation = activation
     if replaced is not None:
         replace_module(model, replaced, nn.Identity())
 
@@ -173,20 +152,22 @@ def _objection(path: str, layer: nn.Module, where: Where | None) -> str | None:
 # --- which activation a batch norm may compute as its own
 
 
-def activation_after(modes: Modes, path: str, layer: nn.Module) -> tuple[Call | None, str]:
+def _activation_after(
+    flows: list[Dataflow], path: str, layer: nn.Module
+) -> tuple[Call | None, str]:
     """Return the call of the activation to fuse and why, or None and why not."""
     if getattr(layer, "activation", None) is not None:
         return None, "it has an activation"
     if has_hooks(layer, before=False):
         return None, "a hook looks at what it makes"
-    found = [_reader(flow, path) for flow in modes.flows()]
+    found = [_reader(flow, path) for flow in flows]
     for call, reason in found:
         if call is None:
             return None, reason
     names = {call.name for call, _ in found if call is not None}
     if len(names) > 1:
         return None, f"in training mode '{found[1][0].name}' reads it instead"  # type: ignore[union-attr]
-    suffix = "" if modes.training else " (seen in eval mode: training fails on the example)"
+    suffix = "" if len(flows) > 1 else " (seen in eval mode: training fails on the example)"
     return found[0][0], f"it alone reads what the layer makes{suffix}"
 
 

@@ -124,7 +124,7 @@ def plan_insertion(
     if not plan.edits:
         return Insertion((), plan.left_alone)
     statistics = measure(model, plan.edits, itertools.chain([first], calls))
-    edits = tuple(with_statistics(edit, statistics) for edit in plan.edits)
+    edits = tuple(_with_statistics(edit, statistics) for edit in plan.edits)
     insertion = Insertion(edits, plan.left_alone, batches=statistics.batches)
     return _proven(model, insertion, example, tolerance)
 
@@ -197,11 +197,8 @@ def _run(model: nn.Module, call: Call, number: int) -> None:
         ) from error
 
 
-def with_statistics(edit: Edit, statistics: Statistics) -> Edit:
-    """Return the edit whose batch norm has these running statistics, and undoes them.
-
-    Raises SurgeryError, with the layer, for one value per feature.
-    """
+def _with_statistics(edit: Edit, statistics: Statistics) -> Edit:
+    """Return the edit whose batch norm has these running statistics, and undoes them."""
     moments = statistics.moments[edit.layer]
     if moments.count < 2:
         raise SurgeryError(

@@ -195,11 +195,11 @@ def _plan(
     argument: Argument | None = None
     dtype, batches = torch.float32, 0
     for batches, call in enumerate(calls, start=1):
-        argument = argument or choose(model, call, chosen)
+        argument = argument or _choose(model, call, chosen)
         place = f"mini-batch {batches} gives {argument}"
         values = argument.of(call)
-        check(values, axis, place, None if sample is None else len(sample.least))
-        seen = sample_of(values, axis, place)
+        _check(values, axis, place, None if sample is None else len(sample.least))
+        seen = _sample_of(values, axis, place)
         sample = seen if sample is None else sample + seen
         dtype = torch.promote_types(dtype, _dtype_of_statistics(values.dtype))
     assert sample is not None  # calls_of refuses `batches` without a mini-batch
@@ -280,7 +280,7 @@ def _check_that_it_runs(changed: nn.Module, call: Call) -> None:
 _UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # which torch cannot compare
 
 
-def choose(model: nn.Module, call: Call, chosen: str | int | None) -> Argument:
+def _choose(model: nn.Module, call: Call, chosen: str | int | None) -> Argument:
     """Return which argument is meant; without a choice, the only tensor."""
     args, kwargs = call
     names = _positional_names(model)
@@ -315,11 +315,8 @@ def _described(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def check(values: Any, axis: int, place: str, features: int | None) -> None:
-    """Raise TypeError or ValueError for what has no features on `axis`, or not so many.
-
-    `place` is the beginning of the message.
-    """
+def _check(values: Any, axis: int, place: str, features: int | None) -> None:
+    """Raise where there are no features on `axis`, or not so many; `place` begins the message."""
     if not isinstance(values, Tensor) or values.is_complex() or values.dtype == torch.bool:
         raise TypeError(
             f"{place}, {_described(values)}: only tensors of real numbers can be standardised; "
@@ -340,8 +337,7 @@ def check(values: Any, axis: int, place: str, features: int | None) -> None:
         )
 
 
-def sample_of(values: Tensor, axis: int, place: str) -> Sample:
-    """Return the sample of `values`; ValueError, beginning with `place`, if they are not finite."""
+def _sample_of(values: Tensor, axis: int, place: str) -> Sample:
     values = values.detach()
     others = [other for other in range(values.dim()) if other != axis % values.dim()]
     comparable = values.to(torch.float64) if values.dtype in _UNSIGNED else values

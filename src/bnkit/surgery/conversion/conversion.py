@@ -18,17 +18,15 @@ from bnkit.surgery.conversion.survey import (
     ALREADY,
     Target,
     Use,
-    candidates,
     choose,
     is_distributed,
     is_equivalent,
-    objection_of_user,
     part,
     rank_of,
     uses_of,
 )
 from bnkit.surgery.operations import Edit, make_edits, operation, replace_module, write_values
-from bnkit.surgery.plan import LeftAlone, Plan, in_order_of
+from bnkit.surgery.plan import Plan, in_order_of
 from bnkit.surgery.verification import SurgeryError
 
 ToLayer = Callable[[nn.Module], nn.Module]
@@ -48,7 +46,7 @@ class Conversion(Plan):
         return table if self.movement is None else f"{table}\n{self.movement}"
 
 
-def named(edits: Iterable[Edit], trial: nn.Module) -> tuple[Edit, ...]:
+def _named(edits: Iterable[Edit], trial: nn.Module) -> tuple[Edit, ...]:
     """Return the edits with the class that each layer becomes, by making them in `trial`."""
     edits = tuple(edits)
     made = make_edits(trial, edits)
@@ -59,7 +57,7 @@ def named(edits: Iterable[Edit], trial: nn.Module) -> tuple[Edit, ...]:
     )
 
 
-def calibrated(
+def _calibrated(
     model: nn.Module, plan: Conversion, layers: Iterable[str], calls: Calls
 ) -> Conversion:
     """Return the plan in which these layers get the values that `calibrate` finds for them."""
@@ -69,7 +67,7 @@ def calibrated(
     return replace(plan, edits=edits)
 
 
-def moved(
+def _moved(
     model: nn.Module, plan: Conversion, examples: Iterable[Any], *, tolerance: float | None
 ) -> Conversion:
     """Return the plan with how far the output moves; SurgeryError if that is over `tolerance`."""
@@ -166,12 +164,12 @@ def plan_conversion(
     trial = duplicate(model)
     given = Given(model, example_or_batches, inputs)
     if not isinstance(to, str):
-        refuse_options(to, options)
+        _refuse_options(to, options)
         return _plan_by_callable(given, trial, to, where, tolerance)
     timeout = options.pop("timeout", None) if to == "sync" else None
     target = Target(find_kind(to), options)
     target.kind.check(options)
-    check_timeout(timeout, options)
+    _check_timeout(timeout, options)
     return _plan_by_name(given, trial, target, timeout, where, tolerance)
 
 
@@ -199,7 +197,7 @@ def convert_layer(
     2
     """
     if not isinstance(to, str):
-        put_what_is_made(model, layer, to)
+        _put_what_is_made(model, layer, to)
         return
     kind = find_kind(to)
     kind.check(options)
@@ -257,19 +255,19 @@ def _plan_by_name(
     tolerance: float | None,
 ) -> Conversion:
     model = given.model
-    chosen, rest = choose(model, target, timeout, where)
+    chosen, rest = choose(model, where, target, timeout)
     calibrating = any(not is_equivalent(layer, target) for _, layer in chosen)
     example = given.first_of_many(target.kind.name) if calibrating else given.example()
     uses, functions, before = ({}, (), None) if example is None else uses_of(model, example)
     able, unable = part(chosen, target, uses)
-    target = with_group(target, timeout) if able else target
+    target = _with_group(target, timeout) if able else target
     edits = [_edit(path, layer, target, uses.get(path)) for path, layer in able]
     left_alone = in_order_of(model, [*rest, *unable, *functions])
-    plan = Conversion(named(edits, trial), left_alone)
+    plan = Conversion(_named(edits, trial), left_alone)
     others = [path for path, layer in able if not is_equivalent(layer, target)]
     if others:
-        plan = calibrated(model, plan, others, given.calls)
-        return moved(model, plan, given.batches(), tolerance=tolerance)
+        plan = _calibrated(model, plan, others, given.calls)
+        return _moved(model, plan, given.batches(), tolerance=tolerance)
     if example is None or not edits:
         return plan
     return plan.verified(model, example, before=before, tolerance=tolerance)
@@ -282,49 +280,23 @@ def _plan_by_callable(
     where: Where | None,
     tolerance: float | None,
 ) -> Conversion:
-    edits, rest = choose_for_callable(given.model, to, where)
-    plan = Conversion(named(edits, trial), tuple(rest))
+    name = getattr(to, "__qualname__", type(to).__qualname__)
+    options = {"to": to, "options": {}}
+    chosen, rest = choose(given.model, where)
+    edits = [
+        Edit(path, type(layer).__name__, "", f"`{name}` made it", "convert_layer", options)
+        for path, layer in chosen
+    ]
+    plan = Conversion(_named(edits, trial), tuple(rest))
     if given.data is None or not edits:
         return plan
-    return moved(given.model, plan, given.examples(), tolerance=tolerance)
+    return _moved(given.model, plan, given.examples(), tolerance=tolerance)
 
 
 # --- conversion by a callable of the user
 
 
-def edit_by_callable(path: str, layer: nn.Module, to: ToLayer) -> Edit:
-    """Return the edit that replaces the layer by `to(layer)`, wherever the model has it.
-
-    >>> edit_by_callable("1", nn.BatchNorm1d(3), nn.Identity).structure["to"]
-    {'callable': 'Identity'}
-    """
-    name = getattr(to, "__qualname__", type(to).__qualname__)
-    options = {"to": to, "options": {}}
-    return Edit(path, type(layer).__name__, "", f"`{name}` made it", "convert_layer", options)
-
-
-def choose_for_callable(
-    model: nn.Module, to: ToLayer, where: Where | None
-) -> tuple[list[Edit], list[LeftAlone]]:
-    """Return the edits of the layers that the user wants to be converted, and the other layers."""
-    edits, rest = [], []
-    for path, layer in candidates(model):
-        why = objection_of_user(path, layer, where)
-        if why is None:
-            edits.append(edit_by_callable(path, layer, to))
-        else:
-            rest.append(LeftAlone(path, type(layer).__name__, why))
-    return edits, rest
-
-
-def refuse_options(to: Any, options: Iterable[str]) -> None:
-    """Raise TypeError for a `to` that is not a callable, and for options, which a callable has not.
-
-    >>> refuse_options(nn.Identity, ["num_groups"])
-    Traceback (most recent call last):
-    TypeError: `num_groups` is an option of kinds that are called by name, and `to` is a callable: \
-bind it to that, as by functools.partial
-    """
+def _refuse_options(to: Any, options: Iterable[str]) -> None:
     if not callable(to):
         raise TypeError(f"`to` is a {type(to).__name__}: pass the name of a kind, or a callable")
     for name in options:
@@ -334,14 +306,7 @@ bind it to that, as by functools.partial
         )
 
 
-def put_what_is_made(model: nn.Module, layer: str, to: ToLayer) -> None:
-    """Replace the layer by `to(layer)`; TypeError if that is not a module.
-
-    >>> model = nn.Sequential(nn.BatchNorm1d(3))
-    >>> put_what_is_made(model, "0", lambda norm: nn.Identity())
-    >>> model[0]
-    Identity()
-    """
+def _put_what_is_made(model: nn.Module, layer: str, to: ToLayer) -> None:
     old = model.get_submodule(layer)
     new = to(old)
     if not isinstance(new, nn.Module):
@@ -359,14 +324,7 @@ def put_what_is_made(model: nn.Module, layer: str, to: ToLayer) -> None:
 _TIMEOUT = 300.0  # seconds that a rank waits for another
 
 
-def check_timeout(timeout: float | None, options: Mapping[str, Any]) -> None:
-    """Raise ValueError where a time limit is given, and there is no new group to have it.
-
-    >>> check_timeout(60, {"process_group": None})
-    Traceback (most recent call last):
-    ValueError: `timeout` is 60 and `process_group` is given, which has a limit of its own: pass \
-one of them, or make_group(60) as the group
-    """
+def _check_timeout(timeout: float | None, options: Mapping[str, Any]) -> None:
     if timeout is None:
         return
     if "process_group" in options:
@@ -381,11 +339,8 @@ one of them, or make_group(60) as the group
         )
 
 
-def with_group(target: Target, timeout: float | None) -> Target:
-    """Return the target with a new group, where layers are to meet other ranks without one.
-
-    All ranks have to call it.
-    """
+def _with_group(target: Target, timeout: float | None) -> Target:
+    """Return the target with a new group, where layers are to meet other ranks without one."""
     if target.kind.name != "sync" or "process_group" in target.options or not is_distributed():
         return target
     group = make_group(_TIMEOUT if timeout is None else timeout)

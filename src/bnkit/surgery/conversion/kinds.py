@@ -8,20 +8,9 @@ from typing import Any, Literal
 
 from torch import nn
 
+from bnkit import layers
 from bnkit.internals import RANK_CHECK, AnyBatchNorm, AnyInstanceNorm
 from bnkit.layers import finished
-from bnkit.layers.accumulated import (
-    AccumulatedBatchNorm1d,
-    AccumulatedBatchNorm2d,
-    AccumulatedBatchNorm3d,
-)
-from bnkit.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from bnkit.layers.domains import DomainBatchNorm1d, DomainBatchNorm2d, DomainBatchNorm3d
-from bnkit.layers.frozen import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d
-from bnkit.layers.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
-from bnkit.layers.masked import MaskedBatchNorm1d, MaskedBatchNorm2d, MaskedBatchNorm3d
-from bnkit.layers.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
-from bnkit.layers.sync import SyncBatchNorm1d, SyncBatchNorm2d, SyncBatchNorm3d
 
 Classes = tuple[type[nn.Module], type[nn.Module], type[nn.Module]]
 Family = Literal["batch", "group", "instance"]
@@ -85,43 +74,25 @@ def _demand(kind: str, name: str, options: Mapping[str, Any]) -> None:
         raise TypeError(f"{kind!r} needs `{name}`: pass it, as convert(model, {kind!r}, {name}=…)")
 
 
+def _each_rank(name: str, *, of: Any = layers) -> Classes:
+    return getattr(of, f"{name}1d"), getattr(of, f"{name}2d"), getattr(of, f"{name}3d")
+
+
 _TABLE = (
     Kind(
         "torch",
-        (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+        _each_rank("BatchNorm", of=nn),
         carried=("momentum",),
-        finished=(
-            finished.FinishedBatchNorm1d,
-            finished.FinishedBatchNorm2d,
-            finished.FinishedBatchNorm3d,
-        ),
+        finished=_each_rank("FinishedBatchNorm", of=finished),
     ),
-    Kind("bnkit", (BatchNorm1d, BatchNorm2d, BatchNorm3d)),
-    Kind("sync", (SyncBatchNorm1d, SyncBatchNorm2d, SyncBatchNorm3d), ("process_group",)),
-    Kind("ghost", (GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d), ("virtual_batch_size",)),
-    Kind(
-        "renorm",
-        (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d),
-        ("r_max", "d_max"),
-        needs_statistics=True,
-    ),
-    Kind("masked", (MaskedBatchNorm1d, MaskedBatchNorm2d, MaskedBatchNorm3d), ("default",)),
-    Kind(
-        "accumulated",
-        (AccumulatedBatchNorm1d, AccumulatedBatchNorm2d, AccumulatedBatchNorm3d),
-        ("micro_batches",),
-    ),
-    Kind(
-        "domains",
-        (DomainBatchNorm1d, DomainBatchNorm2d, DomainBatchNorm3d),
-        ("domains",),
-        needs_statistics=True,
-    ),
-    Kind(
-        "frozen",
-        (FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d),
-        needs_statistics=True,
-    ),
+    Kind("bnkit", _each_rank("BatchNorm")),
+    Kind("sync", _each_rank("SyncBatchNorm"), ("process_group",)),
+    Kind("ghost", _each_rank("GhostBatchNorm"), ("virtual_batch_size",)),
+    Kind("renorm", _each_rank("BatchRenorm"), ("r_max", "d_max"), needs_statistics=True),
+    Kind("masked", _each_rank("MaskedBatchNorm"), ("default",)),
+    Kind("accumulated", _each_rank("AccumulatedBatchNorm"), ("micro_batches",)),
+    Kind("domains", _each_rank("DomainBatchNorm"), ("domains",), needs_statistics=True),
+    Kind("frozen", _each_rank("FrozenBatchNorm"), needs_statistics=True),
     Kind(
         "group",
         (nn.GroupNorm, nn.GroupNorm, nn.GroupNorm),
@@ -132,14 +103,10 @@ _TABLE = (
     ),
     Kind(
         "instance",
-        (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+        _each_rank("InstanceNorm", of=nn),
         ("track_running_stats",),
         carried=("eps", "momentum"),
-        finished=(
-            finished.FinishedInstanceNorm1d,
-            finished.FinishedInstanceNorm2d,
-            finished.FinishedInstanceNorm3d,
-        ),
+        finished=_each_rank("FinishedInstanceNorm", of=finished),
         family="instance",
     ),
 )
@@ -206,7 +173,7 @@ def additions_of(layer: nn.Module) -> list[str]:
 def name_and_rank(layer: nn.Module) -> tuple[str, int | None]:
     """Return the name of the layer's kind and for how many dimensions it is, None where for any.
 
-    >>> name_and_rank(BatchRenorm2d(3)), name_and_rank(nn.SyncBatchNorm(3))
+    >>> name_and_rank(layers.BatchRenorm2d(3)), name_and_rank(nn.SyncBatchNorm(3))
     (('renorm', 2), ("torch's sync", None))
     """
     base = base_of(layer)

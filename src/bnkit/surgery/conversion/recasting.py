@@ -81,7 +81,7 @@ def recast(
     before = state_of(layer)
     after = replace(before, **{n: v for n, v in options.items() if n in kind.carried})
     own = {name: value for name, value in options.items() if name in kind.options}
-    made = made_from(after, kind, rank, own, residual=residual, like=like)
+    made = _made_from(after, kind, rank, own, residual=residual, like=like)
     _take_over(layer, made, own_names(layer))
     note = _what_has_no_place(after, made)
     vars(layer).pop(NOTE, None)
@@ -89,7 +89,7 @@ def recast(
         vars(layer)[NOTE] = note
 
 
-def made_from(
+def _made_from(
     state: State,
     kind: Kind,
     rank: int,

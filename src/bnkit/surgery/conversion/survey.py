@@ -130,32 +130,21 @@ def is_equivalent(layer: Any, target: Target) -> bool:
     False
     """
     tracks = target.options_for(layer).get("track_running_stats", False)
-    fixed = family_of(layer) == "batch" or layer_statistics(layer) is not None
+    fixed = family_of(layer) == "batch" or _layer_statistics(layer) is not None
     return fixed and (target.kind.family == "batch" or bool(tracks))
 
 
-def layer_statistics(layer: nn.Module) -> Tensor | None:
-    """Return the running mean of a layer, None where it has none.
-
-    >>> layer_statistics(nn.GroupNorm(2, 4)) is None
-    True
-    """
+def _layer_statistics(layer: nn.Module) -> Tensor | None:
     return getattr(layer, "running_mean", None)
 
 
-def is_that_already(layer: nn.Module, target: Target) -> bool:
-    """Return whether the layer is of the kind, with the options that were given.
-
-    >>> from bnkit.surgery.conversion.kinds import KINDS
-    >>> is_that_already(nn.BatchNorm1d(3), Target(KINDS["torch"], {"momentum": 0.2}))
-    False
-    """
+def _is_that_already(layer: nn.Module, target: Target) -> bool:
     same = name_and_rank(layer)[0] == target.kind.name
     return same and all(getattr(layer, name) == value for name, value in target.options.items())
 
 
-def refuse_shapes(path: str, layer: Any, target: Target, use: Use) -> None:
-    """Raise SurgeryError, with the layer, where the new kind would have nothing to normalise by."""
+def _refuse_shapes(path: str, layer: Any, target: Target, use: Use) -> None:
+    """Raise SurgeryError where the new kind would have nothing to normalise by."""
     channels = state_of(layer).num_features
     if target.kind.family == "group":
         _refuse_groups(path, channels, target.options_for(layer), use)
@@ -185,7 +174,7 @@ def _refuse_groups(path: str, channels: int, options: Mapping[str, Any], use: Us
 
 
 def _objection_to_class(layer: Any) -> str | None:
-    statistics = layer_statistics(layer)
+    statistics = _layer_statistics(layer)
     if statistics is not None and statistics.dim() != 1:
         return "it has statistics for each step of a recurrent layer"
     if "forward" in vars(layer):
@@ -215,7 +204,7 @@ def _objection_to_another(layer: nn.Module) -> str | None:
 
 def _objection_to_state(layer: nn.Module, target: Target) -> str | None:
     kind, options = target.kind, target.options_for(layer)
-    if family_of(layer) != "batch" or layer_statistics(layer) is not None:
+    if family_of(layer) != "batch" or _layer_statistics(layer) is not None:
         return None
     if kind.needs_statistics or options.get("track_running_stats"):
         return f"it has no running statistics, which {kind.name!r} needs"
@@ -254,17 +243,20 @@ ALREADY = "already of that kind"
 
 
 def choose(
-    model: nn.Module, target: Target, timeout: float | None, where: Where | None
+    model: nn.Module,
+    where: Where | None,
+    target: Target | None = None,
+    timeout: float | None = None,
 ) -> tuple[Layers, list[LeftAlone]]:
-    """Return the layers that the user wants to be another kind, and the others.
+    """Return the layers that the user wants to be another kind (not `target` yet), and the others.
 
     `timeout` is the time limit that synchronised layers are to have, None for any.
     """
     chosen, rest = [], []
     for path, layer in candidates(model):
-        why = objection_of_user(path, layer, where)
-        if why is None and is_that_already(layer, target) and not needs_group(layer, timeout):
-            why = ALREADY
+        why = _objection_of_user(path, layer, where)
+        if why is None and target and _is_that_already(layer, target):
+            why = None if _needs_group(layer, timeout) else ALREADY
         if why is None:
             chosen.append((path, layer))
         else:
@@ -272,12 +264,7 @@ def choose(
     return chosen, rest
 
 
-def objection_of_user(path: str, layer: nn.Module, where: Where | None) -> str | None:
-    """Return why the user does not want this layer to be converted, or None.
-
-    >>> objection_of_user("2", nn.GroupNorm(2, 4), None)
-    'group norm, which only `where` chooses'
-    """
+def _objection_of_user(path: str, layer: nn.Module, where: Where | None) -> str | None:
     if where is not None:
         return None if where(path, layer) else NOT_CHOSEN
     family = family_of(layer)
@@ -293,19 +280,15 @@ def part(chosen: Layers, target: Target, uses: Mapping[str, Use]) -> tuple[Layer
     for path, layer in chosen:
         why = objection(layer, target, uses.get(path))
         if why is None:
-            refuse_shapes(path, layer, target, uses.get(path, Use()))
+            _refuse_shapes(path, layer, target, uses.get(path, Use()))
             able.append((path, layer))
         else:
             unable.append(LeftAlone(path, type(layer).__name__, why))
     return able, unable
 
 
-def needs_group(layer: nn.Module, timeout: float | None) -> bool:
-    """Return whether a synchronised layer has no group of its own, or is to have another limit.
-
-    >>> needs_group(nn.BatchNorm1d(3), None)
-    False
-    """
+def _needs_group(layer: nn.Module, timeout: float | None) -> bool:
+    """Return whether it is synchronised without a group of its own, or with another limit."""
     if not isinstance(layer, SynchronisedBatchNorm) or not is_distributed():
         return False
     return timeout is not None or layer.process_group is None

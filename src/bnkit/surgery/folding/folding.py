@@ -262,7 +262,7 @@ def _fold(subject: nn.Module, matcher: Matcher, match: Match | str, found: Surve
     if not all(map(_is_finite, values)):
         return f"the weight or bias of {match.layer} would not be finite in {values[0].dtype}"
     target, residual = match.layer.name, candidate.adds_residual
-    take_out(subject, candidate.path, target=target, new=values, residual=residual)
+    _take_out(subject, candidate.path, target=target, new=values, residual=residual)
     if candidate.activation is None and not candidate.adds_residual:
         matcher.gone.add(candidate.path)
     found.matches.append(match)
@@ -320,11 +320,11 @@ def fold_away(
     if target is not None and values is not None:
         batch_norm, host = model.get_submodule(layer), model.get_submodule(target)
         new = folded(batch_norm, host, side=side, features=values["features"])
-    take_out(model, layer, target=target, new=new, residual=residual)
+    _take_out(model, layer, target=target, new=new, residual=residual)
 
 
 @torch.no_grad()
-def take_out(
+def _take_out(
     model: nn.Module,
     layer: str,
     *,
@@ -332,13 +332,7 @@ def take_out(
     new: tuple[Tensor, Tensor] | None,
     residual: bool,
 ) -> None:
-    """Take the batch norm at `layer` out of `model`, with this `new` weight and bias for `target`.
-
-    >>> model = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
-    >>> take_out(model, "1", target="0", new=(torch.ones(1, 1), torch.zeros(1)), residual=False)
-    >>> model(torch.tensor([[7.0]])).item()
-    7.0
-    """
+    """Take the batch norm out, with this `new` weight and bias for the layer `target`."""
     batch_norm = model.get_submodule(layer)
     if target is not None:
         host: Any = model.get_submodule(target)
