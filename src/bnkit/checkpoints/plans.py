@@ -37,29 +37,21 @@ def parsed(path: Path, text: str) -> tuple[Document, ...]:
     """
     try:
         content = json.loads(text)
-        if isinstance(content, Mapping) and int(content["format"]) > FORMAT:
-            _refuse_format(path, content["format"])
-        plans = tuple(content["plans"] if isinstance(content, Mapping) else content)
+        named = content if isinstance(content, Mapping) else {"format": 1, "plans": content}
+        is_later = int(named["format"]) > FORMAT
+        plans = () if is_later else tuple(named["plans"])
         for plan in plans:
             [dict(edit["structure"]) for edit in plan["edits"]]
-    except _LaterFormatError:
-        raise
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"the plan in {path} is damaged ({type(error).__name__}: {error}): write the file again"
         ) from error
+    if is_later:
+        raise ValueError(
+            f"the plan in {path} is of format {named['format']}, and this version of bnkit reads "
+            f"up to format {FORMAT}: a later version wrote the file, so update bnkit to load it"
+        )
     return plans
-
-
-class _LaterFormatError(ValueError):
-    """The plan of a file is of a format that this version does not know."""
-
-
-def _refuse_format(path: Path, found: object) -> None:
-    raise _LaterFormatError(
-        f"the plan in {path} is of format {found}, and this version of bnkit reads up to format "
-        f"{FORMAT}: a later version wrote the file, so update bnkit to load it"
-    )
 
 
 def _plans(

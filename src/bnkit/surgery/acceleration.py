@@ -36,23 +36,16 @@ NAMES: dict[type[nn.Module], str] = {
 
 
 def accelerate(
-    model: nn.Module,
-    example: Any,
-    *,
-    where: Where | None = None,
-    tolerance: float | None = None,
+    model: nn.Module, example: Any, *, where: Where | None = None, tolerance: float | None = None
 ) -> nn.Module:
     """Return a copy of `model` whose batch norms are bnkit's, fused with what follows them.
 
     Function, gradients and state-dict keys stay the same. A batch norm of torch becomes that of
     bnkit; an activation module that alone reads its output, and is called once, is computed within
     it and becomes an Identity. Functional and shared activations stay where they are: computing
-    them twice would save nothing. `example` is a tensor, a tuple of positional or a dict of keyword
-    arguments, on which the model runs in both modes. `where(path, layer)` chooses among the batch
-    norms. `model` stays as it is: make the optimizer for the copy afterwards.
-
-    Raises ExampleError if the model fails on `example`, and SurgeryError if the copy computes
-    something else there (by more than `tolerance`, by default 1e-4 in float32).
+    them twice would save nothing. Arguments and errors are those of `fold`, but that a plan without
+    edits is fine. The model runs on `example` in both modes. `model` stays as it is: make the
+    optimizer for the copy afterwards.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
     >>> fast = accelerate(model, torch.randn(2, 3, 8, 8))
@@ -64,11 +57,7 @@ def accelerate(
 
 
 def plan_acceleration(
-    model: nn.Module,
-    example: Any,
-    *,
-    where: Where | None = None,
-    tolerance: float | None = None,
+    model: nn.Module, example: Any, *, where: Where | None = None, tolerance: float | None = None
 ) -> Plan:
     """Return what `accelerate` would do, layer by layer, and what it would leave alone and why.
 

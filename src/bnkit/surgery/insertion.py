@@ -103,9 +103,7 @@ def plan_insertion(
 ) -> Insertion:
     """Return what `insert` would do, with the proof that the function is the same.
 
-    It also says how far the output moves in training mode, by the statistics of the first
-    mini-batch: what fine-tuning starts from. Raises what `insert` raises, but for a model in which
-    nothing can be normalised.
+    Raises what `insert` raises, but for a model in which nothing can be normalised.
 
     >>> import torch
     >>> trained = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
@@ -123,9 +121,9 @@ def plan_insertion(
     plan = plan_addition(model, example, **options)
     if not plan.edits:
         return Insertion((), plan.left_alone)
-    statistics = measure(model, plan.edits, itertools.chain([first], calls))
-    edits = tuple(_with_statistics(edit, statistics) for edit in plan.edits)
-    insertion = Insertion(edits, plan.left_alone, batches=statistics.batches)
+    moments, count = _measure(model, plan.edits, itertools.chain([first], calls))
+    edits = tuple(_with_statistics(edit, moments[edit.layer], count) for edit in plan.edits)
+    insertion = Insertion(edits, plan.left_alone, batches=count)
     return _proven(model, insertion, example, tolerance)
 
 
@@ -151,29 +149,20 @@ def _move_in_training_mode(before: Outcome, changed: nn.Module, example: Any) ->
 # --- the statistics of what new batch norms will get
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """The moments, by the path of a layer, of what its new batch norm gets in so many batches."""
+def _measure(
+    model: nn.Module, edits: Sequence[Edit], calls: Iterable[Call]
+) -> tuple[Mapping[str, Moments], int]:
+    """Return by path the moments of what the new batch norms will get, and the number of batches.
 
-    moments: Mapping[str, Moments]
-    batches: int
-
-
-def measure(model: nn.Module, edits: Sequence[Edit], calls: Iterable[Call]) -> Statistics:
-    """Return the statistics at the places of all `edits`, pooled over one pass in eval mode.
-
-    `edits` give batch norms to layers, as those of `add` do; nothing is normalised yet, and biases
-    are still there. `model`, what `calls` give and the random generators stay as they are.
-
-    Raises ExampleError, with the number of the mini-batch, if the model fails on one.
+    They are pooled over one pass in eval mode: nothing is normalised yet, biases are still there.
     """
     observed = _with_nothing_at_the_places(model, edits)
     places = {edit.layer: observed.get_submodule(f"{edit.layer}.batchnorm") for edit in edits}
     batches = 0
     with on_the_side(observed), observing_inputs(observed, places) as seen:
         for batches, call in enumerate(calls, start=1):
-            _run(observed, call, batches)
-    return Statistics(seen, batches)
+            run_batch(observed, call, f"mini-batch {batches} of `batches`")
+    return seen, batches
 
 
 def _with_nothing_at_the_places(model: nn.Module, edits: Sequence[Edit]) -> nn.Module:
@@ -187,19 +176,19 @@ def _with_nothing_at_the_places(model: nn.Module, edits: Sequence[Edit]) -> nn.M
     return observed
 
 
-def _run(model: nn.Module, call: Call, number: int) -> None:
+def run_batch(model: nn.Module, call: Call, place: str) -> None:
+    """Run `model` on a copy of a mini-batch; ExampleError, which names `place`, if it fails."""
     args, kwargs = replace_tensors(call, lambda t: t.detach().clone())
     try:
         model(*args, **kwargs)
     except Exception as error:
         raise ExampleError(
-            f"the model fails on mini-batch {number} of `batches`: {type(error).__name__}: {error}"
+            f"the model fails on {place}: {type(error).__name__}: {error}"
         ) from error
 
 
-def _with_statistics(edit: Edit, statistics: Statistics) -> Edit:
+def _with_statistics(edit: Edit, moments: Moments, batches: int) -> Edit:
     """Return the edit whose batch norm has these running statistics, and undoes them."""
-    moments = statistics.moments[edit.layer]
     if moments.count < 2:
         raise SurgeryError(
             f"layer '{edit.layer}' gives 1 value per feature over all of `batches`, and one value "
@@ -208,7 +197,7 @@ def _with_statistics(edit: Edit, statistics: Statistics) -> Edit:
     values = {
         "mean": moments.mean,
         "variance": moments.unbiased_variance,
-        "batches": torch.tensor(statistics.batches),
+        "batches": torch.tensor(batches),
     }
     action = edit.action.replace("drop bias", "absorb bias")
     return dataclasses.replace(edit, action=action, values=values)

@@ -40,10 +40,7 @@ def remove(
 def plan_removal(
     model: nn.Module, example: Any, *, where: Where | None = None, tolerance: float | None = None
 ) -> Plan:
-    """Return what `remove` would do to each batch norm, what it would leave alone and why.
-
-    Its `proof` says how far the changed model is from `model` on `example`. Raises like
-    `remove`, except that an empty plan is fine.
+    """Return what `remove` would do, as `plan_folding` does for `fold`; an empty plan is fine.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.BatchNorm1d(3))
     >>> plan_removal(model, torch.zeros(1, 2)).edits[0].action

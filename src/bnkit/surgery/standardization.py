@@ -171,7 +171,7 @@ def standardize_input(
     made = Standardize(
         given.num_features,
         channel_axis=given.channel_axis,
-        device=_device_of(model, torch.empty(0)),
+        device=_device_of(model),
         dtype=getattr(torch, given.dtype),
     )
     write_values(made, "", values=values)
@@ -248,19 +248,17 @@ def _range(values: Tensor) -> str:
 
 def _dtype_of_statistics(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of mean and std: float32 at least, and exact for the integers of `dtype`."""
-    if dtype.is_floating_point or dtype in _SHORT_INTEGERS:
-        return torch.promote_types(
-            dtype if dtype.is_floating_point else torch.float32, torch.float32
-        )
-    return torch.float64
+    if dtype in _SHORT_INTEGERS:
+        return torch.float32
+    return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float64
 
 
-def _device_of(model: nn.Module, otherwise: Tensor) -> torch.device:
-    return next(itertools.chain(model.parameters(), model.buffers(), [otherwise])).device
+def _device_of(model: nn.Module) -> torch.device:
+    return next(itertools.chain(model.parameters(), model.buffers(), [torch.empty(0)])).device
 
 
 def _check_that_it_runs(changed: nn.Module, call: Call) -> None:
-    device = _device_of(changed, torch.empty(0))
+    device = _device_of(changed)
     subject = duplicate(changed)
     args, kwargs = replace_tensors(call, lambda t: t.detach().clone().to(device))
     try:

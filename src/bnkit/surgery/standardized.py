@@ -49,7 +49,8 @@ class Standardize(nn.Module):
             )
         shape = [1] * input.dim()
         shape[axis] = self.num_features
-        wide = input.to(_wide(input.dtype, self.mean.dtype))
+        in_float = torch.promote_types(torch.float32, input.dtype)
+        wide = input.to(torch.promote_types(in_float, self.mean.dtype))
         standardised = (wide - self.mean.view(shape)) / self.std.view(shape)
         return standardised.to(input.dtype if input.is_floating_point() else self.mean.dtype)
 
@@ -105,11 +106,3 @@ class Standardized(nn.Module):
     def extra_repr(self) -> str:
         """Return which argument is standardised."""
         return f"argument={self.argument!r}, position={self.position}"
-
-
-def _wide(*dtypes: torch.dtype) -> torch.dtype:
-    """Return the dtype to compute in: float32 at least."""
-    wide = torch.float32
-    for dtype in dtypes:
-        wide = torch.promote_types(wide, dtype)
-    return wide

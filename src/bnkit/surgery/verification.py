@@ -357,14 +357,6 @@ class Witness:
     result: Any = None
     of_last_layer: Any = None
 
-    def keep(self, path: str, output: Any) -> None:
-        """Note that the module at this path gave `output`."""
-        if path:
-            self.layers.append(path)
-            self.of_last_layer = output
-        else:
-            self.result = output
-
     def outcome(self, dtypes: Iterable[torch.dtype]) -> Outcome:
         """Return what the run gave, in which these dtypes were seen."""
         outputs = _numbers_in(self.result) or _numbers_in(self.of_last_layer)
@@ -386,7 +378,11 @@ def witnessing(
     witness = Witness()
 
     def keep(path: str, *call: Any) -> None:
-        witness.keep(path, call[-1])
+        if path:
+            witness.layers.append(path)
+            witness.of_last_layer = call[-1]
+        else:
+            witness.result = call[-1]
         if watch is not None:
             watch(path, *call)
 

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnkit.batches import Call, Inputs, as_example, calls_of, refuse_iterator
-from bnkit.dataflow import ExampleError, duplicate
-from bnkit.dataflow.tensors import replace_tensors
+from bnkit.dataflow import duplicate
 from bnkit.functional import batch_norm
 from bnkit.moments import Moments
 from bnkit.observation import on_the_side, seeing_inputs
 from bnkit.surgery.conversion.kinds import family_of
+from bnkit.surgery.insertion import run_batch
 from bnkit.surgery.operations import Edit, make_edits, write_values
 from bnkit.surgery.verification import SurgeryError, distance, run
 
@@ -142,10 +142,7 @@ def _statistics(path: str, inputs: Moments, batches: int) -> dict[str, Tensor]:
 def _moments(
     model: nn.Module, layers: Mapping[str, nn.Module], calls: Calls, transform: Transform
 ) -> tuple[dict[str, Moments], int]:
-    """Return the moments of the transformed inputs of layers, in order of calls, and the batches.
-
-    They are pooled over one pass over all mini-batches.
-    """
+    """Return the moments of the transformed inputs of layers, by one pass, and the batches."""
     seen: dict[str, Moments] = {}
     number = 0
 
@@ -155,18 +152,8 @@ def _moments(
 
     with on_the_side(model), seeing_inputs(model, layers, see):
         for number, call in enumerate(calls(), start=1):
-            _run(model, call, number)
+            run_batch(model, call, f"mini-batch {number}")
     return seen, number
-
-
-def _run(model: nn.Module, call: Call, number: int) -> None:
-    args, kwargs = replace_tensors(call, lambda t: t.detach().clone())
-    try:
-        model(*args, **kwargs)
-    except Exception as error:
-        raise ExampleError(
-            f"the model fails on mini-batch {number}: {type(error).__name__}: {error}"
-        ) from error
 
 
 def _normalised(layer: Any, x: Tensor) -> Tensor:

@@ -125,13 +125,7 @@ def convert(
     (16, 'BatchNorm1d')
     """
     plan = plan_conversion(
-        model,
-        to,
-        example_or_batches,
-        where=where,
-        tolerance=tolerance,
-        inputs=inputs,
-        **options,
+        model, to, example_or_batches, where=where, tolerance=tolerance, inputs=inputs, **options
     )
     if not plan.edits and all(left.why != ALREADY for left in plan.left_alone):
         raise SurgeryError(plan.why_nothing("converted", where=where, planner="plan_conversion"))

@@ -51,8 +51,12 @@ class Kind:
             )
         parameters = inspect.signature(self.classes[0]).parameters
         for name in self.options:
-            if self.family == "batch" and parameters[name].default is inspect.Parameter.empty:
-                _demand(self.name, name, options)
+            required = parameters[name].default is inspect.Parameter.empty
+            if self.family == "batch" and required and name not in options:
+                raise TypeError(
+                    f"{self.name!r} needs `{name}`: pass it, as convert(model, {self.name!r}, "
+                    f"{name}=…)"
+                )
         self._try(options)
 
     def _try(self, options: Mapping[str, Any]) -> None:
@@ -67,11 +71,6 @@ class Kind:
                 f"`num_groups` is {groups!r}: pass an integer ≥ 1 that divides the "
                 f"channels of each layer"
             )
-
-
-def _demand(kind: str, name: str, options: Mapping[str, Any]) -> None:
-    if name not in options:
-        raise TypeError(f"{kind!r} needs `{name}`: pass it, as convert(model, {kind!r}, {name}=…)")
 
 
 def _each_rank(name: str, *, of: Any = layers) -> Classes:

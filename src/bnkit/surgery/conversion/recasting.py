@@ -102,49 +102,38 @@ def _made_from(
     tensors = [*state.parameters.values(), *state.statistics.values()]
     floating = (t for t in tensors if t is not None and t.is_floating_point())
     model = next(floating, torch.empty(0) if like is None else like)
-    options = {**own, "device": model.device, "dtype": model.dtype, "eps": state.eps}
-    made_by = {"batch": _batch_norm, "group": _group_norm, "instance": _instance_norm}
-    made: nn.Module = made_by[kind.family](state, kind, rank - 1, options, residual=residual)
-    return made
+    made_by, ending = _class_and_ending(state, kind, rank - 1, residual=residual)
+    options = {**own, **ending, "device": model.device, "dtype": model.dtype, "eps": state.eps}
+    if kind.family == "group":
+        groups = options.pop("num_groups", DEFAULT_GROUPS)
+        made: nn.Module = made_by(groups, state.num_features, **options)
+        _give_parameters(made, state, needed=True)
+        return made
+    options["momentum"] = state.momentum
+    if kind.family == "instance":
+        return _instance_norm(state, made_by, options)
+    guarded = {"guard": state.guard} if "guard" in kind.carried else {}
+    return _batch_norm(state, made_by, {**options, **guarded})
 
 
-def _batch_norm(
-    state: State, kind: Kind, rank: int, options: dict[str, Any], *, residual: bool
-) -> Any:
-    own = _class_and_ending(state, kind, rank, residual=residual)
-    ours = {} if kind.name == "torch" else {"guard": state.guard}
-    made: Any = own[0](state.num_features, momentum=state.momentum, **options, **own[1], **ours)
+def _batch_norm(state: State, made_by: type[Any], options: Mapping[str, Any]) -> nn.Module:
+    made: Any = made_by(state.num_features, **options)
     made.affine = state.affine
     made.track_running_stats = state.track_running_stats
-    if state.non_finite_batches is not None and kind.name != "torch":
+    if state.non_finite_batches is not None and "guard" in options:
         made.non_finite_batches = state.non_finite_batches
     _give_parameters(made, state)
     _give_statistics(made, state)
-    return made
+    return made  # type: ignore[no-any-return]  # made by a class of any kind
 
 
-def _group_norm(
-    state: State, kind: Kind, rank: int, options: dict[str, Any], *, residual: bool
-) -> Any:
-    made_by, ending = _class_and_ending(state, kind, rank, residual=residual)
-    groups = options.pop("num_groups", DEFAULT_GROUPS)
-    made = made_by(groups, state.num_features, **options, **ending)
-    _give_parameters(made, state, needed=True)
-    return made
-
-
-def _instance_norm(
-    state: State, kind: Kind, rank: int, options: dict[str, Any], *, residual: bool
-) -> Any:
-    made_by, ending = _class_and_ending(state, kind, rank, residual=residual)
-    made: Any = made_by(
-        state.num_features, momentum=state.momentum, affine=True, **options, **ending
-    )
+def _instance_norm(state: State, made_by: type[Any], options: Mapping[str, Any]) -> nn.Module:
+    made: Any = made_by(state.num_features, affine=True, **options)
     made.affine = state.affine or not made.track_running_stats
     _give_parameters(made, state, needed=not made.track_running_stats)
     if made.track_running_stats:
         _give_statistics(made, state)
-    return made
+    return made  # type: ignore[no-any-return]  # as above
 
 
 def _class_and_ending(
@@ -159,10 +148,7 @@ def _class_and_ending(
 
 
 def _give_parameters(made: nn.Module, state: State, *, needed: bool = False) -> None:
-    """Put the parameters of the state into `made`: as buffers, if it is frozen.
-
-    Where one is `needed` that the state does not have, the new one stays, and does not train.
-    """
+    """Put the parameters of the state into `made`; new ones where it has none do not train."""
     for name, value in state.parameters.items():
         if value is None and needed:
             made.get_parameter(name).requires_grad_(False)
