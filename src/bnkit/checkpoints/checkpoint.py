@@ -63,7 +63,6 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
 
     >>> import tempfile
     >>> import torch
-    >>> from bnkit.checkpoints.checkpoint import save
     >>> from bnkit.surgery import plan_addition
     >>> def build():
     ...     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))

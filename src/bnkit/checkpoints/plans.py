@@ -4,7 +4,7 @@ The text is {"format": 2, "plans": [...]}, each plan as `Plan.to_json` writes it
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ def written(plan: Plan | Document | Sequence[Plan | Document] | None) -> str:
     >>> written(None)
     '{"format": 2, "plans": []}'
     """
-    return json.dumps({"format": FORMAT, "plans": [_document(each) for each in _plans(plan)]})
+    plans = [plan] if isinstance(plan, Plan | Mapping) else plan or ()
+    return json.dumps({"format": FORMAT, "plans": [_document(each) for each in plans]})
 
 
 def parsed(path: Path, text: str) -> tuple[Document, ...]:
@@ -52,14 +53,6 @@ def parsed(path: Path, text: str) -> tuple[Document, ...]:
             f"up to format {FORMAT}: a later version wrote the file, so update bnkit to load it"
         )
     return plans
-
-
-def _plans(
-    plan: Plan | Document | Sequence[Plan | Document] | None,
-) -> Iterable[Plan | Document]:
-    if plan is None:
-        return ()
-    return (plan,) if isinstance(plan, Plan | Mapping) else plan
 
 
 def _document(plan: Plan | Document) -> Document:

@@ -179,11 +179,9 @@ def replay(model: nn.Module, structures: Iterable[Mapping[str, Any]]) -> nn.Modu
     """Return a copy of `model` with the structure that the described changes lead to.
 
     `structures` are those of the edits of a plan, in order: the name of an "operation", the path
-    of a "layer" and the operation's options. The values of what they add are the ones that it
-    begins with: a checkpoint of the changed model, which has all keys of the copy, brings its own.
-
-    Raises ValueError for an operation or option that bnkit does not know, for a layer that the
-    model does not have, and for a change that a function made.
+    of a "layer" and the operation's options. A checkpoint of the changed model, which has all keys
+    of the copy, brings the values. Raises ValueError as `make_edits` does, and for a change that a
+    function made.
 
     >>> from bnkit.surgery import plan_addition
     >>> def build():
@@ -232,11 +230,7 @@ def _has_layer(model: nn.Module, path: object) -> bool:
 
 
 class _Holders:
-    """Which modules hold each module of `model`, and under which names.
-
-    A walk over the model finds all of them. One walk serves all edits of a plan: what they put
-    there is noted.
-    """
+    """Which modules hold each module of `model`, by one walk for all edits of a plan."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

@@ -45,10 +45,7 @@ def after_activation(
     objections: Mapping[str, str | None],
     options: Options,
 ) -> tuple[list[Edit], list[LeftAlone]]:
-    """Return the edits that normalise what the activations after `chosen` make, and the rest.
-
-    `objections` says by path which layers cannot own a batch norm.
-    """
+    """Return the edits that normalise what the activations after `chosen` make, and the rest."""
     edits: dict[str, Edit] = {}
     refused = []
     for call, segment in chosen:
@@ -147,7 +144,7 @@ def objections_to_layers(model: nn.Module, flow: Dataflow) -> dict[str, str | No
         or objection_to_class(layer)
         or _objection_to_use(flow, path)
         or _objection_to_parent(model.get_submodule(path.rpartition(".")[0]))
-        or _objection_to_sharing(shared.get(path))
+        or (f"its parameters are shared with '{shared[path]}'" if path in shared else None)
         for path, layer in model.named_modules()
         if can_own_batch_norm(layer)
     }
@@ -196,10 +193,6 @@ def _objection_to_parent(parent: nn.Module) -> str | None:
     if isinstance(parent, nn.TransformerEncoderLayer):
         return "in eval mode nn.TransformerEncoderLayer reads its weight and does not call it"
     return None
-
-
-def _objection_to_sharing(other: str | None) -> str | None:
-    return None if other is None else f"its parameters are shared with '{other}'"
 
 
 def objection_to_place(flow: Dataflow, call: Call, segment: Segment) -> str | None:

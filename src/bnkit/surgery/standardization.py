@@ -157,12 +157,8 @@ def standardize_input(
 
     `layer` is "", the model; ValueError for any other.
 
-    >>> plan = plan_standardization(nn.Linear(2, 1), torch.tensor([[1.0, 5.0], [3.0, 6.0]]))
-    >>> options = {**plan.edits[0].structure}
-    >>> options.pop("operation"), options
-    ('standardize_input', {'layer': '', 'num_features': 2, 'channel_axis': 1, \
-'argument': 'input', 'position': 0, 'dtype': 'float32'})
-    >>> standardize_input(nn.Linear(2, 1), **options).standardize.std
+    >>> which = {"num_features": 2, "channel_axis": 1, "argument": "input", "position": 0}
+    >>> standardize_input(nn.Linear(2, 1), "", **which, dtype="float32").standardize.std
     tensor([1., 1.])
     """
     if layer:

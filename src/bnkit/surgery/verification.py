@@ -169,10 +169,7 @@ def _run_changed(changed: nn.Module, example: Any) -> Outcome:
 
 
 def _error_on_samples(claim: _Claim, before: Outcome, after: Outcome) -> float | None:
-    """Return the error in float64 on a few samples that stand for all and are within bounds.
-
-    None decides nothing: then all of the example does.
-    """
+    """Return the error in float64 on samples that stand for all, None where that is undecided."""
     try:
         samples = furthest_samples(claim.example, before, after)
         if samples is None:

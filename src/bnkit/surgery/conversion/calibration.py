@@ -59,11 +59,8 @@ def calibrate(
     activation, has in each channel the mean and the standard deviation that the original gave in
     eval mode, pooled over all mini-batches; the sign of the weight stays. What becomes a batch norm
     of its own statistics also gets those of its inputs. The layers are calibrated in the order in
-    which they run, each on what the calibrated ones before it make: so over the layers takes as
-    many passes, and one more. Layers that do not run are not in the result.
-
-    Raises ExampleError, with the number of the mini-batch, if the model fails on one, and
-    SurgeryError, with the layer, for values that are not finite.
+    which they run, each on what the calibrated ones before it make, by one pass for each and one
+    more. Layers that do not run are not in the result.
     """
     wanted = _output_moments(duplicate(model), edits, calls)
     working = duplicate(model)
@@ -197,11 +194,7 @@ class Given:
     inputs: Inputs | None = None
 
     def example(self) -> Any:
-        """Return the example, or the first of mini-batches; None if nothing was given.
-
-        >>> Given(nn.Identity(), [3, 4], inputs=lambda x: ((x,), {})).example()
-        (3,)
-        """
+        """Return the example, or the first of mini-batches; None if nothing was given."""
         return None if self.data is None else next(self.examples())
 
     def examples(self) -> Iterator[Any]:
@@ -220,10 +213,7 @@ class Given:
         return calls_of(self.model, self.data, inputs=self.inputs)
 
     def first_of_many(self, to: str) -> Any:
-        """Return the first of the mini-batches, by which layers are calibrated to be `to`.
-
-        Raises ValueError where there are none, or where they can be read only once.
-        """
+        """Return the first mini-batch; ValueError without any that can be read several times."""
         if self.data is None:
             raise ValueError(
                 f"`example_or_batches` is None, and layers are calibrated on mini-batches when "

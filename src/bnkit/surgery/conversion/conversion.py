@@ -11,6 +11,7 @@ from bnkit.dataflow import duplicate
 from bnkit.layers.domains import DomainBatchNorm
 from bnkit.layers.exchange import make_group
 from bnkit.norms import Where
+from bnkit.options import parameters_of, showing
 from bnkit.surgery.conversion.calibration import Calls, Given, Movement, calibrate, movement
 from bnkit.surgery.conversion.kinds import find_kind
 from bnkit.surgery.conversion.recasting import recast
@@ -144,9 +145,8 @@ def plan_conversion(
 ) -> Conversion:
     """Return what `convert` would do to each layer, what it would leave alone and why.
 
-    Its `proof` says how far the copy is from `model` on the example, where it is to be the same;
-    its `movement` how far the output moves, where it is not. Raises what `convert` raises, but for
-    a model in which nothing can be converted.
+    Its `proof` or its `movement` says how far the copy is from `model`. Raises what `convert`
+    raises, but for a model in which nothing can be converted.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
@@ -167,16 +167,24 @@ def plan_conversion(
     return _plan_by_name(given, trial, target, timeout, where, tolerance)
 
 
+@dataclass(frozen=True)
+class Recasting:
+    """What a layer is to become, with the options of that kind, and how it is called."""
+
+    to: str | ToLayer
+    options: Mapping[str, Any]
+    rank: int | None = None
+    residual: bool = False
+
+
 @operation
+@showing(parameters_of(Recasting))
 def convert_layer(
     model: nn.Module,
     layer: str,
     *,
-    to: str | ToLayer,
-    options: Mapping[str, Any],
-    rank: int | None = None,
-    residual: bool = False,
     values: Mapping[str, Tensor] | None = None,
+    **recasting: Any,
 ) -> None:
     """Make the layer of `model` at this path one of the kind `to`, in place; or what `to` returns.
 
@@ -190,20 +198,21 @@ def convert_layer(
     >>> model[0].virtual_batch_size
     2
     """
-    if not isinstance(to, str):
-        _put_what_is_made(model, layer, to)
+    given = Recasting(**recasting)
+    if not isinstance(given.to, str):
+        _put_what_is_made(model, layer, given.to)
         return
-    kind = find_kind(to)
-    kind.check(options)
+    kind = find_kind(given.to)
+    kind.check(given.options)
     module: Any = model.get_submodule(layer)
-    found = rank or rank_of(module, None) or (1 if kind.family == "group" else None)
+    found = given.rank or rank_of(module, None) or (1 if kind.family == "group" else None)
     if found is None:
         raise ValueError(
             f"`rank` is None, and the class of layer '{layer}' ({type(module).__name__}) does not "
             f"say for how many dimensions it is: pass 1, 2 or 3"
         )
     like = next(model.parameters(), None)
-    recast(module, kind, found, options, residual=residual, like=like)
+    recast(module, kind, found, given.options, residual=given.residual, like=like)
     if kind.name == "sync" and layer:
         module.sync_name = layer
     write_values(model, layer, values=values)

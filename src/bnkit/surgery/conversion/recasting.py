@@ -68,9 +68,8 @@ def recast(
 ) -> None:
     """Make `layer` one of `kind` in place, for `rank` dimensions beside batch and channels.
 
-    `residual` says that it is called with something to add. Statistics that a batch norm made of a
-    group or instance norm needs, and parameters that a group or instance norm needs, begin as they
-    do in torch, on the device of `like` where the layer has no tensors.
+    `residual` says that it is called with something to add. Statistics and parameters that it needs
+    and does not have begin as in torch, on the device of `like` where the layer has no tensors.
 
     >>> layer = nn.BatchNorm1d(4)
     >>> weight = layer.weight

@@ -75,8 +75,7 @@ def plan_folding(
 ) -> Plan:
     """Return what `fold` would do to each batch norm, what it would leave alone and why.
 
-    Its `proof` says how far the folded model is from `model` on `example`. Raises as `fold` does,
-    but not where nothing can be folded.
+    Raises as `fold` does, but not where nothing can be folded.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.BatchNorm1d(4))
@@ -179,11 +178,9 @@ def _refuse_pair(layer: nn.Module, batch_norm: nn.Module) -> None:
 
 @dataclass
 class Survey:
-    """What was found: `matches` in the order in which they are to be folded, and the rest.
+    """What the model gave, `matches` in the order in which they are to be folded, and the rest.
 
-    `stuck` are batch norms that no layer takes in, though what they do in eval mode is known, and
-    why; `left_alone` are those of which it is unknown, those not chosen, and functions. `outcome`
-    is what the model gave.
+    `stuck` are those known in eval mode that no layer takes in, and why.
     """
 
     outcome: Outcome
@@ -214,11 +211,8 @@ def survey(model: nn.Module, example: Any, *, where: Where | None = None) -> Sur
 
 
 def _match(subject: nn.Module, flow: Dataflow, candidates: list[Candidate], found: Survey) -> None:
-    """Match in the order of the calls with layers before, then backwards with layers after.
-
-    So a chain of batch norms is folded from its layer outwards. Each match is folded in `subject`
-    at once, so that the next ones see it.
-    """
+    # In the order of the calls with layers before, then backwards with layers after: so a chain is
+    # folded from its layer outwards. Each is folded in `subject` at once, for the next to see it.
     matcher = Matcher(flow, shared_parameters(subject))
     ready, waiting = [], []
     for candidate in candidates:

@@ -37,13 +37,10 @@ class Match:
 
 @dataclass
 class Matcher:
-    """Finds matches in a dataflow; `gone` are the batch norms that have become the identity.
-
-    `shared` is that of `shared_parameters`.
-    """
+    """Finds matches in a dataflow; `gone` are the batch norms that have become the identity."""
 
     flow: Dataflow
-    shared: Mapping[str, str]
+    shared: Mapping[str, str]  # as `shared_parameters` returns it
     gone: set[str] = field(default_factory=set)
 
     @cached_property
@@ -56,7 +53,7 @@ class Matcher:
         (call,) = candidate.calls
         if isinstance(call.module, NormalizedOutput):
             return self._owner(candidate, call, "before")
-        value, axis = _input_of(call)
+        value, axis = cast("Value", arguments_of(call)[0]), _axis_of(call)
         route = self.routes.before(value)
         if isinstance(route, str):
             return route
@@ -84,7 +81,7 @@ class Matcher:
         if isinstance(layer.module, NormalizedInput):
             return f"the batch norm of {layer} stands between"
         end = _place(self.flow, layer, layer.inputs[0])
-        features = self._starts(_output_of(call), route.passages, end)
+        features = self._starts((call.outputs[0], _axis_of(call)), route.passages, end)
         if features is None:
             return f"a feature that {layer} reads does not come from one channel of it"
         return (
@@ -120,15 +117,8 @@ class Matcher:
         return None if lie is None else one_start_each(lie, end[1])
 
 
-def _input_of(call: Call) -> Place:
-    """Return what the batch norm of this call normalises."""
-    axis = call.module.batchnorm_layout.axis if isinstance(call.module, Normalized) else 1
-    return cast("Value", arguments_of(call)[0]), axis
-
-
-def _output_of(call: Call) -> Place:
-    axis = call.module.batchnorm_layout.axis if isinstance(call.module, Normalized) else 1
-    return call.outputs[0], axis
+def _axis_of(call: Call) -> int:
+    return call.module.batchnorm_layout.axis if isinstance(call.module, Normalized) else 1
 
 
 def _place(flow: Dataflow, layer: Call, value: Value) -> Place:
@@ -148,10 +138,7 @@ def _objection_to_exactness(candidate: Candidate, layer: Call, features: Tensor)
 
 
 def objection_to_layer(flow: Dataflow, call: Call, shared: Mapping[str, str]) -> str | None:
-    """Return why this weight layer cannot take a batch norm in, or None.
-
-    `shared` is that of `shared_parameters`.
-    """
+    """Return why this weight layer cannot take a batch norm in, or None."""
     assert call.module is not None
     calls, readers = flow.calls_of(call.name), flow.calls_reading(call.name)
     objection = objection_to_module(call.module)
