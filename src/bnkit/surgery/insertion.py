@@ -25,7 +25,6 @@ from bnkit.surgery.verification import (
     distance,
     run,
     run_itself,
-    verify,
 )
 
 
@@ -124,17 +123,12 @@ def plan_insertion(
     moments, count = _measure(model, plan.edits, itertools.chain([first], calls))
     edits = tuple(_with_statistics(edit, moments[edit.layer], count) for edit in plan.edits)
     insertion = Insertion(edits, plan.left_alone, batches=count)
-    return _proven(model, insertion, example, tolerance)
-
-
-def _proven(model: nn.Module, plan: Insertion, example: Any, tolerance: float | None) -> Insertion:
     before = run(model, example)
-    proof = verify(model, plan.change, example, before=before, tolerance=tolerance)
+    insertion = insertion.verified(model, example, before=before, tolerance=tolerance)
     return dataclasses.replace(
-        plan,
-        proof=proof,
+        insertion,
         rows=next((len(t) for t in tensors_in(example) if t.dim()), 0),
-        in_training_mode=_move_in_training_mode(before, plan.apply(model), example),
+        in_training_mode=_move_in_training_mode(before, insertion.apply(model), example),
     )
 
 

@@ -129,9 +129,6 @@ def own_batch_norm_at(
     away. With `values` the model computes the same afterwards: they hold "mean" and "variance"
     (unbiased) of what the layer gives with its bias, and the number of mini-"batches".
 
-    Raises ValueError for another side and for a layer that has a `batchnorm` already, SurgeryError
-    for values that are not finite.
-
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
     >>> layout = {"features": 3, "axis": -1, "rank": None}
     >>> own_batch_norm_at(model, "1", side="output", **layout, momentum=0.1, eps=1e-5, like="0")

@@ -176,9 +176,8 @@ def _carry_state(optimizer: Optimizer, rebound: Optimizer, members: list[_Member
     for member in members:
         old = None if member.seat is None else member.seat.parameter
         if old is not None and old in optimizer.state and old.shape == member.parameter.shape:
-            rebound.state[member.parameter] = _following(
-                optimizer.state[old], old, member.parameter
-            )
+            state = _following(optimizer.state[old], old, member.parameter)
+            rebound.state[member.parameter] = state
     states: Mapping[Any, Any] = optimizer.state  # some classes keep state of no parameter in it
     for key in states:
         if not isinstance(key, Tensor):

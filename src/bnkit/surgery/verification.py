@@ -106,12 +106,10 @@ def verify(
     precision); that in float64 is at most 1e-10, where all of the model computes in it. `before` is
     what `model` gave on `example` when it was traced, which spares one run.
 
-    Of an example of eight samples or more the float64 run takes an eighth, those in which the two
-    are furthest apart in the model's dtype, where `stands_for` says that they stand for the whole.
-    At any time there is one copy of the model, in its dtype or in float64.
-
-    Raises SurgeryError over either bound, naming the layer where the two first differ, and where
-    the changed model fails or the original returns nothing that can be compared.
+    Of eight samples or more the float64 run takes the eighth of `furthest_samples`, where they
+    stand for the whole. At any time there is one copy of the model. Raises SurgeryError over either
+    bound, naming the layer where the two first differ, and where the changed model fails or the
+    original returns nothing that can be compared.
 
     >>> print(verify(nn.Linear(2, 2), lambda model: model.eval(), torch.ones(1, 2)))
     Same function: error 0.0e+00 in float64, 0.0e+00 in the model's dtype (largest difference \

@@ -72,10 +72,7 @@ def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def uses_of(
     model: nn.Module, example: Any
 ) -> tuple[Mapping[str, Use], tuple[LeftAlone, ...], Outcome]:
-    """Return how each layer is used in one run on `example`, functional batch norms, and what came.
-
-    Raises ExampleError, with the layer, if the model fails on it.
-    """
+    """Return how each layer is used in one run, functional batch norms, and what the model gave."""
     uses: dict[str, Use] = {path: Use() for path, _ in candidates(model)}
 
     def note(path: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -272,10 +269,7 @@ def _objection_of_user(path: str, layer: nn.Module, where: Where | None) -> str 
 
 
 def part(chosen: Layers, target: Target, uses: Mapping[str, Use]) -> tuple[Layers, list[LeftAlone]]:
-    """Part the chosen layers into those that can be converted, and the others.
-
-    Raises SurgeryError, with the layer, where the new kind would have nothing to normalise by.
-    """
+    """Part the chosen layers into those that can be converted, and the others."""
     able, unable = [], []
     for path, layer in chosen:
         why = objection(layer, target, uses.get(path))

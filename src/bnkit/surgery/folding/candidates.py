@@ -26,8 +26,7 @@ _STATE = ("weight", "bias", "running_mean", "running_var")
 class Candidate:
     """One batch norm of a model: a layer of its own, or the child of a layer that owns it.
 
-    `owner` is the path of the layer that calls it on its own output or input (bnkit's layers), None
-    for others. `calls` are those of the batch norm, or of the owner.
+    `owner` is the path of the layer that owns it, None for others; `calls` are those of either.
     """
 
     path: str

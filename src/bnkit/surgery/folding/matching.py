@@ -248,11 +248,9 @@ class Routes:
                 return objection
             (reader,) = self.flow.following(call)
             if can_own_batch_norm(reader.module):
-                return (
-                    Route(reader, tuple(passages))
-                    if len(reader.inputs) == 1
-                    else _not_alone(reader)
-                )
+                if len(reader.inputs) > 1:
+                    return f"{reader} reads more than this one tensor"
+                return Route(reader, tuple(passages))
             if not self._passes(reader):
                 return f"{reader} stands between it and a weight layer"
             passages.append(reader)
@@ -280,10 +278,6 @@ class Routes:
             return True
         changed = has_hooks(call.module) or "forward" in vars(call.module)
         return type(call.module) in _MODULES and not changed
-
-
-def _not_alone(reader: Call) -> str:
-    return f"{reader} reads more than this one tensor"
 
 
 def _is_on(dropout: Call) -> bool:
