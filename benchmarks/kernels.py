@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.progress import track
 
 from bnkit.benchmarking import CASES, QUICK, bench
+from bnkit.benchmarking.cases import SMALL
 
 FIGURES = Path(__file__).with_suffix(".json")
 TUNED = {
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small shapes only, nothing is kept")
     parser.add_argument("--as-json", action="store_true", help="this environment only, as JSON")
     arguments = parser.parse_args()
-    cases = QUICK if arguments.quick else CASES
+    cases = QUICK if arguments.quick else (*CASES, *SMALL)
     if arguments.as_json:
         print(json.dumps(bench(cases, seconds=1.0).to_json()))
         return

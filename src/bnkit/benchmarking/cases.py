@@ -56,4 +56,10 @@ CASES = (
     *(Case((32, c, side, side), last) for last in (False, True) for c, side in _MAPS),
     *map(Case, _OTHERS),
 )
+# Where a call, the ends of vectors or few channels may cost more than the work.
+SMALL = (
+    *(Case((16, 48, 400), last) for last in (False, True)),
+    *(Case((64, 3, 64, 64), last) for last in (False, True)),
+    *(Case((48, 320, 7, 7), last) for last in (False, True)),
+)
 QUICK = tuple(case for case in CASES if case.bytes < 2**24)
