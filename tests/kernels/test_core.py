@@ -355,8 +355,8 @@ def test_python_threads_may_call_at_once():
     assert not wrong
 
 
-def in_a_process(program):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["tests", *sys.path])}
+def in_a_process(program, **variables):
+    environment = {**os.environ, **variables, "PYTHONPATH": os.pathsep.join(["tests", *sys.path])}
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
@@ -526,3 +526,28 @@ def test_what_is_not_for_the_core_is_left_as_it_is(given):
     for name, value in zip(state, layer_state(), strict=True):
         if name not in given:
             assert torch.equal(state[name], value)
+
+
+@pytest.mark.parametrize("cpu", ["baseline", "avx2"])
+def test_the_code_for_older_cpus_computes_the_same(cpu):
+    program = """
+import torch
+from bnkit.kernels import core, reference
+torch.manual_seed(0)
+for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+    for shape in ((65, 33), (5, 17, 3), (9, 6, 37), (33, 5, 7, 9)):
+        for activation in (None, "relu", "gelu", "tanh"):
+            x, dy, r = torch.randn(3, *shape).to(dtype)
+            w, b = torch.randn(2, shape[1])
+            ending = {"eps": 1e-5, "activation": activation, "residual": r}
+            results = []
+            for kernels in (core, reference):
+                y, *statistics = kernels.batch_norm_forward(x, w, b, **ending)
+                gradients = kernels.batch_norm_backward(dy, x, *statistics, w, b, **ending)
+                results.append((y, *statistics, *gradients))
+            near = max(1e-5, 4 * torch.finfo(dtype).eps)
+            for ours, theirs in zip(*results):
+                torch.testing.assert_close(ours, theirs, rtol=near, atol=near * 20)
+print("same")
+"""
+    assert in_a_process(program, BNKIT_CPU=cpu) == ["same"]

@@ -28,6 +28,7 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <unordered_map>
 
 using at::Tensor;
@@ -40,14 +41,17 @@ namespace {
 
 // --- the kernels of this CPU
 
+// BNKIT_CPU in the environment names an older one, for tests: "avx2" or "baseline".
 const Kernels* kernels_of_cpu() {
+  const char* variable = std::getenv("BNKIT_CPU");
+  const std::string older = variable ? variable : "";
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  if (older.empty() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
     return avx512;
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+  if (older != "baseline" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("f16c")) {
     return avx2;
   }
