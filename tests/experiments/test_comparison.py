@@ -425,7 +425,7 @@ def test_each_result_is_read_once_and_a_new_one_not_at_all(tmp_path, monkeypatch
     assert read == 2 * [trial.key for trial in sweep.trials]
 
 
-def test_planning_draws_a_network_twice_and_then_once_a_seed():
+def test_planning_draws_a_network_three_times_and_then_once_a_seed():
     drawn = []
 
     def build():
@@ -433,4 +433,4 @@ def test_planning_draws_a_network_twice_and_then_once_a_seed():
         return users.build()
 
     planned(build, seeds=3)
-    assert len(drawn) == 2 + 3
+    assert len(drawn) == 3 + 3  # tried, drawn again to compare, shown in the report; then the seeds

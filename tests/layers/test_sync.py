@@ -1,6 +1,7 @@
 """Functions `on_...` run on each of four ranks; tests judge what all of them brought back."""
 
 import copy
+import functools
 import math
 import os
 import pickle
@@ -357,7 +358,8 @@ def on_one_rank_that_acts_alone(rank):
     x = torch.randn(5, 3)
     with normalising_by_batch_statistics(layer):
         by_batch = layer(x)
-    return torch.equal(layer.eval()(x), plain.eval()(x)) and torch.equal(by_batch, plain.train()(x))
+    close = functools.partial(torch.allclose, rtol=1e-6, atol=1e-6)  # another kernel, other bits
+    return close(layer.eval()(x), plain.eval()(x)) and close(by_batch, plain.train()(x))
 
 
 def test_a_rank_in_eval_mode_needs_no_other(outcomes):
