@@ -1,7 +1,6 @@
 """Functions `on_...` run on each of four ranks; tests judge what all of them brought back."""
 
 import copy
-import functools
 import math
 import os
 import pickle
@@ -358,7 +357,7 @@ def on_one_rank_that_acts_alone(rank):
     x = torch.randn(5, 3)
     with normalising_by_batch_statistics(layer):
         by_batch = layer(x)
-    close = functools.partial(torch.allclose, rtol=1e-6, atol=1e-6)  # another kernel, other bits
+    close = partial(torch.allclose, rtol=1e-6, atol=1e-6)  # another kernel, other bits
     return close(layer.eval()(x), plain.eval()(x)) and close(by_batch, plain.train()(x))
 
 
