@@ -1,10 +1,13 @@
 """For the reference: options that are stated once are shown with their types and defaults."""
 
 import inspect
+import os
 from importlib import import_module
 from typing import Any
 
 import griffe
+
+os.environ.setdefault("KERAS_BACKEND", "torch")  # what is installed beside bnkit
 
 
 class Options(griffe.Extension):
