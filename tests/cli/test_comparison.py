@@ -76,6 +76,8 @@ BAD = [
     bad("--model users:loaders", "`build` returned a tuple: it must return a torch module"),
     bad("--model users:build", "a training batch does not fit the network: the model fails on"),
     bad("--model users:build --activation relu", "--activation is for the named networks"),
+    # the default, yet typed: leaving it out in silence would hide that it does nothing
+    bad("--model users:build --activation sigmoid,relu", "--activation is for the named networks"),
     bad("--model users:build --network mlp", "--network is for the named networks"),
     bad("--model users:build --hidden 5", "`hidden` is (5,), and `build` is your own"),
     bad(f"{OWN} --batch-size 5", "`batch_size` is 5, and `data` is your own, which decides that"),

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from bnkit.cli.arguments import listed, option, setting_options, settings_of
+from bnkit.cli.arguments import option, setting_options, settings_of
 from bnkit.cli.output import chatter_on_stderr, explained, messages, print_result, refuse, say
 from bnkit.experiments.comparison import Interrupted, plan_comparison
 from bnkit.experiments.networks import NETWORKS
-from bnkit.experiments.settings import COMPARED, REPORTED, Settings
+from bnkit.experiments.settings import COMPARED, REPORTED
 from bnkit.experiments.summary import Comparison
 from bnkit.options import showing
 from bnkit.references import import_reference
@@ -20,6 +20,7 @@ from bnkit.report import write_report
 
 @showing(setting_options())
 def compare(
+    context: typer.Context,
     data: Annotated[
         str,
         option(
@@ -79,9 +80,7 @@ def compare(
 
     Exit codes: 0 done, 1 done but some runs failed, 2 wrong use, 130 interrupted.
     """
-    if model is not None and (
-        network is not None or typed["activations"] != listed(Settings.activations)
-    ):
+    if model is not None and (network is not None or _is_typed(context, "activations")):
         named = "--network" if network is not None else "--activation"
         refuse(f"{named} is for the named networks, and --model is your own: leave one out")
     with explained():
@@ -110,6 +109,12 @@ def compare(
         _report(comparison, out)
     if any(trial.outcome == "failed" for trial in comparison.trials):
         raise typer.Exit(1)
+
+
+def _is_typed(context: typer.Context, parameter: str) -> bool:
+    """Return whether the user gave an option, be it with its default value."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _report(comparison: Comparison, out: Path) -> None:
