@@ -82,7 +82,7 @@ def test_all_of_bnkit_is_imported_and_trains_where_these_names_are_missing():
 import os, signal, sys, torch, joblib
 sys.modules['fcntl'] = None
 del os.register_at_fork, os.sysconf, signal.pthread_sigmask, os.fork
-import bnkit, bnkit.cli, bnkit.experiments.trials, bnkit.kernels.memory
+import bnkit, bnkit.cli, bnkit.experiments.processes, bnkit.kernels.memory
 x = torch.randn(64, 64, 32, 32, requires_grad=True)
 bnkit.BatchNorm2d(64, activation="relu")(x).sum().backward()
 assert bnkit.kernels.memory.idle_limit() > 0

@@ -8,6 +8,7 @@ from typing import Unpack
 
 from bnkit.experiments.experiment import Build, Experiment, experiment_of, rehearse
 from bnkit.experiments.loaders import OwnLoaders
+from bnkit.experiments.processes import run_trials
 from bnkit.experiments.provenance import (
     array_fingerprint,
     environment,
@@ -16,11 +17,12 @@ from bnkit.experiments.provenance import (
     usable_cores,
     versions,
 )
-from bnkit.experiments.results import SIDES, Store, TrialResult
+from bnkit.experiments.results import SIDES, TrialResult
 from bnkit.experiments.settings import Settings, SettingsOptions, check_count, training_of
+from bnkit.experiments.store import Store
 from bnkit.experiments.summary import Comparison, Recipe
 from bnkit.experiments.training import Training
-from bnkit.experiments.trials import Trial, run_trials
+from bnkit.experiments.trials import Trial
 from bnkit.observation import preserved_random_state
 from bnkit.options import parameters_of, showing
 from bnkit.progress import counting

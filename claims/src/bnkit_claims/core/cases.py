@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bnkit.experiments import provenance
+from bnkit.experiments.processes import run_trials
 from bnkit.experiments.provenance import usable_cores
-from bnkit.experiments.results import Store
 from bnkit.experiments.settings import check_count
-from bnkit.experiments.trials import one_thread, run_trials
+from bnkit.experiments.store import Store
+from bnkit.experiments.trials import one_thread
 from bnkit.observation import preserved_random_state
 from bnkit.progress import counting
 from bnkit.source_code import fingerprint_within_module

@@ -8,8 +8,8 @@ import pytest
 
 import users
 from bnkit.experiments.comparison import plan_comparison
+from bnkit.experiments.processes import run_trials
 from bnkit.experiments.settings import Settings
-from bnkit.experiments.trials import run_trials
 
 STEPS = {"steps": 4, "evaluate_every": 2}
 

@@ -1,0 +1,160 @@
+import json
+import os
+import re
+from dataclasses import replace
+
+import pytest
+
+from bnkit.experiments.results import Curve, TrialResult
+from bnkit.experiments.store import Store
+
+RESULT = TrialResult(
+    "k1", "plain", 0.1, "relu", 0, "finished", curve=Curve((5,), (0.5,), (0.9,)), accuracy=0.9
+)
+FAILED = TrialResult("k2", "plain", 0.1, "relu", 0, "failed", "out of memory")
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "out" / "trials", TrialResult.from_json)
+    store.prepare([])
+    return store
+
+
+def names(store):
+    return sorted(path.name for path in store.folder.iterdir())
+
+
+def test_a_result_comes_back_equal_and_leaves_nothing_else(store):
+    store.begin("k1")
+    assert store.has_begun("k1")
+    store.save(RESULT)
+    assert store.load("k1") == RESULT
+    assert not store.has_begun("k1")
+    assert names(store) == ["k1.json"]
+
+
+def test_what_is_not_there_is_none(store, tmp_path):
+    assert store.load("k1") is None
+    assert Store(tmp_path / "nowhere", TrialResult.from_json).load("k1") is None
+    (tmp_path / "file").touch()
+    assert Store(tmp_path / "file" / "trials", TrialResult.from_json).load("k1") is None
+
+
+def test_a_result_is_written_whole_or_not_at_all(store, monkeypatch):
+    def power_cut(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        store.save(RESULT)
+    assert store.load("k1") is None
+    monkeypatch.undo()
+    half = store.folder / ".k1.json.999.part"  # of a process that was killed
+    half.write_text('{"key": "k1", "si')
+    (store.folder / ".k2.json.999.part").write_text("another trial may be written at this moment")
+    store.save(RESULT)
+    assert store.load("k1") == RESULT
+    assert names(store) == [".k2.json.999.part", "k1.json"]
+
+
+def test_a_save_that_fails_leaves_the_old_result(store, monkeypatch):
+    def disk_full(*_arguments):
+        raise OSError("disk full")
+
+    store.save(RESULT)
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(OSError, match="disk full"):
+        store.save(replace(RESULT, accuracy=0.0))
+    assert store.load("k1") == RESULT
+
+
+def test_numbers_that_json_does_not_know_are_refused_rather_than_written(store):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        store.save(TrialResult("k1", "plain", 0.1, "relu", 0, "finished", accuracy=float("nan")))
+    assert store.load("k1") is None
+
+
+DAMAGED = [
+    b"",
+    b'{"key": "k1", "si',
+    b"null",
+    b"[1, 2]",
+    b"{}",
+    b'{"curve": {}}',
+    b'{"curve": [1]}',
+    b'{"curve": {"steps": 5}}',
+    b"\xff\xfe\x00",
+    json.dumps({"format": 1, **RESULT.to_json(), "more": 1}).encode(),
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_result_counts_as_not_run_with_a_warning(store, content):
+    path = store.folder / "k1.json"
+    path.write_bytes(content)
+    message = rf"^{re.escape(str(path))} is damaged \(\w+: .*\): its trial counts as not run$"
+    with pytest.warns(UserWarning, match=message):
+        assert store.load("k1") is None
+
+
+def test_a_run_begins_without_the_marks_failures_and_damage_of_earlier_ones(store):
+    store.save(RESULT)
+    store.save(FAILED)
+    (store.folder / "k3.json").write_text("{")
+    for key in ("k1", "k4", "another run's"):
+        store.begin(key)
+    with pytest.warns(UserWarning, match="damaged"):
+        store.prepare(["k1", "k2", "k3", "k4"])
+    assert names(store) == ["another run's.begun", "k1.json"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_in_one_sentence(tmp_path):
+    # A path below a file: it fails also for root, whom no mode of a folder stops.
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "trials"
+    with pytest.raises(OSError, match="cannot be written") as refusal:
+        Store(folder, TrialResult.from_json).prepare([])
+    assert str(refusal.value) == (
+        f"the folder {folder} cannot be written (Not a directory): choose another"
+    )
+
+
+OLD = json.dumps(RESULT.to_json())  # as bnkit 0.1.0 wrote it
+NEWER = json.dumps({"format": 2, **RESULT.to_json()})
+
+
+@pytest.mark.parametrize("text", [OLD, NEWER], ids=["0.1.0", "a later one"])
+def test_results_of_another_version_are_not_read_which_is_said_in_one_line(store, text):
+    store.save(replace(RESULT, key="k0"))
+    for key in ("k1", "of another sweep"):
+        (store.folder / f"{key}.json").write_text(text)
+    message = (
+        f"results of another version of bnkit in {store.folder}: 2; they are not read, and their "
+        f"trials run again"
+    )
+    with pytest.warns(UserWarning, match=f"^{re.escape(message)}$") as warned:
+        found = store.results(["k0", "k1"])
+    assert len(warned) == 1
+    assert list(found) == ["k0"]
+    assert store.load("k1") is None
+
+
+def test_a_result_of_another_version_gives_way_to_the_new_one(store):
+    path = store.folder / "k1.json"
+    path.write_text(OLD)
+    with pytest.warns(UserWarning, match="another version of bnkit"):
+        assert store.prepare(["k1"]) == {}
+    assert not path.exists()
+    store.save(RESULT)
+    assert store.prepare(["k1"]) == {"k1": RESULT}
+    assert json.loads(path.read_text())["format"] == 1
+
+
+def test_each_result_is_read_once(store, monkeypatch):
+    read = []
+    monkeypatch.setattr(store, "_read", lambda fields: read.append(fields["key"]) or RESULT)
+    for key in ("k1", "k2"):
+        store.save(replace(RESULT, key=key))
+    assert store.prepare(["k1", "k2", "k3"]).keys() == {"k1", "k2"}
+    assert read == ["k1", "k2"]
