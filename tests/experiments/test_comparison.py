@@ -409,10 +409,10 @@ def test_results_of_an_older_version_are_run_again_and_that_is_said(tmp_path):
     found = sweep.run(progress=False)
     for trial in found.trials[:3]:
         path = sweep.store.folder / f"{trial.key}.json"
-        path.write_text(json.dumps({**trial.to_json(), "accuracy": 0.125}))
+        path.write_text(json.dumps({**trial.to_json(), "metric": 0.125}))
     with pytest.warns(UserWarning, match="^results of another version of bnkit in .*trials: 3;"):
         again = sweep.run(progress=False)
-    assert [t.accuracy for t in again.trials] == [t.accuracy for t in found.trials]
+    assert [t.metric for t in again.trials] == [t.metric for t in found.trials]
 
 
 @pytest.mark.usefixtures("in_this_process")

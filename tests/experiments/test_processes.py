@@ -61,7 +61,7 @@ def test_other_processes_give_the_same_numbers_however_many_they_are(tmp_path):
 
 def test_what_is_kept_is_not_run_again(tmp_path):
     trials, store = planned(tmp_path)
-    kept = dataclasses.replace(trials[0].not_run, outcome="finished", accuracy=0.125)
+    kept = dataclasses.replace(trials[0].not_run, outcome="finished", metric=0.125)
     store.save(kept)
     assert results_of(trials, store, jobs=1) == ([kept], [])
 

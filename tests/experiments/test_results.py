@@ -4,6 +4,7 @@ from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 
+from bnkit.experiments.metrics import Metric
 from bnkit.experiments.results import SIDES, Curve, TrialResult
 
 CURVE = Curve((50, 100), (2.5, None), (0.25, 0.875), (0.5, 0.75))
@@ -16,8 +17,8 @@ TRIAL = TrialResult(
     outcome="diverged",
     reason="the training loss was nan before step 100",
     curve=CURVE,
-    accuracy=0.875,
-    test_accuracy=0.75,
+    metric=0.875,
+    test_metric=0.75,
     parameters=12,
     buffers=5,
     steps=100,
@@ -66,7 +67,14 @@ def test_a_curve_whose_tuples_differ_in_length_is_refused():
     ],
 )
 def test_a_run_succeeds_that_finished_at_the_target_or_above(outcome, accuracy, succeeds):
-    assert replace(TRIAL, outcome=outcome, accuracy=accuracy).succeeds(0.9) is succeeds
+    assert replace(TRIAL, outcome=outcome, metric=accuracy).succeeds(0.9) is succeeds
+
+
+def test_where_lower_is_better_a_run_succeeds_at_the_target_or_below():
+    error = Metric("mse", higher_is_better=False)
+    run = replace(TRIAL, outcome="finished", metric=0.25, curve=Curve((1, 2), (), (None, 0.25)))
+    assert [run.succeeds(target, error) for target in (0.2, 0.25)] == [False, True]
+    assert [run.steps_to(target, error) for target in (0.2, 0.25)] == [None, 2]
 
 
 def test_the_time_of_a_step_is_in_milliseconds_and_nan_without_steps():

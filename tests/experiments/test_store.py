@@ -9,7 +9,7 @@ from bnkit.experiments.results import Curve, TrialResult
 from bnkit.experiments.store import Store
 
 RESULT = TrialResult(
-    "k1", "plain", 0.1, "relu", 0, "finished", curve=Curve((5,), (0.5,), (0.9,)), accuracy=0.9
+    "k1", "plain", 0.1, "relu", 0, "finished", curve=Curve((5,), (0.5,), (0.9,)), metric=0.9
 )
 FAILED = TrialResult("k2", "plain", 0.1, "relu", 0, "failed", "out of memory")
 
@@ -65,13 +65,13 @@ def test_a_save_that_fails_leaves_the_old_result(store, monkeypatch):
     store.save(RESULT)
     monkeypatch.setattr(os, "fsync", disk_full)
     with pytest.raises(OSError, match="disk full"):
-        store.save(replace(RESULT, accuracy=0.0))
+        store.save(replace(RESULT, metric=0.0))
     assert store.load("k1") == RESULT
 
 
 def test_numbers_that_json_does_not_know_are_refused_rather_than_written(store):
     with pytest.raises(ValueError, match="not JSON compliant"):
-        store.save(TrialResult("k1", "plain", 0.1, "relu", 0, "finished", accuracy=float("nan")))
+        store.save(TrialResult("k1", "plain", 0.1, "relu", 0, "finished", metric=float("nan")))
     assert store.load("k1") is None
 
 
@@ -85,7 +85,7 @@ DAMAGED = [
     b'{"curve": [1]}',
     b'{"curve": {"steps": 5}}',
     b"\xff\xfe\x00",
-    json.dumps({"format": 1, **RESULT.to_json(), "more": 1}).encode(),
+    json.dumps({"format": 2, **RESULT.to_json(), "more": 1}).encode(),
 ]
 
 
@@ -121,7 +121,7 @@ def test_a_folder_that_cannot_be_written_is_refused_in_one_sentence(tmp_path):
 
 
 OLD = json.dumps(RESULT.to_json())  # as bnkit 0.1.0 wrote it
-NEWER = json.dumps({"format": 2, **RESULT.to_json()})
+NEWER = json.dumps({"format": 3, **RESULT.to_json()})
 
 
 @pytest.mark.parametrize("text", [OLD, NEWER], ids=["0.1.0", "a later one"])
@@ -148,7 +148,7 @@ def test_a_result_of_another_version_gives_way_to_the_new_one(store):
     assert not path.exists()
     store.save(RESULT)
     assert store.prepare(["k1"]) == {"k1": RESULT}
-    assert json.loads(path.read_text())["format"] == 1
+    assert json.loads(path.read_text())["format"] == 2
 
 
 def test_each_result_is_read_once(store, monkeypatch):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from scipy import stats
 
+from bnkit.experiments.metrics import Metric
 from bnkit.experiments.results import Curve, TrialResult
 from bnkit.experiments.statistics import SuccessRate
 from bnkit.experiments.summary import Comparison, Recipe, summarise
@@ -27,8 +28,8 @@ def trial(side, seed, accuracy, *, reached=None, rate=0.1, activation="relu", **
         seed=seed,
         outcome="finished",
         curve=curve,
-        accuracy=accuracy,
-        test_accuracy=accuracy - 0.01,
+        metric=accuracy,
+        test_metric=accuracy - 0.01,
         parameters=100,
         buffers=0 if side == "plain" else 5,
         steps=100,
@@ -69,8 +70,8 @@ def test_a_side_is_summarised_by_medians_and_ranges():
         plain(2, 0.92, reached=30, seconds=0.2),
     ]
     found = summarise(runs, TARGET)
-    assert (found.accuracy, found.lowest, found.highest) == (0.92, 0.91, 0.97)
-    assert found.test_accuracy == pytest.approx(0.91)
+    assert (found.metric, found.lowest, found.highest) == (0.92, 0.91, 0.97)
+    assert found.test_metric == pytest.approx(0.91)
     assert (found.steps_to_target, found.milliseconds_per_step) == (30, 2.0)
     assert found.success == SuccessRate(3, 3)
     assert (found.parameters, found.buffers, found.outcomes) == (100, 0, {"finished": 3})
@@ -94,7 +95,7 @@ def test_a_run_that_never_reaches_the_target_counts_as_infinitely_long(reached, 
 def test_diverged_runs_count_in_the_accuracy_and_not_as_a_success():
     runs = [plain(0, 0.95), plain(1, 0.1, outcome="diverged"), plain(2, 0.96, outcome="diverged")]
     found = summarise(runs, TARGET)
-    assert (found.accuracy, found.lowest) == (0.95, 0.1)
+    assert (found.metric, found.lowest) == (0.95, 0.1)
     assert found.success == SuccessRate(1, 3)
     assert found.outcomes == {"finished": 1, "diverged": 2}
 
@@ -115,14 +116,14 @@ def test_failed_runs_count_in_the_rate_and_runs_not_run_do_not():
     found = summarise([plain(0), failed(plain(1)), not_run(plain(2))], TARGET)
     assert found.success == SuccessRate(1, 2)
     assert found.outcomes == {"finished": 1, "failed": 1, "not run": 1}
-    assert found.accuracy == 0.95
+    assert found.metric == 0.95
 
 
 @pytest.mark.parametrize("runs", [[], [not_run(plain(0))]], ids=["no trial", "none run"])
 def test_without_runs_there_is_no_median(runs):
     found = summarise(runs, TARGET)
     assert found.success == SuccessRate(0, 0)
-    assert (found.accuracy, found.lowest, found.highest, found.test_accuracy) == (None,) * 4
+    assert (found.metric, found.lowest, found.highest, found.test_metric) == (None,) * 4
     assert (found.steps_to_target, found.milliseconds_per_step) == (None, None)
 
 
@@ -307,14 +308,25 @@ def test_a_comparison_comes_back_equal_from_json_text(full):
     assert back.to_json() == full.to_json()
 
 
-def test_results_without_a_format_are_read_and_those_of_another_one_are_refused(full):
+@pytest.mark.parametrize(("fields", "format"), [({}, 1), ({"format": 1}, 1), ({"format": 3}, 3)])
+def test_results_of_another_format_are_refused(full, fields, format):
     document = full.to_json()
-    assert document.pop("format") == 1
-    del document["recipe"]
-    assert Comparison.from_json(document) == full
-    message = "^these results have format 2, and this bnkit reads 1: use the version that wrote"
+    assert document.pop("format") == 2
+    message = f"^these results have format {format}, and this bnkit reads 2: use the version that"
     with pytest.raises(ValueError, match=message):
-        Comparison.from_json({**document, "format": 2})
+        Comparison.from_json({**document, **fields})
+
+
+def test_the_judged_metric_need_not_be_accuracy():
+    error = Metric("mse", higher_is_better=False)
+    trials = [plain(seed, 0.5) for seed in range(3)] + [twin(seed, 0.25) for seed in range(3)]
+    found = replace(comparison(*trials), target=0.3, metric=error)
+    assert found.cells[0].batch_norm.success.successes == 3
+    assert found.cells[0].plain.success.successes == 0
+    assert "mse" in str(found)
+    assert "0.5 → 0.25" in str(found)
+    assert "Its test mse differs by -0.25 with batch norm" in str(found.verdict)
+    assert Comparison.from_json(found.to_json()) == found
 
 
 def test_a_recipe_comes_back_equal_from_json_text(full):
@@ -332,7 +344,7 @@ def test_a_frame_has_a_row_for_each_trial(full, monkeypatch):
     assert [row["steps_to_target"] for row in columns[:4]] == [40, 20, 60, 20]
     assert len(columns) == 8
     assert "curve" not in columns[0]
-    assert {"side", "seed", "accuracy", "milliseconds_per_step"} <= columns[0].keys()
+    assert {"side", "seed", "metric", "milliseconds_per_step"} <= columns[0].keys()
 
 
 def test_without_pandas_a_frame_is_refused_in_one_sentence(full, monkeypatch):

@@ -76,10 +76,10 @@ def test_it_equals_a_loop_written_by_hand_bit_by_bit():
     assert_equal_states(ours.state_dict(), by_hand.state_dict())
     assert (run.outcome, run.reason, run.steps) == ("finished", "", 10)
     assert run.curve.steps == (4, 8, 10)  # the last step is evaluated too
-    assert run.curve.accuracy == pytest.approx(accuracies, abs=1e-15)
+    assert run.curve.metric == pytest.approx(accuracies, abs=1e-15)
     means = [sum(losses[:4]) / 4, sum(losses[4:8]) / 4, sum(losses[8:]) / 2]
     assert run.curve.loss == pytest.approx(means, rel=1e-6)
-    assert run.curve.training_mode_accuracy == ()
+    assert run.curve.training_mode_metric == ()
     assert run.seconds > 0
 
 
@@ -134,8 +134,8 @@ def test_the_accuracy_is_that_of_the_running_statistics():
     model = net()
     model[3] = nn.Identity()  # dropout would tell the modes apart too
     run = train(model, BATCHES, HELD_OUT, Training(0.5, steps=5, evaluate_every=5))
-    assert run.curve.accuracy == pytest.approx((share_right(model, mode=False),), abs=1e-15)
-    assert run.curve.accuracy != pytest.approx((share_right(model, mode=True),))
+    assert run.curve.metric == pytest.approx((share_right(model, mode=False),), abs=1e-15)
+    assert run.curve.metric != pytest.approx((share_right(model, mode=True),))
 
 
 def test_the_training_mode_accuracy_is_that_of_each_batchs_own_statistics():
@@ -143,10 +143,8 @@ def test_the_training_mode_accuracy_is_that_of_each_batchs_own_statistics():
     model[3] = nn.Identity()  # dropout is off in this measure, and on in torch's training mode
     training = Training(0.5, steps=5, evaluate_every=5, training_mode_accuracy=True)
     curve = train(model, BATCHES, HELD_OUT, training).curve
-    assert curve.training_mode_accuracy == pytest.approx(
-        (share_right(model, mode=True),), abs=1e-15
-    )
-    assert curve.training_mode_accuracy != curve.accuracy
+    assert curve.training_mode_metric == pytest.approx((share_right(model, mode=True),), abs=1e-15)
+    assert curve.training_mode_metric != curve.metric
 
 
 def test_measuring_the_training_mode_accuracy_changes_nothing():
@@ -183,7 +181,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged():
     assert run.curve.steps == (2, 4)
     assert run.curve.loss[0] > 0
     assert run.curve.loss[1] is None
-    assert len(run.curve.accuracy) == 2
+    assert len(run.curve.metric) == 2
 
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf, 1e38], ids=str)
@@ -191,7 +189,7 @@ def test_data_that_make_the_loss_infinite_or_nan_diverge_at_the_first_measuremen
     batches = [(x * scale, y) for x, y in BATCHES]
     run = train(nn.Linear(4, CLASSES), batches, HELD_OUT, Training(0.1, steps=9, evaluate_every=2))
     assert (run.outcome, run.steps, run.curve.loss) == ("diverged", 2, (None,))
-    assert 0 <= run.curve.accuracy[0] <= 1
+    assert 0 <= run.curve.metric[0] <= 1
 
 
 def test_a_learning_rate_that_is_too_large_diverges():

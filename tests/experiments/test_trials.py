@@ -41,13 +41,13 @@ def test_the_result_says_what_was_trained_and_what_it_cost():
     assert (twin.parameters, twin.buffers) == (67 - 8 + 16, 2 * 8 + 1)
     assert (plain.steps, plain.learning_rate, plain.activation) == (12, 0.1, "as built")
     assert plain.seconds > 0
-    assert plain.accuracy == plain.curve.accuracy[-1] == plain.test_accuracy
+    assert plain.metric == plain.curve.metric[-1] == plain.test_metric
 
 
 def test_the_test_set_is_measured_once_at_the_end():
     trials = planned("mlp", "digits", activations=["relu"], hidden=[8])
     result = trials[0].run()
-    assert result.accuracy == result.test_accuracy  # digits have no validation set
+    assert result.metric == result.test_metric  # digits have no validation set
 
 
 def test_the_generators_and_threads_of_the_caller_stay_as_they_are():
@@ -75,7 +75,7 @@ def test_a_run_that_diverges_is_a_result():
     plain, _ = (trial.run() for trial in planned(learning_rates=[1e10]))
     assert (plain.outcome, plain.steps) == ("diverged", 4)
     assert plain.curve.loss == (None,)
-    assert 0 <= plain.accuracy <= 1
+    assert 0 <= plain.metric <= 1
     assert not plain.succeeds(0.01)
 
 
@@ -108,7 +108,7 @@ def test_an_error_of_peoples_own_code_is_a_failed_trial_with_its_reason(fail, re
     result = longer.run()
     assert result.outcome == "failed"
     assert result.reason.startswith(reason)
-    assert (result.accuracy, result.curve.steps) == (None, ())
+    assert (result.metric, result.curve.steps) == (None, ())
 
 
 def test_ctrl_c_is_no_result():

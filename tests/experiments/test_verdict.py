@@ -15,13 +15,13 @@ BETTER = [(0.9, 0.95), (0.9, 0.94), (0.9, 0.96)]
 WORSE = [(0.95, 0.9), (0.94, 0.9), (0.96, 0.9)]
 
 
-def verdict(successes=BOTH_TRAIN, steps=EVEN, accuracies=AS_GOOD, slowdown=None):
-    return judge(successes=successes, steps=steps, accuracies=accuracies, slowdown=slowdown)
+def verdict(successes=BOTH_TRAIN, steps=EVEN, metrics=AS_GOOD, slowdown=None):
+    return judge(successes=successes, steps=steps, metrics=metrics, slowdown=slowdown)
 
 
 @pytest.mark.parametrize(
     "evidence",
-    [{"successes": ONLY_THE_TWIN_TRAINS}, {"steps": FASTER}, {"accuracies": BETTER}],
+    [{"successes": ONLY_THE_TWIN_TRAINS}, {"steps": FASTER}, {"metrics": BETTER}],
     ids=["reliability", "speed", "quality"],
 )
 def test_one_criterion_for_it_and_none_against_says_helps(evidence):
@@ -30,7 +30,7 @@ def test_one_criterion_for_it_and_none_against_says_helps(evidence):
 
 @pytest.mark.parametrize(
     "evidence",
-    [{"successes": ONLY_THE_PLAIN_TRAINS}, {"steps": SLOWER}, {"accuracies": WORSE}],
+    [{"successes": ONLY_THE_PLAIN_TRAINS}, {"steps": SLOWER}, {"metrics": WORSE}],
     ids=["reliability", "speed", "quality"],
 )
 def test_one_criterion_against_it_and_none_for_it_says_hurts(evidence):
@@ -41,8 +41,8 @@ def test_one_criterion_against_it_and_none_for_it_says_hurts(evidence):
     "evidence",
     [
         {"successes": ONLY_THE_TWIN_TRAINS, "steps": SLOWER},
-        {"successes": ONLY_THE_PLAIN_TRAINS, "accuracies": BETTER},
-        {"steps": FASTER, "accuracies": WORSE},
+        {"successes": ONLY_THE_PLAIN_TRAINS, "metrics": BETTER},
+        {"steps": FASTER, "metrics": WORSE},
     ],
 )
 def test_criteria_that_contradict_each_other_say_mixed(evidence):
@@ -57,9 +57,9 @@ def test_criteria_that_contradict_each_other_say_mixed(evidence):
         pytest.param({"steps": [(200, 100), (210, 100)]}, id="two pairs have no interval"),
         pytest.param({"steps": [(900, 100), (110, 100), (100, 100)]}, id="ratios too far apart"),
         pytest.param({"steps": [(None, 100)] * 9}, id="pairs without the target on both sides"),
-        pytest.param({"accuracies": [(0.5, 0.9), (0.5, 0.9)]}, id="two differences"),
-        pytest.param({"accuracies": [(0.1, 0.9), (0.9, 0.91), (0.9, 0.9)]}, id="too far apart"),
-        pytest.param({"accuracies": [(None, 0.9)] * 9}, id="no accuracy of the plain side"),
+        pytest.param({"metrics": [(0.5, 0.9), (0.5, 0.9)]}, id="two differences"),
+        pytest.param({"metrics": [(0.1, 0.9), (0.9, 0.91), (0.9, 0.9)]}, id="too far apart"),
+        pytest.param({"metrics": [(None, 0.9)] * 9}, id="no accuracy of the plain side"),
         pytest.param({"slowdown": 9.0}, id="the price decides nothing"),
     ],
 )
@@ -68,7 +68,7 @@ def test_what_its_interval_or_test_does_not_show_counts_for_nothing(weak):
 
 
 def test_a_weak_criterion_does_not_contradict_a_strong_one():
-    assert verdict(steps=FASTER, accuracies=[(0.95, 0.9)] * 2).answer == "helps"
+    assert verdict(steps=FASTER, metrics=[(0.95, 0.9)] * 2).answer == "helps"
 
 
 def test_without_pairs_there_is_nothing_to_compare():
@@ -94,7 +94,7 @@ def test_the_measurements_are_those_of_the_pairs():
     assert (found.pairs, found.trained_plain, found.trained_batch_norm) == (5, 2, 3)
     assert (found.only_batch_norm, found.only_plain, found.p_value) == (2, 1, 1.0)
     assert found.steps == paired_ratio(FASTER)
-    assert found.accuracy == paired_difference(BETTER)
+    assert found.quality == paired_difference(BETTER)
     assert found.slowdown == 1.5
 
 
@@ -115,7 +115,7 @@ def test_the_sentences_give_the_answer_and_each_measurement():
 
 
 def test_without_an_interval_a_sentence_has_the_mean_alone():
-    found = verdict(steps=FASTER[:1], accuracies=[(0.5, 0.25)])
+    found = verdict(steps=FASTER[:1], metrics=[(0.5, 0.25)])
     assert "takes 2.00 times the steps" in found.sentences[2]
     assert found.sentences[3] == "Its test accuracy differs by -25.00 points with batch norm."
 
@@ -126,7 +126,7 @@ def test_without_an_interval_a_sentence_has_the_mean_alone():
         ({}, "Batch norm makes no clear difference to this network."),
         ({"steps": SLOWER}, "Batch norm hurts this network."),
         (
-            {"steps": SLOWER, "accuracies": BETTER},
+            {"steps": SLOWER, "metrics": BETTER},
             "Batch norm helps this network in one way and hurts it in another.",
         ),
     ],

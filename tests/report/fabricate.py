@@ -76,8 +76,8 @@ def trial(learning_rate: float, activation: str, seed: int, side: Side) -> Trial
         outcome="diverged" if diverges else "finished",
         reason=f"the loss was not finite at step {steps[-1]}" if diverges else "",
         curve=Curve(steps, loss, accuracy),
-        accuracy=accuracy[-1],
-        test_accuracy=accuracy[-1] - 0.004,
+        metric=accuracy[-1],
+        test_metric=accuracy[-1] - 0.004,
         parameters=27_710 + 2 * extra,
         buffers=2 * extra + 3 * (extra > 0),
         steps=steps[-1],
@@ -87,7 +87,7 @@ def trial(learning_rate: float, activation: str, seed: int, side: Side) -> Trial
 
 def without_result(trial: TrialResult, outcome: str, reason: str) -> TrialResult:
     """Return the trial as one that was never trained."""
-    blank = replace(trial, curve=Curve(), accuracy=None, test_accuracy=None, steps=0, seconds=0.0)
+    blank = replace(trial, curve=Curve(), metric=None, test_metric=None, steps=0, seconds=0.0)
     return replace(blank, outcome=outcome, reason=reason)
 
 
@@ -113,16 +113,16 @@ def only_plain(trial: TrialResult) -> TrialResult:
 def never_finite(trial: TrialResult) -> TrialResult:
     """Every run diverged before its first evaluation gave a finite loss."""
     curve = Curve(STEPS[:1], (None,), (0.1,))
-    return replace(trial, curve=curve, outcome="diverged", accuracy=0.1, test_accuracy=0.1)
+    return replace(trial, curve=curve, outcome="diverged", metric=0.1, test_metric=0.1)
 
 
 def in_both_modes(trial: TrialResult) -> TrialResult:
     """Accuracies with the statistics of the batch as well, a little better early on."""
     curve = trial.curve
     better = tuple(min(1.0, a + 0.3 * math.exp(-s / 200)) for s, a in
-                   zip(curve.steps, curve.accuracy, strict=True))  # fmt: skip
-    side = better if trial.side == "batch norm" else curve.accuracy
-    return replace(trial, curve=replace(curve, training_mode_accuracy=side))
+                   zip(curve.steps, curve.metric, strict=True))  # fmt: skip
+    side = better if trial.side == "batch norm" else curve.metric
+    return replace(trial, curve=replace(curve, training_mode_metric=side))
 
 
 NASTY = "</script><img src=x onerror=alert(1)>&\"'{{ 7*7 }}"

@@ -15,6 +15,7 @@ import pytest
 
 import bnkit.report
 from bnkit import write_report
+from bnkit.experiments.metrics import Metric
 from bnkit.experiments.summary import Comparison, Recipe
 from bnkit.report import charts
 from bnkit.report.comparison_page import charts as charts_of
@@ -169,11 +170,21 @@ def test_runs_that_are_missing_are_stated_with_their_reasons_before_any_number()
     assert "missing" not in read().text
 
 
+def test_a_metric_of_which_less_is_better_is_written_in_its_own_unit():
+    error = Metric("mse", higher_is_better=False)
+    found = replace(comparison([0.1], ["relu"], 3), metric=error, target=0.05)
+    text = Reader(page(found, charts_of(found))).text
+    assert "trains: ends finite, at 0.05 held-out mse or below" in text
+    assert "Test mse" in text
+    assert "Final mse and success rates" in text
+    assert "accuracy" not in text
+
+
 def test_no_string_of_a_user_becomes_markup():
     found = read(change=fails_nastily)
     assert found.all("img", "src") == []
     assert found.text.count(f"ValueError: {NASTY}") == 1
-    assert NASTY in found.text.split("Accuracy while training")[1]
+    assert NASTY in found.text.split("Held-out accuracy while training")[1]
     assert "alert(1)" not in "".join(re.findall("<script.*?</script>", found.html, re.DOTALL))
     assert "onerror" not in {name for _, attrs in found.tags for name in attrs}
 
@@ -214,7 +225,7 @@ def test_terms_are_defined_where_they_are_used():
 
 
 SMALL = comparison([0.1, 3.0], ["relu"], 2)
-CHARTS = [f"charts/{name}.{kind}" for name in ("accuracy", "loss", "steps")
+CHARTS = [f"charts/{name}.{kind}" for name in ("metric", "loss", "steps")
           for kind in ("png", "svg")]  # fmt: skip
 
 
@@ -245,7 +256,7 @@ def test_pictures_are_pictures(folder):
 
 
 def test_a_drawing_holds_its_titles_and_both_sides(folder):
-    text = (folder / "charts/accuracy.svg").read_text()
+    text = (folder / "charts/metric.svg").read_text()
     assert all(word in text for word in ("learning rate 3", "plain 1", "BN 9", "training step"))
 
 

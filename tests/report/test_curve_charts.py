@@ -2,7 +2,7 @@
 
 import pytest
 
-from bnkit.report.curve_charts import accuracy_chart, accuracy_scale, loss_chart, loss_scale
+from bnkit.report.curve_charts import loss_chart, loss_scale, metric_chart, percent_scale
 from bnkit.report.curves import Curves, Spread
 from report.fabricate import comparison, never_finite, only_plain
 
@@ -18,7 +18,7 @@ def names(chart):
 
 
 def test_the_table_has_a_row_for_each_evaluation_with_six_values():
-    chart = accuracy_chart(comparison([0.1], ["relu"], 3))
+    chart = metric_chart(comparison([0.1], ["relu"], 3))
     header, *rows = chart.groups[0].panels[0].drawing.data.values.splitlines()
     assert header == "step,plain,plain_low,plain_high,batch_norm,batch_norm_low,batch_norm_high"
     assert len(rows) == 40
@@ -30,19 +30,19 @@ def test_the_table_has_a_row_for_each_evaluation_with_six_values():
 
 def test_each_line_bears_its_name_and_its_last_value():
     trials = comparison([0.1], ["relu"], 1).trials
-    expected = [f"{name} {100 * trial.accuracy:.1f}%"
+    expected = [f"{name} {100 * trial.metric:.1f}%"
                 for name, trial in zip(["plain", "BN"], trials, strict=True)]  # fmt: skip
-    assert names(accuracy_chart(comparison([0.1], ["relu"], 1))) == expected
+    assert names(metric_chart(comparison([0.1], ["relu"], 1))) == expected
 
 
 def test_sides_are_told_apart_without_colour():
-    plain, batch_norm = layers(accuracy_chart(comparison([0.1], ["relu"], 1)), "line")
+    plain, batch_norm = layers(metric_chart(comparison([0.1], ["relu"], 1)), "line")
     assert plain.mark.strokeDash
     assert plain.mark.strokeWidth < batch_norm.mark.strokeWidth
 
 
 def test_each_diverged_run_has_its_cross():
-    (crosses,) = layers(accuracy_chart(comparison([3.0], ["relu"], 3)), "point")
+    (crosses,) = layers(metric_chart(comparison([3.0], ["relu"], 3)), "point")
     assert len(crosses.data.values) == 3
 
 
@@ -66,9 +66,9 @@ def curve(*values):
 
 
 def test_accuracies_have_a_scale_to_100_and_low_ones_on_a_smaller():
-    assert accuracy_scale([curve(97)], 90).high == 100
-    assert accuracy_scale([curve(12)], 15).high == 20
-    assert accuracy_scale([], 0).high == 10
+    assert percent_scale([curve(97)], 90).high == 100
+    assert percent_scale([curve(12)], 15).high == 20
+    assert percent_scale([], 0).high == 10
 
 
 def test_a_loss_that_explodes_does_not_press_the_others_flat():

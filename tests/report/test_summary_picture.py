@@ -4,7 +4,7 @@ import altair as alt
 import pytest
 
 from bnkit.report.charts import export
-from bnkit.report.curve_charts import accuracy_chart
+from bnkit.report.curve_charts import metric_chart
 from bnkit.report.summary_picture import summary_picture
 from report.fabricate import comparison, never_run
 
@@ -12,7 +12,7 @@ MANY = comparison([0.001, 0.003, 0.01, 0.03, 0.1, 0.3], ["sigmoid", "relu"], 1)
 
 
 def picture(found):
-    return summary_picture(found, accuracy_chart(found), "mlp on digits")
+    return summary_picture(found, metric_chart(found), "mlp on digits")
 
 
 def titles(found):

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from bnkit.report.charts import READINGS, Panel, export, hover, layer
-from bnkit.report.curve_charts import accuracy_chart
+from bnkit.report.curve_charts import metric_chart
 from bnkit.report.svg import inlined
 from report.fabricate import NASTY, comparison
 
@@ -19,7 +19,7 @@ def drawn(name="some", **look):
 
 @pytest.fixture(scope="module")
 def svg():
-    return accuracy_chart(comparison((0.1,), ("relu",), 3)).panels[0].svg
+    return metric_chart(comparison((0.1,), ("relu",), 3)).panels[0].svg
 
 
 def test_words_are_text_and_colours_are_those_of_the_style_sheet(svg):
@@ -37,7 +37,7 @@ def test_coordinates_are_rounded_to_a_tenth(svg):
 
 
 def test_a_drawing_is_a_third_shorter_than_the_engine_writes_it(svg):
-    written = export(accuracy_chart(comparison((0.1,), ("relu",), 3)).panels[0].on_page)[".svg"]
+    written = export(metric_chart(comparison((0.1,), ("relu",), 3)).panels[0].on_page)[".svg"]
     assert len(svg) < 2 / 3 * len(written)
 
 

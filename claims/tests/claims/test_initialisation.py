@@ -114,5 +114,5 @@ def test_the_weights_are_drawn_with_the_deviation(side):
     found = training(settings, ("relu", 1.0, side, 0))
     options = {"hidden": (16,), "batch_size": 60, "steps": 40, "evaluate_every": 40}
     same = trial(ClaimSettings(), side, seed=0, learning_rate=1.0, init="normal:0.2", **options)
-    assert found["accuracies"]["0.2"] == same.accuracy
+    assert found["accuracies"]["0.2"] == same.metric
     assert set(found["accuracies"]) == {"0.001", "0.2"}

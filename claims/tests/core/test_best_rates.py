@@ -22,8 +22,8 @@ def test_a_run_over_rates_is_the_trial_at_each():
     options = {"hidden": (8,), "steps": 20, "evaluate_every": 10}
     runs = runs_over(ClaimSettings(), "plain", seed=1, rates=[0.1, 1.0], **options)
     same = trial(ClaimSettings(), "plain", seed=1, learning_rate=1.0, **options)
-    assert runs["1.0"]["accuracies"] == list(same.curve.accuracy)
-    assert runs["1.0"]["test"] == same.test_accuracy
+    assert runs["1.0"]["accuracies"] == list(same.curve.metric)
+    assert runs["1.0"]["test"] == same.test_metric
     assert set(runs) == {"0.1", "1.0"}
 
 

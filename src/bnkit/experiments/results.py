@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
+from bnkit.experiments.metrics import ACCURACY, Metric
+
 Side = Literal["plain", "batch norm"]
 SIDES: tuple[Side, Side] = ("plain", "batch norm")
 Outcome = Literal["finished", "diverged", "failed", "not run"]
 
-FORMAT = 1  # of results in files; those of bnkit 0.1.0 name none
+FORMAT = 2  # of results in files; those of bnkit 0.1.0 name none
 
 
 @dataclass(frozen=True)
@@ -17,31 +19,31 @@ class Curve:
     """What was measured along one training run; the tuples are of equal length.
 
     `loss` is the mean training loss since the previous evaluation, None where it was not finite.
-    `accuracy` is measured on held-out data with the running statistics;
-    `training_mode_accuracy`, with the statistics of the held-out batches themselves, is empty
+    `metric` is the judged one, on held-out data with the running statistics, None where it was not
+    finite; `training_mode_metric`, with the statistics of the held-out batches themselves, is empty
     unless it was asked for.
     """
 
     steps: tuple[int, ...] = ()
     loss: tuple[float | None, ...] = ()
-    accuracy: tuple[float, ...] = ()
-    training_mode_accuracy: tuple[float, ...] = ()
+    metric: tuple[float | None, ...] = ()
+    training_mode_metric: tuple[float | None, ...] = ()
 
-    def first_step_at(self, target: float) -> int | None:
-        """Return the first evaluated step whose accuracy is at least `target`, or None.
+    def first_step_at(self, target: float, metric: Metric = ACCURACY) -> int | None:
+        """Return the first evaluated step whose value is at `target` or better, or None.
 
         >>> Curve((50, 100, 150), (2.0, 1.0, 0.5), (0.3, 0.9, 0.95)).first_step_at(0.9)
         100
         """
-        reached = (step for step, a in zip(self.steps, self.accuracy, strict=True) if a >= target)
-        return next(reached, None)
+        measured = zip(self.steps, self.metric, strict=True)
+        return next((step for step, value in measured if metric.reaches(value, target)), None)
 
 
 @dataclass(frozen=True)
 class TrialResult:
     """One network, trained once: its setting, what came of it, and what it cost.
 
-    `accuracy` is the last held-out accuracy and `test_accuracy` that on the test set (the same
+    `metric` is the last held-out value and `test_metric` that on the test set (the same
     where the data have no separate validation set); both are None where nothing was trained.
     `seconds` is the time in training steps, evaluation excluded.
     """
@@ -54,20 +56,20 @@ class TrialResult:
     outcome: Outcome
     reason: str = ""
     curve: Curve = Curve()
-    accuracy: float | None = None
-    test_accuracy: float | None = None
+    metric: float | None = None
+    test_metric: float | None = None
     parameters: int = 0
     buffers: int = 0
     steps: int = 0
     seconds: float = 0.0
 
-    def succeeds(self, target: float) -> bool:
-        """Return whether the run ended finite and at the target accuracy or above."""
-        return self.outcome == "finished" and self.accuracy is not None and self.accuracy >= target
+    def succeeds(self, target: float, metric: Metric = ACCURACY) -> bool:
+        """Return whether the run ended finite and at the target or better."""
+        return self.outcome == "finished" and metric.reaches(self.metric, target)
 
-    def steps_to(self, target: float) -> int | None:
+    def steps_to(self, target: float, metric: Metric = ACCURACY) -> int | None:
         """Return the first evaluated step at the target; None if never, or if the run diverged."""
-        return None if self.outcome == "diverged" else self.curve.first_step_at(target)
+        return None if self.outcome == "diverged" else self.curve.first_step_at(target, metric)
 
     @property
     def milliseconds_per_step(self) -> float:
@@ -82,7 +84,7 @@ class TrialResult:
     def from_json(cls, fields: Mapping[str, Any]) -> "TrialResult":
         """Return the record that `to_json` wrote down.
 
-        >>> trial = TrialResult("a1", "plain", 0.1, "relu", 0, "finished", accuracy=0.9)
+        >>> trial = TrialResult("a1", "plain", 0.1, "relu", 0, "finished", metric=0.9)
         >>> TrialResult.from_json(trial.to_json()) == trial
         True
         """

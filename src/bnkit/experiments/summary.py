@@ -9,6 +9,7 @@ from importlib import import_module
 from statistics import median
 from typing import Any
 
+from bnkit.experiments.metrics import ACCURACY, Metric
 from bnkit.experiments.results import FORMAT, SIDES, Side, TrialResult
 from bnkit.experiments.statistics import PairedRatio, SuccessRate, paired_ratio
 from bnkit.experiments.verdict import Verdict, judge
@@ -19,17 +20,17 @@ from bnkit.tables import text_table
 class SideSummary:
     """One side of one setting over its seeds.
 
-    `accuracy`, `lowest` and `highest` are the median and range of the final held-out accuracy of
+    `metric`, `lowest` and `highest` are the median and range of the final held-out metric of
     the runs that trained at all, diverged ones included; None where there are none.
     `steps_to_target` is the median over the seeds that were run, where a run that never reaches
     the target counts as infinitely long: None if half or more never do.
     """
 
     success: SuccessRate
-    accuracy: float | None
+    metric: float | None
     lowest: float | None
     highest: float | None
-    test_accuracy: float | None
+    test_metric: float | None
     steps_to_target: float | None
     milliseconds_per_step: float | None
     parameters: int
@@ -77,8 +78,8 @@ class Comparison:
     """Every trial of a comparison with what decided it, and views of what they say together.
 
     `settings` and `environment` are plain names and values, for people to read; `command` repeats
-    the run; `recipe` is None in the results of older versions.  `str()` is a table with the
-    verdict below.
+    the run; `metric` is what was judged and `target` a value of it; `recipe` is None where it is
+    unknown. `str()` is a table with the verdict below.
     """
 
     settings: Mapping[str, Any]
@@ -87,6 +88,7 @@ class Comparison:
     command: str
     trials: tuple[TrialResult, ...]
     recipe: Recipe | None = None
+    metric: Metric = ACCURACY
 
     @cached_property
     def learning_rates(self) -> tuple[float, ...]:
@@ -111,12 +113,12 @@ class Comparison:
     def cell(self, learning_rate: float, activation: str) -> Cell:
         """Return the summary of one setting."""
         plain, batch_norm = (self.at(learning_rate, activation, side) for side in SIDES)
-        steps = _pairs(plain, batch_norm, lambda t: t.steps_to(self.target))
+        steps = _pairs(plain, batch_norm, lambda t: t.steps_to(self.target, self.metric))
         return Cell(
             learning_rate,
             activation,
-            plain=summarise(plain, self.target),
-            batch_norm=summarise(batch_norm, self.target),
+            plain=summarise(plain, self.target, self.metric),
+            batch_norm=summarise(batch_norm, self.target, self.metric),
             ratio=paired_ratio(steps),
         )
 
@@ -132,13 +134,13 @@ class Comparison:
         return max(rates, default=None)
 
     def best(self, side: Side, activation: str | None = None) -> Cell | None:
-        """Return the setting with this side's highest median accuracy, or None.
+        """Return the setting with this side's best median metric, or None.
 
-        Equal accuracies go to the setting that reaches the target in fewer steps.
+        Equal ones go to the setting that reaches the target in fewer steps.
         """
         cells = [cell for cell in self.cells if activation in (None, cell.activation)]
-        ran = [cell for cell in cells if cell.side(side).accuracy is not None]
-        return max(ran, key=lambda cell: _merit(cell.side(side)), default=None)
+        ran = [cell for cell in cells if cell.side(side).metric is not None]
+        return max(ran, key=lambda cell: _merit(cell.side(side), self.metric), default=None)
 
     def best_pairs(self, measure: Callable[[TrialResult], Any]) -> list[tuple[Any, Any]]:
         """Return `measure` of (plain, batch norm), seed by seed, each at its own best setting."""
@@ -149,11 +151,12 @@ class Comparison:
     def verdict(self) -> Verdict:
         """What the comparison answers, and the three measurements that it rests on."""
         tried = any(t.outcome in ("finished", "diverged") for t in self.trials)
-        successes = self._all_pairs(lambda t: t.succeeds(self.target)) if tried else []
+        successes = self._all_pairs(lambda t: t.succeeds(self.target, self.metric)) if tried else []
         return judge(
             successes=successes,
-            steps=self.best_pairs(lambda t: t.steps_to(self.target)),
-            accuracies=self.best_pairs(lambda t: t.test_accuracy),
+            steps=self.best_pairs(lambda t: t.steps_to(self.target, self.metric)),
+            metrics=self.best_pairs(lambda t: t.test_metric),
+            metric=self.metric,
             slowdown=self.slowdown,
         )
 
@@ -185,6 +188,7 @@ class Comparison:
             "format": FORMAT,
             "settings": dict(self.settings),
             "environment": dict(self.environment),
+            "metric": asdict(self.metric),
             "target": self.target,
             "command": self.command,
             "recipe": None if self.recipe is None else asdict(self.recipe),
@@ -197,9 +201,9 @@ class Comparison:
     def from_json(cls, document: Mapping[str, Any]) -> "Comparison":
         """Return the comparison whose `to_json` this is; the summaries are computed again.
 
-        Raises ValueError for a document that a later version wrote in another format.
+        Raises ValueError for a document that another version wrote in another format.
         """
-        written = document.get("format", FORMAT)  # 0.1.0 wrote the same, but for the number
+        written = document.get("format", 1)  # 0.1.0 wrote none
         if written != FORMAT:
             raise ValueError(
                 f"these results have format {written}, and this bnkit reads {FORMAT}: use the "
@@ -207,11 +211,12 @@ class Comparison:
             )
         trials = tuple(TrialResult.from_json(trial) for trial in document["trials"])
         kept = ("settings", "environment", "target", "command")
-        recipe = document.get("recipe")  # unknown to 0.1.0
+        recipe = document["recipe"]
         return cls(
             **{name: document[name] for name in kept},
             trials=trials,
             recipe=None if recipe is None else Recipe.from_json(recipe),
+            metric=Metric.from_json(document["metric"]),
         )
 
     def to_frame(self) -> Any:
@@ -230,33 +235,40 @@ class Comparison:
         return pandas.DataFrame(
             {
                 **{name: value for name, value in trial.to_json().items() if name != "curve"},
-                "steps_to_target": trial.steps_to(self.target),
+                "steps_to_target": trial.steps_to(self.target, self.metric),
                 "milliseconds_per_step": trial.milliseconds_per_step,
             }
             for trial in self.trials
         )
 
     def __str__(self) -> str:
-        rows = [_row(cell) for cell in self.cells]
+        rows = [_row(cell, self.metric) for cell in self.cells]
         seeds = "1 seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
         legend = f"plain → batch norm, medians over {seeds}"
-        parts = [legend, text_table(_COLUMNS, rows), *_absences(self.unfinished), str(self.verdict)]
+        parts = [
+            legend,
+            text_table(_columns(self.metric), rows),
+            *_absences(self.unfinished),
+            str(self.verdict),
+        ]
         return "\n\n".join(parts)
 
 
-def summarise(trials: Sequence[TrialResult], target: float) -> SideSummary:
+def summarise(
+    trials: Sequence[TrialResult], target: float, metric: Metric = ACCURACY
+) -> SideSummary:
     """Return what the seeds of one side of one setting found."""
     ran = [t for t in trials if t.outcome != "not run"]
-    accuracies = [t.accuracy for t in trials if t.accuracy is not None]
-    tests = [t.test_accuracy for t in trials if t.test_accuracy is not None]
+    ends = [t.metric for t in trials if t.metric is not None]
+    tests = [t.test_metric for t in trials if t.test_metric is not None]
     times = [t.milliseconds_per_step for t in trials if t.steps]
     return SideSummary(
-        success=SuccessRate(sum(t.succeeds(target) for t in ran), len(ran)),
-        accuracy=median(accuracies) if accuracies else None,
-        lowest=min(accuracies, default=None),
-        highest=max(accuracies, default=None),
-        test_accuracy=median(tests) if tests else None,
-        steps_to_target=_median_steps([t.steps_to(target) for t in ran]),
+        success=SuccessRate(sum(t.succeeds(target, metric) for t in ran), len(ran)),
+        metric=median(ends) if ends else None,
+        lowest=min(ends, default=None),
+        highest=max(ends, default=None),
+        test_metric=median(tests) if tests else None,
+        steps_to_target=_median_steps([t.steps_to(target, metric) for t in ran]),
         milliseconds_per_step=median(times) if times else None,
         parameters=max((t.parameters for t in trials), default=0),
         buffers=max((t.buffers for t in trials), default=0),
@@ -265,17 +277,19 @@ def summarise(trials: Sequence[TrialResult], target: float) -> SideSummary:
 
 
 # Two values in a column are of the plain network and of its twin.
-_COLUMNS = ("activation", "learning rate", "accuracy", "trains", "steps to target", "ratio (95%)")
+def _columns(metric: Metric) -> Sequence[str]:
+    measured = (metric.name, "trains", "steps to target")
+    return ("activation", "learning rate", *measured, "ratio (95%)")
 
 
-def _row(cell: Cell) -> list[str]:
+def _row(cell: Cell, metric: Metric) -> list[str]:
     sides = (cell.plain, cell.batch_norm)
-    accuracies = ["none" if s.accuracy is None else f"{100 * s.accuracy:.1f}%" for s in sides]
+    ends = ["none" if s.metric is None else metric.written(s.metric) for s in sides]
     steps = ["never" if s.steps_to_target is None else f"{s.steps_to_target:,.0f}" for s in sides]
     return [
         cell.activation,
         f"{cell.learning_rate:g}",
-        " → ".join(accuracies),
+        " → ".join(ends),
         " → ".join(str(s.success) for s in sides),
         " → ".join(steps),
         str(cell.ratio) if cell.ratio.both else "",
@@ -302,9 +316,9 @@ def _always_succeeds(side: SideSummary) -> bool:
     return 0 < side.success.runs == side.success.successes
 
 
-def _merit(side: SideSummary) -> tuple[float, float]:
-    accuracy = -math.inf if side.accuracy is None else side.accuracy
-    return accuracy, -(math.inf if side.steps_to_target is None else side.steps_to_target)
+def _merit(side: SideSummary, metric: Metric) -> tuple[float, float]:
+    merit = -math.inf if side.metric is None else metric.merit(side.metric)
+    return merit, -(math.inf if side.steps_to_target is None else side.steps_to_target)
 
 
 def _pairs(

@@ -71,7 +71,7 @@ def train(model: nn.Module, batches: Batches, held_out: Batches, training: Train
 
     >>> x, y = torch.eye(2).repeat(4, 1), torch.arange(2).repeat(4)
     >>> run = train(nn.Linear(2, 2), [(x, y)], [(x, y)], Training(1.0, steps=20, evaluate_every=10))
-    >>> run.outcome, run.curve.steps, run.curve.accuracy
+    >>> run.outcome, run.curve.steps, run.curve.metric
     ('finished', (10, 20), (1.0, 1.0))
     """
     criterion = one_of(LOSSES, training.loss, "loss")
@@ -148,8 +148,8 @@ def _extended(
     return Curve(
         steps=(*curve.steps, step),
         loss=(*curve.loss, loss if math.isfinite(loss) else None),
-        accuracy=(*curve.accuracy, measured),
-        training_mode_accuracy=(*curve.training_mode_accuracy, *own),
+        metric=(*curve.metric, measured),
+        training_mode_metric=(*curve.training_mode_metric, *own),
     )
 
 

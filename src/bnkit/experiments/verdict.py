@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from bnkit.experiments.metrics import ACCURACY, Metric
 from bnkit.experiments.statistics import (
     PairedDifference,
     PairedRatio,
@@ -25,8 +26,8 @@ class Verdict:
        `only_plain`), by an exact sign test at 5% (`p_value`).
     2. Speed: the paired ratio of `steps` to the target, each side at its own best setting; it
        counts where its 95% interval excludes 1.
-    3. Quality: the paired difference of test `accuracy`, each side at its own best setting; it
-       counts where its 95% interval excludes 0.
+    3. Quality: the paired difference of the `metric` on test data, each side at its own best
+       setting; it counts where its 95% interval excludes 0.
 
     Batch norm "helps" if one of them speaks for it and none against, "hurts" in the reverse case;
     "mixed" is both, "no clear difference" neither. `slowdown` is the price: the time of a step
@@ -41,8 +42,9 @@ class Verdict:
     only_plain: int
     p_value: float
     steps: PairedRatio
-    accuracy: PairedDifference
+    quality: PairedDifference
     slowdown: float | None
+    metric: Metric = ACCURACY
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -76,14 +78,15 @@ class Verdict:
         )
 
     def _quality(self) -> str:
-        if self.accuracy.difference is None:
-            return "No pair of runs has a test accuracy on both sides."
+        name = f"test {self.metric.name}"
+        if self.quality.difference is None:
+            return f"No pair of runs has a {name} on both sides."
         gap, low, high = (
-            None if value is None else 100 * value
-            for value in (self.accuracy.difference, self.accuracy.low, self.accuracy.high)
+            "" if value is None else self.metric.change(value)
+            for value in (self.quality.difference, self.quality.low, self.quality.high)
         )
-        interval = "" if low is None else f" ({low:+.2f} to {high:+.2f})"
-        return f"Its test accuracy differs by {gap:+.2f} points with batch norm{interval}."
+        interval = f" ({low} to {high})" if low else ""
+        return f"Its {name} differs by {gap}{self.metric.unit} with batch norm{interval}."
 
     def _price(self) -> str:
         return f"A training step takes {self.slowdown:.2f} times as long with batch norm."
@@ -102,21 +105,22 @@ def judge(
     *,
     successes: Sequence[tuple[bool, bool]],
     steps: Sequence[tuple[float | None, float | None]],
-    accuracies: Sequence[tuple[float | None, float | None]],
+    metrics: Sequence[tuple[float | None, float | None]],
     slowdown: float | None,
+    metric: Metric = ACCURACY,
 ) -> Verdict:
     """Return the verdict on paired measurements of (plain, batch norm)."""
     only_batch_norm = sum(b and not p for p, b in successes)
     only_plain = sum(p and not b for p, b in successes)
     p_value = sign_test(only_batch_norm, only_plain)
     ratio = paired_ratio(steps)
-    measured = [(p, b) for p, b in accuracies if p is not None and b is not None]
-    accuracy = paired_difference(measured)
+    measured = [(p, b) for p, b in metrics if p is not None and b is not None]
+    quality = paired_difference(measured)
     # Each measurement votes +1, -1, or 0 where chance explains it.
     votes = (
         _vote(only_batch_norm - only_plain, counts=p_value < LEVEL),
         _vote((ratio.ratio or 1) - 1, counts=ratio.excludes_one),
-        _vote(accuracy.difference or 0, counts=accuracy.excludes_zero),
+        _vote(metric.merit(quality.difference or 0), counts=quality.excludes_zero),
     )
     return Verdict(
         answer=_answer(votes) if successes else "nothing to compare",
@@ -127,8 +131,9 @@ def judge(
         only_plain=only_plain,
         p_value=p_value,
         steps=ratio,
-        accuracy=accuracy,
+        quality=quality,
         slowdown=slowdown,
+        metric=metric,
     )
 
 

@@ -4,17 +4,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from bnkit.experiments.metrics import Metric
 from bnkit.experiments.results import SIDES, Curve, Side, TrialResult
+from bnkit.experiments.statistics import PairedDifference
 from bnkit.experiments.summary import Cell, Comparison, SideSummary
 from bnkit.experiments.verdict import LEVEL
 from bnkit.report.formatting import (
     NOTHING,
     after_comma,
+    measured,
     milliseconds,
     number,
-    percent,
     ratio,
-    share,
     steps_to_target,
 )
 
@@ -31,15 +32,16 @@ class KeyNumber:
 
 def key_numbers(comparison: Comparison) -> tuple[KeyNumber, ...]:
     """Return the numbers at the top of the page: what batch norm changes, and what it costs."""
-    verdict, target, slowdown = comparison.verdict, share(comparison.target), comparison.slowdown
-    times, gap = verdict.steps.ratio, verdict.accuracy.difference
+    verdict, metric, slowdown = comparison.verdict, comparison.metric, comparison.slowdown
+    target = metric.chosen(comparison.target)
+    times, gap = verdict.steps.ratio, verdict.quality.difference
     fewer = "" if times is None else f"; plain takes {ratio(times)} times as many"
-    points = "" if gap is None else f"; {100 * gap:+.2f} points with BN"
+    points = "" if gap is None else f"; {metric.change(gap)}{metric.unit} with BN"
     over = ", with its best activation" if len(comparison.activations) > 1 else ""
     return (
         KeyNumber(
             "Runs that train",
-            f"trains: ends finite, at {target} held-out accuracy or above",
+            f"trains: ends finite, at {target} held-out {metric.name} {metric.to_reach}",
             f"{verdict.trained_plain}/{verdict.pairs}",
             f"{verdict.trained_batch_norm}/{verdict.pairs}",
         ),
@@ -49,9 +51,9 @@ def key_numbers(comparison: Comparison) -> tuple[KeyNumber, ...]:
             *_at_best(comparison, steps_to_target),
         ),
         KeyNumber(
-            "Test accuracy",
+            f"Test {metric.name}",
             f"medians at each side's best setting{points}",
-            *_at_best(comparison, lambda side: percent(side.test_accuracy)),
+            *_at_best(comparison, lambda side: measured(side.test_metric, metric)),
         ),
         KeyNumber(
             "Largest learning rate",
@@ -127,7 +129,7 @@ class Criterion:
 def criteria(comparison: Comparison) -> tuple[Criterion, ...]:
     """Return the criteria of the verdict (see `experiments.verdict.Verdict`) with their results."""
     v = comparison.verdict
-    gap = v.accuracy
+    gap, metric = v.quality, comparison.metric
     return (
         Criterion(
             "Reliability",
@@ -146,19 +148,21 @@ def criteria(comparison: Comparison) -> tuple[Criterion, ...]:
         ),
         Criterion(
             "Quality",
-            "paired difference of test accuracy, each side at its own best setting; counts where "
-            "the 95% interval excludes 0",
-            _points(gap.difference, gap.low, gap.high),
-            _speaks(gap.difference or 0, counts=gap.excludes_zero),
+            f"paired difference of test {metric.name}, each side at its own best setting; counts "
+            "where the 95% interval excludes 0",
+            _change(gap, metric),
+            _speaks(metric.merit(gap.difference or 0), counts=gap.excludes_zero),
         ),
     )
 
 
-def _points(difference: float | None, low: float | None, high: float | None) -> str:
-    if difference is None:
-        return "no pair with a test accuracy on both sides"
-    interval = "" if low is None or high is None else f" ({100 * low:+.2f} to {100 * high:+.2f})"
-    return f"{100 * difference:+.2f} points{interval}"
+def _change(gap: PairedDifference, metric: Metric) -> str:
+    if gap.difference is None:
+        return f"no pair with a test {metric.name} on both sides"
+    interval = ""
+    if gap.low is not None and gap.high is not None:
+        interval = f" ({metric.change(gap.low)} to {metric.change(gap.high)})"
+    return f"{metric.change(gap.difference)}{metric.unit}{interval}"
 
 
 def _speaks(amount: float, *, counts: bool) -> str:
@@ -169,7 +173,7 @@ def _speaks(amount: float, *, counts: bool) -> str:
 
 @dataclass(frozen=True)
 class TwoModes:
-    """Final accuracy with running statistics and with those of the batch, median over seeds.
+    """Final metric with running statistics and with those of the batch, median over seeds.
 
     `widest` is the largest difference at any step of any seed.
     """
@@ -182,9 +186,9 @@ class TwoModes:
 
 
 def two_modes(comparison: Comparison) -> tuple[TwoModes, ...]:
-    """Return both accuracies of every setting and side that measured them.
+    """Return both values of every setting and side that measured them.
 
-    A plain side whose accuracies never differ is left out.
+    A plain side whose values never differ is left out.
     """
     everything = (_modes_at(comparison, cell, side) for cell in comparison.cells for side in SIDES)
     return tuple(row for row in everything if row and (row.widest or row.side == "batch norm"))
@@ -192,17 +196,18 @@ def two_modes(comparison: Comparison) -> tuple[TwoModes, ...]:
 
 def _modes_at(comparison: Comparison, cell: Cell, side: Side) -> TwoModes | None:
     trials = comparison.at(cell.learning_rate, cell.activation, side)
-    curves = [trial.curve for trial in trials if trial.curve.training_mode_accuracy]
-    if not curves:
+    pairs = [_finite_pairs(trial.curve) for trial in trials if trial.curve.training_mode_metric]
+    pairs = [each for each in pairs if each]
+    if not pairs:
         return None
-    running = median(curve.accuracy[-1] for curve in curves)
-    batch = median(curve.training_mode_accuracy[-1] for curve in curves)
-    return TwoModes(cell, side, running, batch, widest=max(map(_widest, curves)))
+    running, batch = (median(each[-1][mode] for each in pairs) for mode in (0, 1))
+    widest = max(abs(own - usual) for each in pairs for usual, own in each)
+    return TwoModes(cell, side, running, batch, widest)
 
 
-def _widest(curve: Curve) -> float:
-    pairs = zip(curve.accuracy, curve.training_mode_accuracy, strict=True)
-    return max(abs(batch - running) for running, batch in pairs)
+def _finite_pairs(curve: Curve) -> list[tuple[float, float]]:
+    pairs = zip(curve.metric, curve.training_mode_metric, strict=True)
+    return [(usual, own) for usual, own in pairs if usual is not None and own is not None]
 
 
 def missing_runs(trials: Iterable[TrialResult]) -> dict[tuple[str, str], list[str]]:

@@ -54,11 +54,11 @@ def write_report(comparison: Comparison, folder: str | Path) -> Path:
 
 
 def charts(comparison: Comparison) -> "tuple[Chart, ...]":
-    """Return the charts of accuracy, of loss, and of the steps to the target."""
-    from bnkit.report.curve_charts import accuracy_chart, loss_chart  # noqa: PLC0415  as above
+    """Return the charts of the metric, of the loss, and of the steps to the target."""
+    from bnkit.report.curve_charts import loss_chart, metric_chart  # noqa: PLC0415  as above
     from bnkit.report.step_charts import steps_chart  # noqa: PLC0415  as above
 
-    return accuracy_chart(comparison), loss_chart(comparison), steps_chart(comparison)
+    return metric_chart(comparison), loss_chart(comparison), steps_chart(comparison)
 
 
 def page(comparison: Comparison, charts: "Sequence[Chart]") -> str:
@@ -73,7 +73,8 @@ def page(comparison: Comparison, charts: "Sequence[Chart]") -> str:
         sides=SIDES,
         named=any(map(formatting.heading, comparison.activations)),
         subject=_subject(comparison),
-        target=formatting.share(comparison.target),
+        target=comparison.metric.chosen(comparison.target),
+        metric=comparison.metric,
         diverged=sum(trial.outcome == "diverged" for trial in comparison.trials),
         missing=missing_runs(comparison.unfinished),
         key_numbers=key_numbers(comparison),

@@ -1,4 +1,4 @@
-"""The charts of accuracy and of loss while training: a panel for each setting, both sides in it."""
+"""The charts of metric and loss while training: a panel for each setting, both sides in it."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.summary import Comparison
 from bnkit.report.charts import ONCE, Chart, Group, Panel, end_names, hover, layer
 from bnkit.report.curves import Curves, Measure, Spread, curves_of
-from bnkit.report.formatting import after_comma, heading, number, several, share
+from bnkit.report.formatting import after_comma, heading, number, several
 from bnkit.report.palette import FIELD, SIDE_COLOURS, STROKE
 from bnkit.report.scales import Scale, powers
 
@@ -44,14 +44,22 @@ class Quantity:
         return f"{value:{self.text}}{self.unit}"
 
 
-def accuracy_chart(comparison: Comparison) -> Chart:
-    """Return the curves of held-out accuracy, with a thin rule for the target."""
-    curves = _curves(comparison, lambda curve: [100 * value for value in curve.accuracy])
-    target = 100 * comparison.target
-    scale = accuracy_scale(curves.values(), target)
-    shown = Quantity("accuracy", "held-out accuracy (%)", scale, ".1f", "%", target)
-    rule = f"Thin rule: the target, {share(comparison.target)}."
-    return _chart(comparison, "Held-out accuracy while training", curves, shown, (rule,))
+def metric_chart(comparison: Comparison) -> Chart:
+    """Return the curves of the held-out metric, with a thin rule for the target."""
+    metric, times = comparison.metric, 100 if comparison.metric.percent else 1
+    curves = _curves(
+        comparison, lambda curve: [v if v is None else times * v for v in curve.metric]
+    )
+    target = times * comparison.target
+    if metric.percent:
+        scale, text, unit = percent_scale(curves.values(), target), ".1f", "%"
+    else:
+        scale, text, unit = plain_scale(curves.values(), target), ".3g", ""
+    label = f"held-out {metric.name}" + (" (%)" if metric.percent else "")
+    shown = Quantity("metric", label, scale, text, unit, target)
+    rule = f"Thin rule: the target, {metric.chosen(comparison.target)}."
+    title = f"Held-out {metric.name} while training"
+    return _chart(comparison, title, curves, shown, (rule,))
 
 
 def loss_chart(comparison: Comparison) -> Chart:
@@ -64,12 +72,26 @@ def loss_chart(comparison: Comparison) -> Chart:
     return _chart(comparison, "Training loss", curves, shown, notes)
 
 
-def accuracy_scale(curves: Iterable[Curves], target: float) -> Scale:
-    """Return the scale of accuracies in percent: from 0 to 100, or to the next ten below 50."""
+def percent_scale(curves: Iterable[Curves], target: float) -> Scale:
+    """Return the scale of shares in percent: from 0 to 100, or to the next ten below 50."""
     highest = max([target, *(spread.highest for each in curves for spread in each.everything)])
     high = 100 if highest > 50 else max(10, 10 * math.ceil(highest / 10))
     ticks = tuple(float(tick) for tick in range(0, high + 1, 25 if high == 100 else 10))
     return Scale(0, high, ticks)
+
+
+def plain_scale(curves: Iterable[Curves], target: float) -> Scale:
+    """Return the linear scale of any metric: it holds the target and what most runs show.
+
+    Its ends lie at most 10 times the distance of the median from the target away from the target:
+    a run that diverges would press everything else flat.
+    """
+    spreads = [spread for each in curves for spread in each.everything]
+    away = 10 * abs(median(s.median for s in spreads) - target) if spreads else 1.0
+    low = max(target - away, min([target, *(s.lowest for s in spreads)]))
+    high = min(target + away, max([target, *(s.highest for s in spreads)]))
+    room = 0.05 * (high - low) or 1.0
+    return Scale(low - room, high + room)
 
 
 def loss_scale(curves: Iterable[Curves]) -> Scale:

@@ -3,38 +3,32 @@
 import math
 from collections.abc import Mapping
 
+from bnkit.experiments.metrics import Metric
 from bnkit.experiments.summary import SideSummary
 
 NOTHING = "–"
 
 
-def percent(fraction: float | None) -> str:
-    """Return a fraction as a percentage with one decimal.
+def measured(value: float | None, metric: Metric) -> str:
+    """Return a value of the metric as it is written.
 
-    >>> percent(0.9312), percent(None)
+    >>> from bnkit.experiments.metrics import ACCURACY
+    >>> measured(0.9312, ACCURACY), measured(None, ACCURACY)
     ('93.1%', '–')
     """
-    return NOTHING if fraction is None or math.isnan(fraction) else f"{100 * fraction:.1f}%"
+    return NOTHING if value is None or math.isnan(value) else metric.written(value)
 
 
-def share(fraction: float) -> str:
-    """Return a chosen fraction as a percentage, as short as it is.
+def measured_range(lowest: float | None, highest: float | None, metric: Metric) -> str:
+    """Return a range of values of the metric.
 
-    >>> share(0.9), share(0.925)
-    ('90%', '92.5%')
-    """
-    return f"{100 * fraction:g}%"
-
-
-def percent_range(lowest: float | None, highest: float | None) -> str:
-    """Return a range of fractions as percentages.
-
-    >>> percent_range(0.9, 0.955)
-    '90.0 to 95.5%'
+    >>> from bnkit.experiments.metrics import ACCURACY
+    >>> measured_range(0.9, 0.955, ACCURACY)
+    '90.0% to 95.5%'
     """
     if lowest is None or highest is None:
         return NOTHING
-    return f"{100 * lowest:.1f} to {percent(highest)}"
+    return f"{measured(lowest, metric)} to {measured(highest, metric)}"
 
 
 def number(value: float | None) -> str:
@@ -59,7 +53,7 @@ def milliseconds(value: float | None) -> str:
 
 def steps_to_target(side: SideSummary) -> str:
     """Return the median of a side's steps to the target, "never" where it does not get there."""
-    if side.accuracy is None:
+    if side.metric is None:
         return NOTHING
     return "never" if side.steps_to_target is None else f"{side.steps_to_target:,.0f}"
 

@@ -8,7 +8,7 @@ import altair as alt
 from bnkit.experiments.results import SIDES, Side, TrialResult
 from bnkit.experiments.summary import Comparison
 from bnkit.report.charts import ONCE, Chart, Group, Panel, layer
-from bnkit.report.formatting import after_comma, heading, number, share
+from bnkit.report.formatting import after_comma, heading, number
 from bnkit.report.palette import FIELD, SIDE_COLOURS
 from bnkit.report.scales import Scale, powers
 
@@ -31,7 +31,8 @@ def steps_chart(comparison: Comparison) -> Chart:
     )
     return Chart(
         name="steps",
-        title=f"Training steps to {share(comparison.target)} held-out accuracy",
+        title=f"Training steps to {comparison.metric.chosen(comparison.target)} held-out "
+        f"{comparison.metric.name}",
         caption=(
             "Ring: plain. Dot: batch norm. A line joins the two runs of one seed.",
             "“never”: the run ended or failed without reaching the target.",
@@ -44,7 +45,9 @@ def steps_chart(comparison: Comparison) -> Chart:
 
 def steps_scale(comparison: Comparison) -> Scale:
     """Return the logarithmic scale of steps; its last tick is for runs that never get there."""
-    reached = [s for t in comparison.trials if (s := t.steps_to(comparison.target))]
+    reached = [
+        s for t in comparison.trials if (s := t.steps_to(comparison.target, comparison.metric))
+    ]
     last = max((t.curve.steps[-1] for t in comparison.trials if t.curve.steps), default=10)
     first = 0.9 * min(reached, default=last / 10)
     never, end = (first * (last / first) ** place for place in (NEVER, END))
@@ -79,7 +82,7 @@ def _rows(comparison: Comparison, activation: str, never: float) -> Iterable[dic
         row = {"learning rate": number(learning_rate), "seed": seed}
         lines = [f"learning rate {number(learning_rate)}, seed {seed}"]
         for side, trial in pair.items():
-            step = trial.steps_to(comparison.target)
+            step = trial.steps_to(comparison.target, comparison.metric)
             row[FIELD[side]] = never if step is None else step
             lines.append(f"{side}: {'never' if step is None else f'{step:,} steps'}")
         yield {**row, "reading": "\n".join(lines)}

@@ -15,11 +15,11 @@ WIDTH = 1150  # pixels, of which each panel has its share with the room beside i
 PANELS = 4  # at most
 
 
-def summary_picture(comparison: Comparison, accuracy: Chart, subject: str) -> dict[str, Any]:
-    """Return the Vega-Lite specification: of the accuracies, the panels nearest to the best."""
+def summary_picture(comparison: Comparison, curves: Chart, subject: str) -> dict[str, Any]:
+    """Return the Vega-Lite specification: of the metric, the panels nearest to the best."""
     answer, *reasons = comparison.verdict.sentences
-    group = _nearest_to_the_best(comparison, accuracy)
-    width = min(600, WIDTH // len(group.panels) - accuracy.room)
+    group = _nearest_to_the_best(comparison, curves)
+    width = min(600, WIDTH // len(group.panels) - curves.room)
     title = alt.Title(
         answer,
         subtitle=[f"bnkit compare{': ' if subject else ''}{subject}", *reasons],
@@ -28,19 +28,20 @@ def summary_picture(comparison: Comparison, accuracy: Chart, subject: str) -> di
         subtitlePadding=8,
         offset=24,
     )
-    figures, curves = _figures(key_numbers(comparison)), replace(accuracy, width=width).row(group)
-    sheet = alt.vconcat(figures, curves, title=title, spacing=30, padding=28).configure(
+    figures = _figures(key_numbers(comparison))
+    below = replace(curves, width=width).row(group)
+    sheet = alt.vconcat(figures, below, title=title, spacing=30, padding=28).configure(
         **PAPER.config
     )
     specification: dict[str, Any] = sheet.to_dict(validate=False)
     return specification
 
 
-def _nearest_to_the_best(comparison: Comparison, accuracy: Chart) -> Group:
+def _nearest_to_the_best(comparison: Comparison, curves: Chart) -> Group:
     best = comparison.best("batch norm") or comparison.best("plain")
     # The panels come in the order of the settings.
-    panel = accuracy.panels[comparison.cells.index(best) if best else 0]
-    group = next(group for group in accuracy.groups if panel in group.panels)
+    panel = curves.panels[comparison.cells.index(best) if best else 0]
+    group = next(group for group in curves.groups if panel in group.panels)
     place, last = group.panels.index(panel), max(0, len(group.panels) - PANELS)
     first = min(max(0, place - PANELS // 2), last)
     return Group(group.heading, group.panels[first : first + PANELS])

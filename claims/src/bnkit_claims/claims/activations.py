@@ -58,7 +58,7 @@ def training(settings: Activations, case: tuple[str, Side, int]) -> dict[str, An
         model, loaders = drawn.network(side, activation, seed), drawn.loaders(seed)
         plan = Training(rate, steps=settings.steps, evaluate_every=settings.steps)
         found = train(model, loaders.train, loaders.held_out, plan)
-        runs[str(rate)] = run_of(found, length=settings.steps, test=found.curve.accuracy[-1])
+        runs[str(rate)] = run_of(found, length=settings.steps, test=found.curve.metric[-1])
         inputs, _ = inputs_and_targets(first_of(loaders.held_out))
         saturated[str(rate)] = saturated_share(model, inputs, activation, flat=settings.flat)
     return {

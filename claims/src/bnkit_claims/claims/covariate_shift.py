@@ -102,7 +102,7 @@ def watch(settings: CovariateShift, case: tuple[Kind, str, int]) -> dict[str, An
     held_out = load(settings.data, folder=settings.folder).held_out.inputs
     for segment in segments:
         seen.append(percentiles(model, held_out))
-        accuracies.append(None if segment is None else segment.curve.accuracy[-1])
+        accuracies.append(None if segment is None else segment.curve.metric[-1])
         if kind != "noisy batch norm":
             shifts.append(gradient_shift(model, next(batches), rate))
     return {

@@ -58,7 +58,7 @@ def training(settings: Initialisation, case: tuple[str, float, Side, int]) -> di
             init=f"normal:{deviation}",
             evaluate_every=settings.steps,
         )
-        accuracies[str(deviation)] = found.accuracy if found.outcome == "finished" else None
+        accuracies[str(deviation)] = found.metric if found.outcome == "finished" else None
     return {
         "activation": activation,
         "learning_rate": rate,

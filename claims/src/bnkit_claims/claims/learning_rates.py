@@ -53,7 +53,7 @@ def largest_rate(settings: LearningRates, case: tuple[Side, int]) -> dict[str, A
             learning_rate=rate,
             evaluate_every=settings.steps,
         )
-        accuracies[str(rate)] = found.accuracy if found.outcome == "finished" else None
+        accuracies[str(rate)] = found.metric if found.outcome == "finished" else None
     return {"side": side, "seed": seed, "accuracies": accuracies}
 
 

@@ -126,7 +126,10 @@ def fine_tuned(settings: Pretrained, network: nn.Module, loaders: Loaders) -> di
         evaluate_every=settings.evaluate_every,
     )
     curve = train(network, loaders.train, loaders.held_out, plan).curve
-    return {"steps": list(curve.steps), "accuracies": list(curve.accuracy)}
+    return {
+        "steps": list(curve.steps),
+        "accuracies": [each for each in curve.metric if each is not None],
+    }
 
 
 @torch.no_grad()

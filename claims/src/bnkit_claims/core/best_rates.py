@@ -30,7 +30,7 @@ def run_of(found: Trained | TrialResult, *, length: int, test: float | None) -> 
     return Run(
         length=length,
         steps=list(found.curve.steps),
-        accuracies=list(found.curve.accuracy),
+        accuracies=[each for each in found.curve.metric if each is not None],
         test=test or 0.0,
         diverged=found.outcome == "diverged",
     )
@@ -54,7 +54,7 @@ def runs_over(
     runs = {}
     for rate in rates:
         found = trial(claim, side, seed=seed, learning_rate=rate, steps=steps, **options)
-        runs[str(rate)] = run_of(found, length=steps, test=found.test_accuracy)
+        runs[str(rate)] = run_of(found, length=steps, test=found.test_metric)
     return runs
 
 

@@ -14,8 +14,8 @@ def restored(record: type[Record], plain: Mapping[str, Any]) -> Record:
     Records in tuples and optional ones come back as records, lists as tuples.
 
     >>> from bnkit.experiments.results import Curve
-    >>> restored(Curve, {"steps": [10, 20], "accuracy": [0.5, 0.9]})
-    Curve(steps=(10, 20), loss=(), accuracy=(0.5, 0.9), training_mode_accuracy=())
+    >>> restored(Curve, {"steps": [10, 20], "metric": [0.5, 0.9]})
+    Curve(steps=(10, 20), loss=(), metric=(0.5, 0.9), training_mode_metric=())
     """
     kinds = _hints(record)
     return record(**{name: _value(kinds[name], value) for name, value in plain.items()})

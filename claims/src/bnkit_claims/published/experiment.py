@@ -104,7 +104,7 @@ class PairedTraining:
         comparison = sweep.run(jobs=how.jobs, progress=how.progress)
         values = {
             quantity(side, part): tuple(
-                _percent(trial.accuracy if part == "validation" else trial.test_accuracy)
+                _percent(trial.metric if part == "validation" else trial.test_metric)
                 for trial in comparison.trials
                 if trial.side == side
             )
