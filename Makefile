@@ -13,7 +13,7 @@ $(SETUP): pyproject.toml claims/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable . --editable ./claims --group dev
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[cli,compare,frames,keras,onnx,report]" --editable ./claims --group dev
 	-$(BIN)/bnkit warmup
 	@touch $@
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import bnkit
 import bnkit_claims
 from architecture import House, first_line_of
 
@@ -33,11 +34,7 @@ def test_every_public_function_and_class_has_a_docstring():
 
 
 def test_the_two_distributions_are_of_one_version_and_pin_each_other():
-    library, claims = (
-        tomllib.loads((folder / "pyproject.toml").read_text())["project"]
-        for folder in (ROOT, ROOT / "claims")
-    )
-    version = library["version"]
-    assert claims["version"] == bnkit_claims.__version__ == version
-    assert claims["dependencies"] == [f"bnkit=={version}"]
-    assert library["optional-dependencies"]["claims"] == [f"bnkit-claims=={version}"]
+    claims = tomllib.loads((ROOT / "claims" / "pyproject.toml").read_text())["project"]
+    version = bnkit.__version__
+    assert bnkit_claims.__version__ == version
+    assert claims["dependencies"] == [f"bnkit[cli,compare,report]=={version}"]

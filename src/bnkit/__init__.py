@@ -7,6 +7,8 @@ from bnkit import functional as functional
 from bnkit import layers as layers
 from bnkit.deprecation import find_renamed_modules
 
+__version__ = "0.2.0"
+
 find_renamed_modules()
 
 # Where each public name lives. What is not a layer is imported when it is first asked for;

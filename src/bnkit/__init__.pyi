@@ -74,3 +74,5 @@ from bnkit.surgery import (
     remove as remove,
     standardize as standardize,
 )
+
+__version__: str

@@ -1,7 +1,11 @@
 """Tables and lists for people: one look for all that bnkit prints."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from io import StringIO
+from typing import Any
+
+from bnkit.extras import require
 
 
 def text_table(
@@ -32,6 +36,12 @@ def text_table(
     )
     console.print(table, crop=False)
     return "\n".join(line.rstrip() for line in page.getvalue().rstrip().splitlines())
+
+
+def frame_of(rows: Iterable[Mapping[str, object]]) -> Any:
+    """Return a pandas DataFrame of rows; MissingExtraError where pandas is not installed."""
+    require("frames", "`to_frame`, which returns a pandas DataFrame,")
+    return import_module("pandas").DataFrame(rows)
 
 
 def path_or_model(path: str) -> str:

@@ -172,7 +172,7 @@ def test_a_lacking_package_for_onnx_is_told_in_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     code, _, stderr = run("net.onnx")
     assert code == 2
-    assert "needs the package onnx: install it" in stderr
+    assert 'needs onnx, which is not installed: pip install "bnkit[onnx]"' in stderr
 
 
 def test_what_needs_no_mending_is_found_well_and_not_written(tmp_path):

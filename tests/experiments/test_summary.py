@@ -349,7 +349,7 @@ def test_a_frame_has_a_row_for_each_trial(full, monkeypatch):
 
 def test_without_pandas_a_frame_is_refused_in_one_sentence(full, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    message = r"`to_frame` returns a pandas DataFrame, and pandas is not installed: run `pip"
+    message = r"`to_frame`, which returns a pandas DataFrame, needs pandas, which is not installed"
     with pytest.raises(ModuleNotFoundError, match=message):
         full.to_frame()
 

@@ -1,8 +1,9 @@
 """`app`: the commands under one name; `main`: the program, which ends well when interrupted."""
 
+import platform
 import signal
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -13,12 +14,12 @@ from bnkit.cli.explaining import explain
 from bnkit.cli.output import refuse
 from bnkit.cli.performance import bench, warmup
 from bnkit.cli.surgery import add, convert, fold, insert, remove, standardize
+from bnkit.experiments.provenance import versions
 
 # Commands of a distribution of ours that may not be installed, and its name.
 DISTRIBUTIONS = {"claims": "bnkit-claims", "reproduce": "bnkit-claims"}
 LOOK: Any = {
     "rich_markup_mode": "markdown",
-    "add_completion": False,
     "pretty_exceptions_enable": False,
 }
 
@@ -47,7 +48,7 @@ def _extensions() -> dict[str, Any]:
 
 
 def _command(name: str, function: Any, **more: Any) -> Any:
-    alone = typer.Typer(**LOOK)
+    alone = typer.Typer(add_completion=False, **LOOK)
     alone.command(name, **more)(function)
     return typer.main.get_command(alone)
 
@@ -67,10 +68,34 @@ def _missing(name: str) -> Any:
 
 app = typer.Typer(
     cls=Extended,
-    help="Batch normalization for PyTorch: add it, prove that it helps, take it out again.",
     no_args_is_help=True,
     **LOOK,
 )
+
+
+def _print_versions(asked: bool) -> None:
+    if asked:
+        numbers = {**versions(), "Python": platform.python_version()}
+        print(", ".join(f"{name} {number}" for name, number in numbers.items()))  # noqa: T201  the output
+        raise typer.Exit
+
+
+@app.callback()
+def bnkit(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="print the versions and stop",
+            callback=_print_versions,
+            is_eager=True,
+            show_default=False,
+        ),
+    ] = False,
+) -> None:
+    """Batch normalization for PyTorch: add it, prove that it helps, keep it healthy, ship it."""
+
+
 for command in (
     compare,
     add,

@@ -132,10 +132,7 @@ def doctor(
 
 def _of_exported(path: Path) -> Diagnosis:
     """Return the diagnosis of a program in a file, of which only what it still holds is known."""
-    try:
-        found = diagnose_export(path)
-    except ImportError as error:  # without the package onnx
-        raise ValueError(str(error)) from error
+    found = diagnose_export(path)
     held = {layer for finding in found for layer in finding.layers}
     return Diagnosis(path.name, len(held), found)
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn, Protocol
 import typer
 from rich.console import Console
 
+from bnkit.extras import MissingExtraError
 from bnkit.files import strict_json
 from bnkit.progress import progress_bars
 
@@ -47,7 +48,7 @@ def explained() -> Iterator[None]:
     """Turn the errors of wrong use, which explain themselves, into one line and exit code 2."""
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, MissingExtraError) as error:
         refuse(str(error))
 
 

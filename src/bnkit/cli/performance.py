@@ -15,6 +15,7 @@ from bnkit.cli.output import (
     say,
     working,
 )
+from bnkit.extras import require
 
 MEASURED = "What is measured"
 
@@ -60,6 +61,8 @@ def bench(
     Exit codes: 0 done, 1 a result is wrong, 2 wrong use.
     """
     with explained():
+        if out is not None:
+            require("report", "--out")
         with working("measuring", auto_refresh=False) as counted, chatter_on_stderr():
             from bnkit.benchmarking import benchmark as benchmarks  # noqa: PLC0415  only for this command
             from bnkit.benchmarking.cases import CASES, QUICK  # noqa: PLC0415

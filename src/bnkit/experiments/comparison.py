@@ -23,6 +23,7 @@ from bnkit.experiments.store import Store
 from bnkit.experiments.summary import Comparison, Recipe
 from bnkit.experiments.training import Training
 from bnkit.experiments.trials import Trial
+from bnkit.extras import require
 from bnkit.observation import preserved_random_state
 from bnkit.options import parameters_of, showing
 from bnkit.progress import counting
@@ -131,6 +132,7 @@ def plan_comparison(
     Its results are to be kept in the folder `out`/trials; `command` is what users type to
     repeat it. Raises as `compare` does.
     """
+    require("compare", "a comparison")
     folder = None if data_folder is None else Path(data_folder)
     with preserved_random_state():
         experiment = experiment_of(build, data, settings, folder=folder)

@@ -1,7 +1,6 @@
 """Provenance of the numbers: fingerprints of what decides a trial; versions, machine and date."""
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bnkit import __version__
 from bnkit.internals import leaves_of
 from bnkit.source_code import bytes_of, source_of
 
@@ -60,7 +60,7 @@ def batch_fingerprint(batch: Any) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions that may change a number: bnkit's and torch's."""
-    return {"bnkit": importlib.metadata.version("bnkit"), "torch": torch.__version__}
+    return {"bnkit": __version__, "torch": torch.__version__}
 
 
 def environment() -> dict[str, str]:

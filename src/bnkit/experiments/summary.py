@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib import import_module
 from statistics import median
 from typing import Any
 
@@ -13,7 +12,7 @@ from bnkit.experiments.metrics import ACCURACY, Metric
 from bnkit.experiments.results import FORMAT, SIDES, Side, TrialResult
 from bnkit.experiments.statistics import PairedRatio, SuccessRate, paired_ratio
 from bnkit.experiments.verdict import Verdict, judge
-from bnkit.tables import text_table
+from bnkit.tables import frame_of, text_table
 
 
 @dataclass(frozen=True)
@@ -223,16 +222,9 @@ class Comparison:
         """Return a pandas DataFrame with a row for each trial, its curve left out.
 
         Its columns are the fields of `TrialResult`, and of the trial `steps_to_target` and
-        `milliseconds_per_step`. Raises ModuleNotFoundError where pandas is not installed.
+        `milliseconds_per_step`. Raises MissingExtraError without bnkit[frames].
         """
-        try:
-            pandas = import_module("pandas")
-        except ModuleNotFoundError:
-            raise ModuleNotFoundError(
-                "`to_frame` returns a pandas DataFrame, and pandas is not installed: run "
-                "`pip install pandas`, or take `to_json()`"
-            ) from None
-        return pandas.DataFrame(
+        return frame_of(
             {
                 **{name: value for name, value in trial.to_json().items() if name != "curve"},
                 "steps_to_target": trial.steps_to(self.target, self.metric),

@@ -1,5 +1,9 @@
 """The verbs for Keras 3 models: `import bnkit.keras as bnk`; the backend is the user's."""
 
+from bnkit.extras import require
+
+require("keras", "bnkit.keras")
+
 from bnkit.keras.addition import add, insert, plan_addition, plan_insertion
 from bnkit.keras.folding import fold, plan_folding, plan_removal, remove
 from bnkit.keras.plan import Plan

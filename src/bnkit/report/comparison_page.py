@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from bnkit.experiments.results import SIDES
 from bnkit.experiments.statistics import SuccessRate
 from bnkit.experiments.summary import Comparison
+from bnkit.extras import require
 from bnkit.files import strict_json, write_atomically
 from bnkit.report import formatting
 from bnkit.report.comparison_numbers import costs, criteria, key_numbers, missing_runs, two_modes
@@ -24,7 +25,7 @@ def write_report(comparison: Comparison, folder: str | Path) -> Path:
     there is none. No file is ever half-written, and where drawing fails an older report stays as it
     was.
 
-    Raises ValueError for a comparison without trials.
+    Raises ValueError for a comparison without trials, MissingExtraError without bnkit[report].
 
     >>> import tempfile
     >>> from bnkit.experiments.results import TrialResult
@@ -35,6 +36,7 @@ def write_report(comparison: Comparison, folder: str | Path) -> Path:
     """
     if not comparison.trials:
         raise ValueError("`comparison` holds no trials, so there is nothing to report: run some")
+    require("report", "the report of a comparison")
     from bnkit.report.charts import export  # noqa: PLC0415  altair takes a second to import
     from bnkit.report.summary_picture import summary_picture  # noqa: PLC0415  as above
 

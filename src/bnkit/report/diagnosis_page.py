@@ -8,6 +8,7 @@ from bnkit.diagnosis.diagnosis import Diagnosis
 from bnkit.diagnosis.explanation import explanation_of
 from bnkit.diagnosis.finding import SEVERITIES, Finding
 from bnkit.diagnosis.layer_records import LayerRecord
+from bnkit.extras import require
 from bnkit.files import write_atomically
 from bnkit.report.formatting import several
 
@@ -20,7 +21,7 @@ def write_diagnosis(diagnosis: Diagnosis, path: str | Path) -> Path:
     It shows the findings, worst first, each with those that follow from it and with the explanation
     of its rule, and charts and a table of all batch norms. It is never half-written, and where
     drawing fails an older page stays as it was. Raises ValueError for a `path` that is not of an
-    HTML file.
+    HTML file, MissingExtraError without bnkit[report].
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -46,6 +47,7 @@ def checked(path: str | Path) -> Path:
 
 def page(diagnosis: Diagnosis) -> str:
     """Return the page, which needs no other file and no network."""
+    require("report", "the page of a diagnosis")
     from markdown_it import MarkdownIt  # noqa: PLC0415  needed only here
 
     from bnkit.report import per_layer  # noqa: PLC0415  altair takes a second to import

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from bnkit.diagnosis.finding import Finding
+from bnkit.extras import require
 
 _TRAINING = "training"
 
@@ -52,14 +53,15 @@ def diagnose_export(program: Any) -> tuple[Finding, ...]:
 
     `program` is a torch.export.ExportedProgram, a torch.fx.GraphModule, an ONNX ModelProto, what
     torch.onnx.export returns, or the path of a file: of torch.export.save where it ends in .pt2,
-    else of ONNX, which needs the package onnx. Only the graph in a file is read, so nothing in it
+    else of ONNX, which needs bnkit[onnx]. Only the graph in a file is read, so nothing in it
     can run code. A batch norm in training mode is an error: the program normalises by whatever
     examples come together. One in eval mode is information: it costs time that `bnkit.fold` before
     the export saves, where a dense or conv layer feeds it. `layers` are the paths of the exported
     layers where the program knows them, else the names of its nodes.
 
-    Raises TypeError for what is not a program, ImportError for an ONNX file without the package
-    onnx, FileNotFoundError for a path without a file and ValueError for a file of something else.
+    Raises TypeError for what is not a program, MissingExtraError for an ONNX file without
+    bnkit[onnx], FileNotFoundError for a path without a file and ValueError for a file of something
+    else.
 
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)).train()
     >>> program = torch.export.export(model, (torch.ones(4, 2),))
@@ -277,13 +279,8 @@ def _path_in(stack: str) -> str:
 
 
 def _onnx(path: Path) -> Any:
-    try:
-        onnx = importlib.import_module("onnx")  # not a dependency: only its users have such files
-    except ImportError as error:
-        raise ImportError(
-            f"`program` is the path {str(path)!r}, and reading ONNX files needs the package onnx: "
-            f"install it, or pass the torch.export.ExportedProgram"
-        ) from error
+    require("onnx", f"reading the ONNX file {str(path)!r}")
+    onnx = importlib.import_module("onnx")
     what = f"`program` is {str(path)!r}, which is not an ONNX file"
     try:
         model = onnx.load(path, load_external_data=False)
