@@ -1,3 +1,4 @@
+import functools
 import re
 from collections import UserDict, namedtuple
 
@@ -209,3 +210,98 @@ def test_an_iterator_is_refused_where_several_passes_are_made():
     with pytest.raises(ValueError, match=message):
         refuse_iterator((x for x in [X]), "it is read twice")
     refuse_iterator([X], "it is read twice")
+
+
+# Detection: a list of images of several sizes, and a list of as many targets
+
+IMAGES = [torch.zeros(3, side, 5) for side in (4, 5, 6)]
+BOXES = [{"boxes": torch.zeros(1, 4), "labels": torch.ones(1)} for _ in IMAGES]
+
+
+class Detector(nn.Module):
+    def forward(self, images, targets=None):
+        raise NotImplementedError
+
+
+class OfOneList(nn.Module):
+    def forward(self, images):
+        raise NotImplementedError
+
+
+class Sized(nn.Module):
+    def forward(self, images, sizes=None):
+        raise NotImplementedError
+
+
+class OfManyImages(nn.Module):
+    def forward(self, *images):
+        raise NotImplementedError
+
+
+def same(given, expected):
+    """Return whether two nests hold the same objects."""
+    if isinstance(given, list | tuple) and isinstance(expected, list | tuple):
+        return len(given) == len(expected) and all(map(same, given, expected))
+    return given is expected
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("kind", [list, tuple], ids=["lists", "tuples"])
+@pytest.mark.parametrize(
+    ("model", "arguments"),
+    [(Detector(), 2), (OfOneList(), 1), (Sized(), 1)],
+    ids=["images and targets", "images", "something else"],
+)
+def test_a_list_of_samples_is_one_argument_and_the_targets_are_another(
+    count, kind, model, arguments
+):
+    images, targets = kind(IMAGES[:count]), kind(BOXES[:count])
+    args, kwargs = only((images, targets), model=model)
+    assert same(args, (images, targets)[:arguments])
+    assert kwargs == {}
+
+
+def test_targets_of_detection_may_be_tensors_and_stand_before_other_items():
+    boxes = [torch.zeros(number, 4) for number in range(3)]
+    args, _ = only((IMAGES, boxes, torch.arange(3)), model=Detector())
+    assert same(args, (IMAGES, boxes))
+
+
+def test_a_list_that_forward_takes_as_one_argument_only_is_one():
+    args, _ = only((IMAGES, torch.arange(3)), model=OfOneList())
+    assert same(args, (IMAGES,))
+
+
+def test_several_inputs_with_several_targets_stay_several_arguments():
+    assert keys(only(([X, MASK], [Y, Y]))) == (("x", "mask"), {})
+    assert keys(only(([X, MASK], [Y, Y]), model=OfManyImages())) == (("x", "mask"), {})
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        (X, r"^mini-batch 1 of `batches` is a Tensor, with which the forward of Two cannot be"),
+        (([X, X, X], Y), r"its inputs, is a list of 3, with which the forward of Two cannot be"),
+    ],
+    ids=["too little", "too much"],
+)
+def test_inputs_that_forward_cannot_take_are_an_error_that_names_inputs(batch, words):
+    class Two(nn.Module):
+        def forward(self, x, mask):
+            raise NotImplementedError
+
+    with pytest.raises(TypeError, match=words + r".*it takes \(x, mask\).*inputs=lambda batch"):
+        only(batch, model=Two())
+
+
+def test_a_forward_that_is_wrapped_or_hooked_may_take_what_it_does_not_say():
+    class Filled(nn.Module):
+        def forward(self, x, mask):
+            raise NotImplementedError
+
+    hooked = Filled()
+    hooked.register_forward_pre_hook(lambda _, args: (*args, MASK))
+    assert keys(only(X, model=hooked)) == (("x",), {})
+    wrapped, inner = Filled(), Filled().forward
+    wrapped.forward = functools.wraps(inner)(lambda x: inner(x, MASK))
+    assert keys(only(X, model=wrapped)) == (("x",), {})

@@ -4,11 +4,14 @@ This is the grammar of `batches` in every public function: `calls_of` says what 
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from inspect import Signature
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+
+from bnkit.internals import has_hooks
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 Inputs = Callable[[Any], Call]
@@ -28,10 +31,12 @@ def calls_of(model: nn.Module, batches: Any, *, inputs: Inputs | None = None) ->
     mini-batch is a tensor (the one argument), a dict (the keyword arguments), or a tuple or list
     with the inputs first and anything after them, which is left out; these inputs are a tensor, a
     dict, or a tuple or list of positional arguments. Of a dict, labels and targets that the model's
-    forward does not take are left out. `inputs(batch)`, which returns (args, kwargs), overrides all
-    of this. Errors of `batches` itself pass through as they are.
+    forward does not take are left out. As detection has them, the inputs may be a list of samples
+    and the targets a list of as many: the list is then the one argument, and the second one are
+    the targets where forward takes them under that name. `inputs(batch)`, which returns
+    (args, kwargs), overrides all of this. Errors of `batches` itself pass through as they are.
 
-    Raises TypeError for what is none of these and for keys that forward does not take,
+    Raises TypeError for what is none of these and for arguments that forward does not take,
     NoBatchesError, which is a ValueError, where there is no mini-batch.
 
     >>> import torch
@@ -152,26 +157,96 @@ def _overriding(inputs: Inputs) -> Callable[[Any, str], Call]:
 
 
 def _reader(model: nn.Module) -> Callable[[Any, str], Call]:
-    accepted = _keywords_of(model)
+    accepted, signature = _keywords_of(model), _signature_of(model)
 
     def read(batch: Any, place: str) -> Call:
+        first: Any = batch
         if isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence):
             if not batch:
                 raise TypeError(f"{place} is an empty {type(batch).__name__}: leave it out")
-            batch, place = batch[0], f"the first item of {place}, its inputs,"
-        match batch:
-            case Tensor() | PackedSequence():
-                return (batch,), {}
+            first, place = batch[0], f"the first item of {place}, its inputs,"
+        match first:
+            case PackedSequence() | Tensor():
+                return _fitting(((first,),), signature, place, model), {}
             case tuple() | list():
-                return tuple(batch), {}
+                forms = _forms_of(first, batch, signature)
+                return _fitting(forms, signature, place, model), {}
             case Mapping():
-                return (), _keywords(batch, accepted, place, model)
+                return (), _keywords(first, accepted, place, model)
         raise TypeError(
-            f"{place} is a {type(batch).__name__}: pass a tensor, a dict of keyword arguments or a "
+            f"{place} is a {type(first).__name__}: pass a tensor, a dict of keyword arguments or a "
             f"tuple with such inputs first, {_OTHERWISE}"
         )
 
     return read
+
+
+def _forms_of(
+    items: Sequence[Any], batch: Sequence[Any], signature: Signature | None
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the positional arguments that these inputs may stand for, the likeliest first."""
+    targets = next((each for each in batch[1:] if _are_of_samples(each, items)), None)
+    takes_targets = _second_name(signature) in LABELS
+    if targets is not None and takes_targets:
+        yield items, targets
+    if targets is not None and (takes_targets or all(isinstance(t, Mapping) for t in targets)):
+        yield (items,)
+    yield tuple(items)
+    yield (items,)
+
+
+def _are_of_samples(targets: Any, items: Sequence[Any]) -> bool:
+    """Return whether these are targets of single samples: as many as there are, in a list."""
+    return isinstance(targets, tuple | list) and len(targets) == len(items)
+
+
+def _second_name(signature: Signature | None) -> str:
+    return "" if signature is None else next(iter([*signature.parameters][1:2]), "")
+
+
+def _fitting(
+    forms: Iterable[tuple[Any, ...]], signature: Signature | None, place: str, model: nn.Module
+) -> tuple[Any, ...]:
+    """Return the first of these forms that forward takes; TypeError where it takes none."""
+    given: tuple[Any, ...] = ()
+    for args in forms:
+        given = args
+        if signature is None or _takes(signature, args):
+            return args
+    assert signature is not None
+    if signature != inspect.signature(model.forward, follow_wrapped=False):
+        return given  # what wraps forward may take something else, and the model says if not
+    raise TypeError(
+        f"{place} is {_in_words(given)}, with which the forward of {type(model).__name__} cannot "
+        f"be called: it takes {signature}. Pass the inputs as it takes them, a tuple for several "
+        f"arguments, {_OTHERWISE}, as in inputs=lambda batch: ((batch[0],), {{}})"
+    )
+
+
+def _in_words(args: tuple[Any, ...]) -> str:
+    (value,) = args
+    items = f" of {len(value)}" if isinstance(value, tuple | list) else ""
+    return f"a {type(value).__name__}{items}"
+
+
+def _takes(signature: Signature, args: tuple[Any, ...]) -> bool:
+    try:
+        signature.bind(*args)
+    except TypeError:
+        return False
+    return True
+
+
+def _signature_of(model: nn.Module) -> Signature | None:
+    """Return what forward says that it takes, None where it does not or a hook may add to it."""
+    return None if has_hooks(model) else _parameters_of(model)
+
+
+def _parameters_of(model: nn.Module) -> Signature | None:
+    try:
+        return inspect.signature(model.forward)
+    except (TypeError, ValueError):  # written in C, or by torch.jit
+        return None
 
 
 def _keywords(
@@ -191,10 +266,10 @@ def _keywords(
 
 def _keywords_of(model: nn.Module) -> frozenset[str] | None:
     """Return the keywords that forward takes, None where it takes any or does not say."""
-    try:
-        parameters = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):  # written in C, or by torch.jit
+    signature = _parameters_of(model)
+    if signature is None:
         return None
+    parameters = signature.parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
     kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
