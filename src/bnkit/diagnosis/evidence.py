@@ -72,11 +72,14 @@ class Step:
     """Which buffers one forward of a training step wrote into, and which its backward, by name.
 
     `gradients` are the norms of the parameters' gradients, by name, of a random linear loss.
+    `cut_off` are the paths of the batch norms that ran and that no gradient reached, neither their
+    parameters nor what they made: they ran under torch.no_grad, or what they made was detached.
     """
 
     written_in_forward: frozenset[str]
     written_in_backward: frozenset[str]
     gradients: Mapping[str, float] = field(default_factory=dict)
+    cut_off: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +148,20 @@ class Evidence:
         """The dataflow of training, or of eval mode where the model does not run in training."""
         return self.training_flow or self.flow
 
+    def trains(self, parameter: str) -> bool:
+        """Return whether training may give this parameter a gradient, by its name in the model.
+
+        One that ran in the training step and got none does not train: of a teacher, of a momentum
+        encoder. One that did not run on the example may.
+        """
+        if not self.model.get_parameter(parameter).requires_grad:
+            return False
+        if self.step is None or parameter in self.step.gradients:
+            return True
+        owner, flow = module_of(parameter), self.training_flow
+        ran = flow is not None and (flow.calls_of(owner) or parameter in _read(self))
+        return not ran and owner not in self.step.cut_off
+
     def norm(self, path: str) -> Norm | None:
         """Return the batch norm at this path, None where there is none."""
         return _by_path(self).get(path)
@@ -169,6 +186,23 @@ def once(measure: Callable[[Evidence], T]) -> Callable[[Evidence], T]:
         return answer
 
     return measured
+
+
+def module_of(parameter: str) -> str:
+    """Return the path of the module that a parameter is of, also where it is parametrised.
+
+    >>> module_of("1.bn.weight"), module_of("1.bn.parametrizations.weight.original")
+    ('1.bn', '1.bn')
+    """
+    path, parametrised, _ = parameter.partition(".parametrizations.")
+    return path if parametrised else parameter.rpartition(".")[0]
+
+
+@once
+def _read(evidence: Evidence) -> frozenset[str]:
+    """Return the parameters that torch functions read in the training run."""
+    calls = () if evidence.training_flow is None else evidence.training_flow.calls
+    return frozenset(name for call in calls if call.module is None for name in call.parameters)
 
 
 @once

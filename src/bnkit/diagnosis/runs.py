@@ -16,11 +16,17 @@ from bnkit.batches import Call
 from bnkit.dataflow import Dataflow, ExampleError, as_call, duplicate, observe
 from bnkit.dataflow.tensors import replace_tensors, tensors_in
 from bnkit.dataflow.tracing import observe_in_its_mode
-from bnkit.diagnosis.evidence import Seen, Step
+from bnkit.diagnosis.evidence import Seen, Step, module_of
 from bnkit.internals import AnyBatchNorm
 from bnkit.moments import Moments, dtype_of_sums
 from bnkit.norms import why_same_in_both_modes
-from bnkit.observation import evaluating, seeing_inputs, set_mode
+from bnkit.observation import (
+    evaluating,
+    seeing_gradients,
+    seeing_inputs,
+    set_mode,
+    watching_layers,
+)
 from bnkit.surgery.verification import Outcome, witnessing
 
 Shape = tuple[int, ...]
@@ -265,28 +271,52 @@ def run_on_example(model: nn.Module, example: Any, paths: Iterable[str]) -> Exam
         found.training_failure = str(error)
         return found
     try:
-        found.step = _step(copy, as_call(example))
+        found.step = _step(copy, layers, as_call(example))
     except Exception as error:  # noqa: BLE001  whatever a model raises; it is reported
         found.step_failure = f"the backward of one training step fails: {_named(error)}"
     return found
 
 
-def _step(copy: nn.Module, call: Call) -> Step | None:
-    """Return which buffers a forward and its backward change; None where nothing has a gradient."""
+def _step(copy: nn.Module, layers: Mapping[str, nn.Module], call: Call) -> Step | None:
+    """Return which buffers a forward and its backward change, and what its gradient reaches.
+
+    None where nothing has a gradient.
+    """
     args, kwargs = replace_tensors(call, _with_gradient)
-    with torch.enable_grad():
+    made: dict[str, list[Tensor]] = defaultdict(list)
+    reached = set[str]()
+
+    def keep(path: str, _layer: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+        made[path] += tensors_in(output)
+
+    with torch.enable_grad(), watching_layers(layers, after=keep):
         before = _buffers(copy)
         outputs = [t for t in tensors_in(copy(*args, **kwargs)) if t.requires_grad]
         between = _buffers(copy)
         if not outputs:
             return None
-        _random_loss(outputs).backward()  # type: ignore[no-untyped-call]
+        named = {
+            f"{index} {path}": tensor
+            for path, tensors in made.items()
+            for index, tensor in enumerate(tensors)
+        }
+        made = defaultdict(list)  # from here on by checkpointing, which runs the forward again
+        with seeing_gradients(named, lambda name, _: reached.add(name.partition(" ")[2])):
+            _random_loss(outputs).backward()  # type: ignore[no-untyped-call]
+    reached |= {path for path, tensors in made.items() if any(t.requires_grad for t in tensors)}
     gradients = {}
     for name, parameter in copy.named_parameters():
         if parameter.grad is not None:
             gradients[name] = parameter.grad.norm().item()
             parameter.grad = None  # the dataflow keeps the copy alive, but need not keep this
-    return Step(_changed(before, between), _changed(between, _buffers(copy)), gradients)
+            reached.add(module_of(name))
+    ran = {name.partition(" ")[2] for name in named}
+    return Step(
+        _changed(before, between),
+        _changed(between, _buffers(copy)),
+        gradients,
+        frozenset(ran - reached),
+    )
 
 
 def _random_loss(outputs: list[Tensor]) -> Tensor:

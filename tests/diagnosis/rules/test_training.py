@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
+from torch.utils.checkpoint import checkpoint
 
 import bnkit
 from bnkit.diagnosis.diagnosing import diagnose
@@ -21,6 +23,7 @@ from reloading import reloaded
 from zoo.checks import fingerprint, random_state
 
 CHECKS = {rule.slug: rule.check for rule in KINDS["training"]}
+KINDS_OF_USE = {rule.slug: rule.check for rule in KINDS["structure"]}
 
 
 def rows(count=64, *, batches=8, shift=0.0):
@@ -408,3 +411,144 @@ def test_targets_are_found_where_loaders_put_them(batch):
     )
     assert evidence.losses == (1.0, 1.0)
     assert all(torch.equal(target, torch.ones(2)) for target in targets)
+
+
+# Parts that no gradient reaches: teachers, momentum encoders
+
+
+def student(width=8):
+    return nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 2))
+
+
+class Taught(nn.Module):
+    """A teacher beside the student, cut off in one of several ways."""
+
+    def __init__(self, how="no_grad", teacher=None):
+        super().__init__()
+        self.how, self.teacher, self.student = how, teacher or student(), student()
+
+    def forward(self, x):
+        if self.how == "no_grad":
+            with torch.no_grad():
+                target = self.teacher(x)
+        elif self.how == "inference":
+            with torch.inference_mode():
+                target = self.teacher(x)
+            target = target.clone()
+        elif self.how == "detached":
+            target = self.teacher(x).detach()
+        else:
+            target = self.teacher(x)
+        return self.student(x) - target
+
+
+class OfFunctions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.out = Functional(), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(self.norm(x))
+
+
+def taught(how="no_grad", teacher=None, *, shift=0.0):
+    """Return a model whose teacher has the statistics of data that are shifted so far."""
+    torch.manual_seed(0)
+    model = Taught(how, teacher)
+    for x in rows(batches=40, shift=shift):
+        model.teacher(x)
+    return model
+
+
+CUT_OFF = ["no_grad", "inference", "detached"]
+
+
+@pytest.mark.parametrize("how", CUT_OFF)
+def test_a_teacher_is_not_missing_from_the_optimizer_but_its_statistics_move(how):
+    model = taught(how, shift=3.0)
+    optimizer = torch.optim.SGD(model.student.parameters(), lr=0.1)
+    assert found_by("missing-from-optimizer", model, rows(), optimizer=optimizer) == []
+    (finding,) = KINDS_OF_USE["frozen-but-batch-statistics"](gather(model, rows()))
+    assert (finding.severity, finding.layers) == ("warning", ("teacher.1",))
+    assert finding.measured["how"] == "no gradient reaches it"
+    fixed = finding.automatic_fix(model)
+    before = fixed.teacher[1].running_mean.clone()
+    fixed(rows()[0])
+    assert torch.equal(fixed.teacher[1].running_mean, before)
+
+
+@pytest.mark.parametrize("how", CUT_OFF)
+def test_a_momentum_encoder_of_the_same_data_is_information(how):
+    (finding,) = KINDS_OF_USE["frozen-but-batch-statistics"](gather(taught(how), rows()))
+    assert (finding.severity, finding.layers) == ("info", ("teacher.1",))
+
+
+def test_a_part_that_gradients_reach_is_missing_from_the_optimizer_as_before():
+    model = taught("trained")
+    optimizer = torch.optim.SGD(model.student.parameters(), lr=0.1)
+    (finding,) = found_by("missing-from-optimizer", model, rows(), optimizer=optimizer)
+    assert finding.layers == ("teacher.1",)
+    assert list(KINDS_OF_USE["frozen-but-batch-statistics"](gather(model, rows()))) == []
+
+
+def test_a_teacher_of_functions_or_without_parameters_of_its_own_is_seen_too():
+    optimizer_of = torch.optim.SGD
+    model = taught(teacher=OfFunctions())
+    optimizer = optimizer_of(model.student.parameters(), lr=0.1)
+    assert found_by("missing-from-optimizer", model, rows(), optimizer=optimizer) == []
+    plain = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, affine=False), nn.Linear(8, 2))
+    evidence = gather(taught(teacher=plain, shift=3.0), rows())
+    (finding,) = KINDS_OF_USE["frozen-but-batch-statistics"](evidence)
+    assert (finding.severity, finding.layers) == ("warning", ("teacher.1",))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_part_that_checkpointing_runs_again_is_not_cut_off(reentrant):
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False))
+
+        def forward(self, x):
+            return checkpoint(self.body, x, use_reentrant=reentrant)
+
+    evidence = gather(Checkpointed(), rows())
+    assert evidence.step.cut_off == frozenset()
+
+
+def test_weight_decay_does_not_reach_what_gets_no_gradient():
+    model = taught(shift=3.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    found = found_by("weight-decay", model, rows(), optimizer=optimizer)
+    assert {layer.partition(".")[0] for layer in layers(found)} == {"student"}
+
+
+class Positive(nn.Module):
+    def forward(self, value):
+        return F.softplus(value)
+
+
+def parametrised(layer):
+    parametrize.register_parametrization(layer, "weight", Positive())
+
+
+def pruned(layer):
+    prune.random_unstructured(layer, "weight", 0.5)
+
+
+def weight_normed(layer):
+    parametrizations.weight_norm(layer, "weight", dim=None)
+
+
+@pytest.mark.parametrize("change", [parametrised, pruned, weight_normed])
+def test_the_decay_of_a_gamma_that_is_computed_is_that_of_gamma(change):
+    model = network()
+    change(model[0][1])
+    of_norm = len(list(model[0][1].parameters()))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    found = found_by("weight-decay", model, optimizer=optimizer)
+    (warned,) = (finding for finding in found if finding.severity == "warning")
+    assert (warned.layers, warned.measured["parameters"]) == (("0.1",), of_norm)
+    lacking = torch.optim.SGD(model[1].parameters(), lr=0.1)
+    (missing,) = found_by("missing-from-optimizer", model, optimizer=lacking)
+    assert missing.measured["parameters"] == of_norm

@@ -1,13 +1,14 @@
 """Rules on the optimizer: weight decay, parameters that it lacks, half precision, accumulation."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bnkit.diagnosis.evidence import Evidence, once
+from bnkit.diagnosis.evidence import Evidence, module_of, once
 from bnkit.diagnosis.finding import Finding
 from bnkit.diagnosis.rules.fixes import converting, in_float32
 from bnkit.diagnosis.rules.noise import effective_values, noise_of
@@ -30,10 +31,10 @@ def weight_decay(evidence: Evidence) -> Iterator[Finding]:
         decayed = {
             name: half_life
             for name, half_life in _half_lives(evidence)
-            if name in names and evidence.model.get_parameter(name).requires_grad
+            if name in names and evidence.trains(name)
         }
-        for layer in dict.fromkeys(name.rpartition(".")[0] for name in decayed):
-            own = [life for name, life in decayed.items() if name.rpartition(".")[0] == layer]
+        for layer in dict.fromkeys(map(module_of, decayed)):
+            own = [life for name, life in decayed.items() if module_of(name) == layer]
             fast = min(own) < _FAST and names is norms
             yield Finding(
                 "weight-decay",
@@ -49,13 +50,23 @@ def weight_decay(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _parameters(evidence: Evidence, reading: Reading) -> list[str]:
-    held = _names_of_parameters(evidence)
-    return [reading.names[n] for n in ("weight", "bias") if reading.names.get(n) in held]
+    """Return the names of the parameters of a batch norm: all of its own, also parametrised ones.
+
+    A function's are those that it was called with.
+    """
+    if reading.norm is None:
+        given = (reading.names.get(what, "") for what in ("weight", "bias"))
+        return [name for name in given if name in _of_modules(evidence).get(module_of(name), ())]
+    return [*_of_modules(evidence).get(reading.path, ())]
 
 
 @once
-def _names_of_parameters(evidence: Evidence) -> frozenset[str]:
-    return frozenset(name for name, _ in evidence.model.named_parameters())
+def _of_modules(evidence: Evidence) -> Mapping[str, Sequence[str]]:
+    """Return the names of the model's parameters by the paths of their modules."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, _ in evidence.model.named_parameters():
+        names[module_of(name)].append(name)
+    return names
 
 
 def _half_lives(evidence: Evidence) -> Iterator[tuple[str, float]]:
@@ -84,7 +95,7 @@ def missing_from_optimizer(evidence: Evidence) -> Iterator[Finding]:
         missing = [
             name
             for name in _parameters(evidence, reading)
-            if name not in known and evidence.model.get_parameter(name).requires_grad
+            if name not in known and evidence.trains(name)
         ]
         if not missing:
             continue
@@ -124,8 +135,9 @@ def half_precision_training(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _half_weight(evidence: Evidence, reading: Reading) -> torch.dtype | None:
-    trained = (evidence.model.get_parameter(name) for name in _parameters(evidence, reading))
-    return next((p.dtype for p in trained if p.requires_grad and p.dtype in HALF_PRECISION), None)
+    trained = (name for name in _parameters(evidence, reading) if evidence.trains(name))
+    dtypes = (evidence.model.get_parameter(name).dtype for name in trained)
+    return next((dtype for dtype in dtypes if dtype in HALF_PRECISION), None)
 
 
 def small_micro_batch(evidence: Evidence) -> Iterator[Finding]:

@@ -6,9 +6,10 @@ from typing import Any
 
 from bnkit.diagnosis.evidence import Evidence, Norm
 from bnkit.diagnosis.finding import Finding, Severity
-from bnkit.diagnosis.rules.distances import distance
+from bnkit.diagnosis.rules.distances import by_chance, distance
 from bnkit.diagnosis.rules.fixes import become
 from bnkit.diagnosis.rules.places import Place, is_functional_batch_norm, is_told_to_train, places
+from bnkit.diagnosis.rules.reading import QUARTER
 from bnkit.diagnosis.runs import rows_of
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.moments import Moments
@@ -112,6 +113,11 @@ def _values_per_row(evidence: Evidence, place: Place) -> float:
 
 # Frozen
 
+_KEEP_FROZEN = (
+    "Put the layer in eval mode after each model.train(), or "
+    'model = bnkit.convert(model, "frozen"), which stays frozen.'
+)
+
 
 def frozen_but_batch_statistics(evidence: Evidence) -> Iterator[Finding]:
     """Find batch norms that were frozen, and that still normalise by the mini-batch."""
@@ -127,10 +133,11 @@ def frozen_but_batch_statistics(evidence: Evidence) -> Iterator[Finding]:
                 "This batch norm looks frozen, but in training mode it normalises by the "
                 "mini-batch all the same"
                 + (", and its running statistics move." if "grad" in how else "."),
-                "Put the layer in eval mode after each model.train(), or bnkit.convert(model, "
-                '"frozen"), which stays frozen.',
+                _KEEP_FROZEN,
                 become("frozen", norm.path),
             )
+        elif norm.module.training and _runs_without_gradients(evidence, norm):
+            yield _of_a_teacher(norm)
     for call in () if evidence.flow is None else evidence.flow.calls:
         if call.module is None and is_functional_batch_norm(call) and is_told_to_train(call):
             yield Finding(
@@ -142,6 +149,47 @@ def frozen_but_batch_statistics(evidence: Evidence) -> Iterator[Finding]:
                 "the mini-batch, so the answer for one example depends on the others.",
                 "Call it with training=self.training, or use a layer.",
             )
+
+
+def _runs_without_gradients(evidence: Evidence, norm: Norm) -> bool:
+    """Return whether it runs in a training that sends gradients to others, but none to it."""
+    step, holds = evidence.step, getattr(norm.module, "running_mean", None) is not None
+    frozen = isinstance(norm.module, FrozenBatchNorm) or "frozen" in norm.kind.lower()
+    return (
+        step is not None
+        and bool(step.gradients)
+        and norm.path in step.cut_off
+        and (holds and not frozen)
+    )
+
+
+def _of_a_teacher(norm: Norm) -> Finding:
+    """Return the finding on a teacher or a momentum encoder, which does not train by gradients.
+
+    Some are meant to normalise by the mini-batch, so it is a warning where the statistics that they
+    bring along are others than those of the mini-batches, by which they would be replaced.
+    """
+    measured, harms = _off(norm), False
+    if norm.as_trained:
+        chance = by_chance(norm.module, norm.as_trained[0])
+        harms = _moved_already(norm) and max(measured.values()) > max(QUARTER, 2 * chance)
+    return Finding(
+        "frozen-but-batch-statistics",
+        "warning" if harms else "info",
+        (norm.path,),
+        {"how": "no gradient reaches it", **measured},
+        "No gradient reaches this batch norm, as in a teacher or a momentum encoder, and it is in "
+        "training mode: it normalises by the mini-batch, and each one moves its running "
+        "statistics.",
+        "If they are to stay, " + _KEEP_FROZEN[0].lower() + _KEEP_FROZEN[1:],
+        become("frozen", norm.path),
+    )
+
+
+def _moved_already(norm: Norm) -> bool:
+    """Return whether its running statistics are no longer those of the constructor."""
+    module: Any = norm.module
+    return bool((module.running_mean != 0).any() | (module.running_var != 1).any())
 
 
 def _how_frozen(module: Any, *, others_train: bool) -> str:
