@@ -25,7 +25,7 @@ class Seen:
     mini-batches of any sizes. `unpadded` are the moments without `padding`, which is
     how many positions at the ends of sequences repeat the last one; None for other inputs.
     `shape` is that of the input in the first mini-batch, `fewest` how many values per channel the
-    smallest one had.
+    smallest one had, and `smallest` the number of that mini-batch, from 1 on.
     """
 
     moments: Moments
@@ -33,6 +33,7 @@ class Seen:
     of_batches: Moments
     shape: tuple[int, ...]
     fewest: int
+    smallest: int
     unpadded: Moments | None = None
     padding: int = 0
     batches: int = 1
@@ -82,6 +83,27 @@ class Step:
     cut_off: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A mini-batch on which the model fails: its number from 1 on, where, and what is raised.
+
+    `layer` is the path of the innermost module that failed, None where a second run went well.
+    """
+
+    number: int
+    layer: str | None
+    error: str
+
+    @property
+    def lacks_values(self) -> bool:
+        """Whether a batch norm refused one value per channel, torch's or bnkit's."""
+        return "1 value per channel" in self.error
+
+    def __str__(self) -> str:
+        place = {None: "", "": " in its own forward"}.get(self.layer, f" in layer '{self.layer}'")
+        return f"the model fails on mini-batch {self.number}{place}: {self.error}"
+
+
 @dataclass(frozen=True, eq=False)
 class Loader:
     """What is known of the mini-batches: None where it is not.
@@ -116,7 +138,8 @@ class Evidence:
     None where no gradient could be taken, for the reason in `step_failure`. `groups` are the
     optimizer's parameter groups with the names of the model's parameters in place of these; what is
     no parameter of the model is left out. `losses` are the means of the loss by the statistics of
-    the mini-batches and in eval mode, None without a loss. `notes` say what a rule could not run.
+    the mini-batches and in eval mode, None without a loss. `failures` are those of training on the
+    mini-batches. `notes` say what a rule could not run.
     """
 
     model: nn.Module
@@ -135,6 +158,7 @@ class Evidence:
     groups: tuple[Mapping[str, Any], ...] | None = None
     parallel: tuple[Parallel, ...] = ()
     losses: tuple[float, float] | None = None
+    failures: tuple[Failure, ...] = ()
     notes: list[str] = field(default_factory=list, init=False)
     _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 

@@ -95,6 +95,7 @@ def gather(
         groups=groups,
         parallel=parallel,
         losses=losses,
+        failures=tuple(observed[2].failures),
     )
 
 

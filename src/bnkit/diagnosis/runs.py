@@ -3,9 +3,10 @@
 A copy holds as many bytes as the model. Beside the one that `Evidence` keeps, two live at a time.
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from bnkit.batches import Call
 from bnkit.dataflow import Dataflow, ExampleError, as_call, duplicate, observe
 from bnkit.dataflow.tensors import replace_tensors, tensors_in
 from bnkit.dataflow.tracing import observe_in_its_mode
-from bnkit.diagnosis.evidence import Seen, Step, module_of
+from bnkit.diagnosis.evidence import Failure, Seen, Step, module_of
 from bnkit.internals import AnyBatchNorm
 from bnkit.moments import Moments, dtype_of_sums
 from bnkit.norms import why_same_in_both_modes
@@ -25,6 +26,7 @@ from bnkit.observation import (
     seeing_gradients,
     seeing_inputs,
     set_mode,
+    watching,
     watching_layers,
 )
 from bnkit.surgery.verification import Outcome, witnessing
@@ -84,11 +86,17 @@ class BatchRuns:
 class Observed:
     """What the layers were given over all mini-batches in one way of running, by path and call.
 
-    A mini-batch on which the model fails is left out, and `failure` says why the first one did.
+    A mini-batch on which the model fails is left out, and is one of `failures`.
     """
 
     seen: dict[str, list[Seen]] = field(default_factory=dict)
-    failure: str = ""
+    failures: list[Failure] = field(default_factory=list)
+    batches: int = 0
+
+    @property
+    def failure(self) -> str:
+        """What is said of the first failure, "" for none."""
+        return str(self.failures[0]) if self.failures else ""
 
 
 @dataclass(eq=False)
@@ -108,11 +116,12 @@ class BatchRun:
         """
         batch: dict[str, list[Seen]] = defaultdict(list)
         observed, rows = self.observed, rows_of(call)
+        observed.batches += 1
 
         def see(path: str, layer: nn.Module, values: Tensor) -> None:
             if values.dim() < 2 or not values.numel():
                 return  # the layer itself says what is wrong
-            seen = _seen(values, rows)
+            seen = _seen(values, rows, observed.batches)
             batch[path].append(seen)
             if self.settle is not None:
                 self.settle(layer, seen.moments)
@@ -126,11 +135,30 @@ class BatchRun:
             ):
                 output = self.model(*args, **kwargs)
         except Exception as error:  # noqa: BLE001  whatever a model raises; it is reported
-            observed.failure = observed.failure or _named(error)
+            failure = Failure(observed.batches, self._failing_layer(call), _named(error))
+            observed.failures.append(failure)
             return None
         for path, calls in batch.items():
             observed.seen[path] = _pooled(observed.seen.get(path, []), calls)
         return output
+
+    def _failing_layer(self, call: Call) -> str | None:
+        """Return the path of the innermost module that fails on this mini-batch, run again."""
+        failing, handled = list[str](), sys.exception()  # that of the first run
+
+        def note(path: str, *_: Any) -> None:
+            if sys.exception() is not handled:
+                failing.append(path)
+
+        args, kwargs = replace_tensors(call, _copied)
+        with (
+            suppress(Exception),
+            self.mode(self.model),
+            watching(self.model, after=note),
+            torch.no_grad(),
+        ):
+            self.model(*args, **kwargs)
+        return next(iter(failing), None)
 
 
 def trains(copy: nn.Module) -> nn.Module:
@@ -172,7 +200,7 @@ def rows_of(call: Any) -> int | None:
     return len(tensors[0]) if tensors and tensors[0].dim() else None
 
 
-def _seen(values: Tensor, rows: int | None) -> Seen:
+def _seen(values: Tensor, rows: int | None, number: int) -> Seen:
     moments = Moments.of(values)
     means = values.flatten(2).mean(2, dtype=dtype_of_sums(values)) if values.dim() > 2 else values
     unpadded, padding = _without_padding(values, rows)
@@ -183,6 +211,7 @@ def _seen(values: Tensor, rows: int | None) -> Seen:
         replace(of_rows, deviations=torch.zeros_like(of_rows.deviations)),
         tuple(values.shape),
         moments.count,
+        number,
         unpadded,
         padding,
     )
@@ -211,12 +240,14 @@ def _pooled(before: list[Seen], now: list[Seen]) -> list[Seen]:
 
 def _pool(before: Seen, now: Seen) -> Seen:
     unpadded = [seen.unpadded for seen in (before, now) if seen.unpadded is not None]
+    smaller = now if now.fewest < before.fewest else before
     return Seen(
         before.moments + now.moments,
         before.of_rows + now.of_rows,
         before.of_batches + now.of_batches,
         before.shape,
-        min(before.fewest, now.fewest),
+        smaller.fewest,
+        smaller.smallest,
         sum(unpadded[1:], unpadded[0]) if unpadded else None,
         before.padding + now.padding,
         before.batches + now.batches,

@@ -4,19 +4,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bnkit.dataflow import Call, Dataflow
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding
 from bnkit.diagnosis.fix import by_edit
+from bnkit.diagnosis.rules.axes import channels_of_features
 from bnkit.diagnosis.rules.fixes import edit
-from bnkit.diagnosis.rules.places import Chain, Place, chained
+from bnkit.diagnosis.rules.places import Place, chained
 from bnkit.roles import can_own_batch_norm
-from bnkit.surgery.folding.arithmetic import feature_axis
-from bnkit.surgery.folding.matching import followed, one_end_each, original_class, spread
-from bnkit.surgery.normalized import Normalized
+from bnkit.surgery.folding.matching import original_class
 
 _FUNCTIONS = ("linear", "conv1d", "conv2d", "conv3d")
 # Passages that hand a constant of a channel on as it is; pooling only without zeros at the edge.
@@ -79,29 +77,6 @@ def _bias_of(call: Call) -> str | None:
         given = call.arguments[2] if len(call.arguments) > 2 else call.keywords.get("bias")
         return given if type(given) is str else None
     return None
-
-
-def channels_of_features(flow: Dataflow, chain: Chain, place: Place) -> Tensor | None:
-    """Return the channel of the batch norm in which each feature lies; None if two share one."""
-    assert chain.start is not None
-    shape = flow.shapes[chain.start.outputs[0]]
-    axis = len(shape) + _feature_axis(chain.start)
-    if place.value is None or not chain.passages:
-        own = isinstance(place.call.module, Normalized)
-        same = own or axis == 1
-        return torch.arange(shape[axis]) if same else None
-    lie = followed(flow, chain.passages, spread(shape, axis))
-    channels = None if lie is None or lie.dim() < 2 else one_end_each(lie, shape[axis], 1)
-    if channels is None:
-        return None
-    kept = channels[channels >= 0]
-    return channels if len(torch.unique(kept)) == len(kept) else None
-
-
-def _feature_axis(call: Call) -> int:
-    if call.module is not None:
-        return feature_axis(call.module)
-    return -1 if call.name == "linear" else -1 - int(call.name[4])  # conv2d: (N, C, H, W)
 
 
 def _keeps_shift(passage: Call) -> bool:

@@ -10,7 +10,7 @@ from bnkit.diagnosis.evidence import Evidence, Seen
 from bnkit.diagnosis.finding import Finding
 from bnkit.diagnosis.rules.fixes import converting
 from bnkit.diagnosis.rules.reading import HALF, QUARTER, Reading, readings
-from bnkit.diagnosis.rules.uses import rows_in_training
+from bnkit.diagnosis.rules.uses import smallest_mini_batch
 from bnkit.layers.accumulated import AccumulatedBatchNorm
 from bnkit.layers.ghost import GhostBatchNorm
 from bnkit.layers.renorm import BatchRenorm
@@ -46,19 +46,17 @@ def noisy_statistics(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _in_the_smallest(evidence: Evidence, reading: Reading) -> Iterator[Finding]:
-    rows = evidence.loader.rows
-    sizes = {what: size for what, size in rows_in_training(evidence).items() if size > 0}
-    if not rows or not sizes:
+    if not reading.seen:
         return
-    what = min(sizes, key=lambda name: sizes[name])
-    values = effective_values(reading, share=sizes[what] * len(rows) / sum(rows))
+    seen = min(reading.seen, key=_smallest_share)
+    values = effective_values(reading, share=_smallest_share(seen))
     if noise_of(values) > HALF:
         yield Finding(
             "noisy-statistics",
             "warning",
             (reading.path,),
             {
-                what: sizes[what],
+                **smallest_mini_batch(evidence, seen),
                 "effective values per channel": values,
                 "output noise": noise_of(values),
             },
@@ -70,6 +68,11 @@ def _in_the_smallest(evidence: Evidence, reading: Reading) -> Iterator[Finding]:
             "that was trained with it needs more training: bnkit.recalibrate corrects its "
             "statistics only.",
         )
+
+
+def _smallest_share(seen: Seen) -> float:
+    """Return what the smallest mini-batch had of the values that one had on average."""
+    return seen.fewest * seen.batches / seen.moments.count
 
 
 def noise_of(values: float | None) -> float:

@@ -11,7 +11,7 @@ from bnkit.dataflow import Call
 from bnkit.diagnosis.evidence import Evidence, once
 from bnkit.diagnosis.finding import Finding
 from bnkit.diagnosis.fix import Fix, by_edit
-from bnkit.diagnosis.rules.biases import channels_of_features
+from bnkit.diagnosis.rules.axes import channels_of_features
 from bnkit.diagnosis.rules.fixes import edit
 from bnkit.diagnosis.rules.places import chains_to_norms
 from bnkit.diagnosis.rules.reading import Reading, readings

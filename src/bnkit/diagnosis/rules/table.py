@@ -11,6 +11,7 @@ from pathlib import Path
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding
 from bnkit.diagnosis.rules import (
+    axes,
     biases,
     dropouts,
     export,
@@ -50,6 +51,8 @@ _CHECKS: Mapping[str, tuple[Check, ...]] = {
         dropouts.dropout_before,
         neighbours.on_logits,
         uses.one_value_per_channel,
+        axes.wrong_axis,
+        uses.fails_in_training,
         mixtures.several_distributions,
         neighbours.unfolded,
         neighbours.two_normalisations,
@@ -89,6 +92,7 @@ _OF_STATISTICS = """
     frozen-but-batch-statistics
 """
 _FOLLOWS = {
+    "fails-in-training": "wrong-axis",
     "warming-up": "momentum-convention",
     "half-precision-statistics": "half-precision-training",
     "stale-statistics": f"never-updated {_OF_STATISTICS}",

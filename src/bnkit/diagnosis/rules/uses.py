@@ -1,45 +1,120 @@
 """Rules on how a batch norm is used: on how many values, how often, and if it only looks frozen."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from bnkit.diagnosis.evidence import Evidence, Norm
+from bnkit.diagnosis.evidence import Evidence, Failure, Norm, Seen
 from bnkit.diagnosis.finding import Finding, Severity
 from bnkit.diagnosis.rules.distances import by_chance, distance
 from bnkit.diagnosis.rules.fixes import become
-from bnkit.diagnosis.rules.places import Place, is_functional_batch_norm, is_told_to_train, places
+from bnkit.diagnosis.rules.places import (
+    Place,
+    is_functional_batch_norm,
+    is_told_to_train,
+    normalises_by_batch,
+    places,
+)
 from bnkit.diagnosis.rules.reading import QUARTER
 from bnkit.diagnosis.runs import rows_of
 from bnkit.layers.frozen import FrozenBatchNorm
+from bnkit.layers.masked import MaskedBatchNorm
 from bnkit.moments import Moments
 
 
 def one_value_per_channel(evidence: Evidence) -> Iterator[Finding]:
     """Find batch norms that get one value per channel in a mini-batch of training.
 
-    It has no variance, and torch raises an error for it.
+    It has no variance, and torch raises an error for it. What counts is what the layer itself is
+    given: of a large mini-batch one part of a network may get a single row.
     """
-    sizes = rows_in_training(evidence)
     # Of an example alone it is a warning: that may be smaller than the mini-batches.
     severity: Severity = "error" if evidence.batches_given else "warning"
     severity = "info" if evidence.in_eval_mode else severity
+    found = _seen_short(evidence) | _short_by_rows(evidence) | _failed_short(evidence)
+    for path, measured in found.items():
+        yield Finding(
+            "one-value-per-channel",
+            severity,
+            (path,),
+            {**measured, "values per channel": 1},
+            "In training this batch norm gets one value per channel, which has no variance: "
+            "torch raises an error, and any that did not would give zeros.",
+            "Use larger mini-batches, leave out those in which it gets one row (drop_last=True of "
+            "the DataLoader, where it is the last one), or leave out batch norm after the pooling "
+            "to 1×1.",
+        )
+
+
+def _seen_short(evidence: Evidence) -> dict[str, dict[str, int]]:
+    """Return the layers that were given one value, with the mini-batch in which they were."""
+    norms = (n for n in evidence.norms if _trains_alone(evidence, n))
+    short = ((norm, seen) for norm in norms for seen in norm.as_trained if seen.fewest <= 1)
+    return {norm.path: smallest_mini_batch(evidence, seen) for norm, seen in short}
+
+
+def _trains_alone(evidence: Evidence, norm: Norm) -> bool:
+    """Return whether the values of its own mini-batch are all by which it normalises."""
+    others = "sync" in norm.kind.lower() or isinstance(norm.module, MaskedBatchNorm)
+    return normalises_by_batch(evidence, norm) and not others
+
+
+def smallest_mini_batch(evidence: Evidence, seen: Seen) -> dict[str, int]:
+    """Return the number of the mini-batch in which a layer got the fewest values, in words.
+
+    Where it is the last one of a loader, it is the rows that were left over.
+    """
+    loader = evidence.loader
+    remainder = loader.length % loader.batch_size if loader.length and loader.batch_size else 0
+    last = seen.smallest == len(loader.rows) and remainder == loader.rows[-1]
+    if remainder and last and not loader.drops_last:
+        return {f"rows of the last mini-batch ({loader.length} % {loader.batch_size})": remainder}
+    return {"mini-batch": seen.smallest}
+
+
+def _short_by_rows(evidence: Evidence) -> dict[str, dict[str, int]]:
+    """Return what runs on the example and was not seen in mini-batches, by the rows of these."""
+    sizes, found = rows_in_training(evidence), dict[str, dict[str, int]]()
     for place in places(evidence):
+        if not place.trains or (place.norm is not None and not _unseen(evidence, place.norm)):
+            continue
         per_row = _values_per_row(evidence, place)
         short = {what: rows for what, rows in sizes.items() if 0 < rows * per_row <= 1}
-        synchronised = place.norm is not None and "sync" in place.norm.kind.lower()
-        if short and place.trains and not synchronised:
-            what, rows = next(iter(short.items()))
-            yield Finding(
-                "one-value-per-channel",
-                severity,
-                (place.path,),
-                {what: rows, "values per channel": 1},
-                "In training this batch norm gets one value per channel, which has no variance: "
-                "torch raises an error, and any that did not would give zeros.",
-                "Use larger mini-batches, leave the last incomplete one out (drop_last=True of the "
-                "DataLoader), or leave out batch norm after the pooling to 1×1.",
-            )
+        if short:
+            found[place.path] = dict(list(short.items())[:1])
+    return found
+
+
+def _unseen(evidence: Evidence, norm: Norm) -> bool:
+    return _trains_alone(evidence, norm) and not norm.as_trained
+
+
+def _failed_short(evidence: Evidence) -> dict[str, dict[str, int]]:
+    """Return the layers in which training failed for the lack of values."""
+    failures = [each for each in reversed(evidence.failures) if each.lacks_values]
+    return {each.layer or "": {"mini-batch": each.number} for each in failures}
+
+
+def fails_in_training(evidence: Evidence) -> Iterator[Finding]:
+    """Find mini-batches on which the training fails in a batch norm, or alone among others."""
+    failures = [each for each in evidence.failures if not each.lacks_values]
+    by_place: dict[str, list[Failure]] = defaultdict(list)
+    for failure in failures:
+        by_place[failure.layer or ""].append(failure)
+    total = len(evidence.loader.rows)
+    for path, found in by_place.items():
+        of_batch_norm = evidence.norm(path) is not None
+        if not of_batch_norm and len(evidence.failures) == total:
+            continue  # it lacks more than a mini-batch, such as targets: `not_run` says so
+        yield Finding(
+            "fails-in-training",
+            "info" if evidence.in_eval_mode else "error",
+            (path,),
+            {"mini-batch": found[0].number, "mini-batches that fail": len(found), "of": total},
+            f"In training mode the model fails: {found[0].error}.",
+            "Look at this mini-batch, and at what the layer is given for it.",
+        )
 
 
 def checkpointed_twice(evidence: Evidence) -> Iterator[Finding]:
