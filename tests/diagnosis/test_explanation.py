@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import bnkit
-from bnkit.diagnosis.explanation import FOLDER, SECTIONS, explanation_of, manual
+from bnkit.diagnosis.explanation import SECTIONS, explanation_of, manual
 from bnkit.diagnosis.rules import numbers, optimizing, parameters, reading, staleness
-from bnkit.diagnosis.rules.table import RULES
+from bnkit.diagnosis.rules.table import FOLDER, RULES
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {rule.slug: explanation_of(rule) for rule in RULES}

@@ -1,5 +1,11 @@
+import keras
 import numpy as np
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def _the_same_initial_weights_in_each_run():
+    keras.utils.set_random_seed(0)
 
 
 @pytest.fixture

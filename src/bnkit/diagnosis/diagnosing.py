@@ -53,10 +53,12 @@ def diagnose(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` is a {type(model).__name__}: pass a torch.nn.Module")
-    without((), skip, rules=RULES, model=unwrapped(model))  # wrong names are worth no waiting
+    without(
+        (), skip, rules=RULES, paths=_paths(unwrapped(model))
+    )  # wrong names are worth no waiting
     evidence = gather(model, batches, progress=progress, **options)
     found = [finding for rule in RULES for finding in rule.check(evidence)]
-    kept = linked(without(found, skip, rules=RULES, model=evidence.model), RULES)
+    kept = linked(without(found, skip, rules=RULES, paths=_paths(evidence.model)), RULES)
     return Diagnosis(
         type(model).__name__,
         len(evidence.norms),
@@ -114,27 +116,29 @@ def _not_run(evidence: Evidence) -> list[str]:
 
 
 def without(
-    findings: Sequence[Finding], skip: Collection[str], *, rules: Sequence[Rule], model: nn.Module
+    findings: Sequence[Finding],
+    skip: Collection[str],
+    *,
+    rules: Sequence[Rule],
+    paths: Sequence[str],
 ) -> list[Finding]:
     """Return the findings that `skip` leaves: it holds "rule" and "rule:pattern of a path".
 
     A pattern, as in fnmatch, drops a finding that names a layer which it matches. Raises TypeError
-    for a single string, ValueError for a rule that there is not and a pattern that no layer of
-    `model` matches.
+    for a single string, ValueError for a rule that there is not and a pattern that none of `paths`,
+    those of the model's layers, matches.
 
     >>> rules = [Rule("on-logits", "Batch norm on the logits.", lambda _: ())]
     >>> found = [Finding("on-logits", "warning", ("head.bn",), {}, "", "")]
-    >>> model = nn.ModuleDict({"head": nn.ModuleDict({"bn": nn.BatchNorm1d(2)})})
-    >>> len(without(found, [], rules=rules, model=model))
+    >>> len(without(found, [], rules=rules, paths=["head.bn"]))
     1
-    >>> without(found, ["on-logits:head.*"], rules=rules, model=model)
+    >>> without(found, ["on-logits:head.*"], rules=rules, paths=["head.bn"])
     []
     """
     if isinstance(skip, str):
         raise TypeError(f"`skip` is the string {skip!r}: pass a list of such, [{skip!r}]")
     if not isinstance(skip, Collection) or not all(isinstance(name, str) for name in skip):
         raise TypeError(f"`skip` is {skip!r}: pass a list of names of rules, such as ['on-logits']")
-    paths = [path for path, _ in model.named_modules()]
     switches = [_switch(name, paths, rules) for name in skip]
 
     def is_off(finding: Finding) -> bool:
@@ -144,6 +148,10 @@ def without(
         return "*" in patterns or any(named)
 
     return [finding for finding in findings if not is_off(finding)]
+
+
+def _paths(model: nn.Module) -> list[str]:
+    return [path for path, _ in model.named_modules()]
 
 
 def _switch(name: str, paths: Sequence[str], rules: Sequence[Rule]) -> tuple[str, str]:

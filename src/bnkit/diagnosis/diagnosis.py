@@ -1,7 +1,7 @@
 """`Diagnosis`: the findings on a model, worst first, as a table, in JSON and in SARIF."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import quote
@@ -11,7 +11,7 @@ from torch import nn
 from bnkit.deprecation import warn_of
 from bnkit.diagnosis.explanation import explanation_of
 from bnkit.diagnosis.finding import SEVERITIES, Finding, Group, Severity, groups_of
-from bnkit.diagnosis.fix import fixed_by
+from bnkit.diagnosis.fix import Fix, fixed_by
 from bnkit.diagnosis.layer_records import LayerRecord
 from bnkit.diagnosis.rules.table import RULES, Rule
 from bnkit.surgery.plan import Plan
@@ -71,6 +71,13 @@ class Diagnosis:
         >>> plan.edits[0].action
         'momentum = 0.01'
         """
+        return fixed_by([fix for fix in self.fixes(severity) if isinstance(fix, Fix)], model)
+
+    def fixes(self, severity: Severity = "warning") -> list[Callable[[Any], Any]]:
+        """Return the automatic fixes of this severity and worse: of causes, not of what follows.
+
+        Raises ValueError where there are none.
+        """
         found = {id(finding): finding for finding in self.at_least(severity)}
         fixes = [
             f.automatic_fix
@@ -82,7 +89,7 @@ class Diagnosis:
                 f"nothing in this diagnosis of severity {severity!r} or worse can be fixed "
                 f"automatically: follow the `fix` of its findings"
             )
-        return fixed_by(fixes, model)
+        return fixes
 
     def mended(self, model: nn.Module, *, severity: Severity = "warning") -> nn.Module:
         """Return what `fixed` returns, whose old name this is."""

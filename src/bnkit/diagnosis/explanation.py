@@ -7,7 +7,7 @@ diagnosis, SARIF and docs/rules.md (`manual`) are all made of it.
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bnkit.diagnosis.rules.table import FOLDER, KINDS, Rule
+from bnkit.diagnosis.rules.table import KINDS, Rule
 
 SECTIONS = ("measured", "severity", "fix", "example")
 
@@ -65,7 +65,7 @@ def explanation_of(rule: Rule) -> Explanation:
     >>> explanation_of(RULES[0]).link
     'docs/rules.md#cancelled-bias'
     """
-    text = (FOLDER / f"{rule.slug}.md").read_text(encoding="utf-8")
+    text = (rule.folder / f"{rule.slug}.md").read_text(encoding="utf-8")
     first, *others = text.split("\n## ")
     sections = (section.partition("\n") for section in others)
     parts = {title.lower(): prose.strip() for title, _, prose in sections}

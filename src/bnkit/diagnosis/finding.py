@@ -1,11 +1,10 @@
 """`Finding`: one trouble of a model, its measurement and its fix; and findings in `Group`s."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from bnkit.deprecation import warn_of
-from bnkit.diagnosis.fix import Fix
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)  # worst first
@@ -31,7 +30,7 @@ class Finding:
     measured: Mapping[str, Any]
     why: str
     fix: str
-    automatic_fix: Fix | None = field(default=None, repr=False)
+    automatic_fix: Callable[[Any], Any] | None = field(default=None, repr=False)
     causes: "tuple[Finding, ...]" = ()
 
     def __post_init__(self) -> None:
@@ -39,7 +38,7 @@ class Finding:
             raise ValueError(f"`severity` is {self.severity!r}: choose from {SEVERITIES}")
 
     @property
-    def mend(self) -> Fix | None:
+    def mend(self) -> Callable[[Any], Any] | None:
         """The old name of `automatic_fix`."""
         warn_of("Finding.mend", "Finding.automatic_fix")
         return self.automatic_fix

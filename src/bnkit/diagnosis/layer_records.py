@@ -91,7 +91,7 @@ def _record(evidence: Evidence, reading: Reading) -> LayerRecord:
         kind=reading.kind,
         channels=next((values.shape[-1] for values in held if values is not None), None),
         domain=reading.domain,
-        gamma=None if gamma is None else _spread(gamma),
+        gamma=None if gamma is None else spread_of(gamma),
         dead=None if gamma is None else int(is_dead(gamma).sum()),
         collapsed=None if variance is None else int(is_collapsed(reading, variance).sum()),
         **_of_statistics(evidence, reading),
@@ -107,8 +107,8 @@ def _of_statistics(evidence: Evidence, reading: Reading) -> dict[str, Any]:
     by_batch = normalises_by_batch(evidence, norm)
     found = {
         "values": given.count,
-        "mean_shift": _spread((given.mean - compared.mean) / by_running.sqrt()),
-        "variance_ratio": _spread((given.variance + reading.eps) / by_running),
+        "mean_shift": spread_of((given.mean - compared.mean) / by_running.sqrt()),
+        "variance_ratio": spread_of((given.variance + reading.eps) / by_running),
         "tolerance": tolerance(compared),
         "own_difference": _difference(compared, given, by_batch=by_batch),
     }
@@ -141,7 +141,8 @@ def _normalised(values: Moments, by: Moments, eps: float) -> tuple[Tensor, Tenso
     return (values.mean - by.mean) * scale, values.variance.sqrt() * scale
 
 
-def _spread(values: Tensor) -> Spread | None:
+def spread_of(values: Tensor) -> Spread | None:
+    """Return how these numbers, (C,), are distributed; None where none is finite."""
     finite = values[values.isfinite()]
     if not len(finite):
         return None

@@ -121,7 +121,7 @@ class BatchRun:
         def see(path: str, layer: nn.Module, values: Tensor) -> None:
             if values.dim() < 2 or not values.numel():
                 return  # the layer itself says what is wrong
-            seen = _seen(values, rows, observed.batches)
+            seen = seen_of(values, rows, observed.batches)
             batch[path].append(seen)
             if self.settle is not None:
                 self.settle(layer, seen.moments)
@@ -139,7 +139,7 @@ class BatchRun:
             observed.failures.append(failure)
             return None
         for path, calls in batch.items():
-            observed.seen[path] = _pooled(observed.seen.get(path, []), calls)
+            observed.seen[path] = pooled(observed.seen.get(path, []), calls)
         return output
 
     def _failing_layer(self, call: Call) -> str | None:
@@ -200,7 +200,11 @@ def rows_of(call: Any) -> int | None:
     return len(tensors[0]) if tensors and tensors[0].dim() else None
 
 
-def _seen(values: Tensor, rows: int | None, number: int) -> Seen:
+def seen_of(values: Tensor, rows: int | None, number: int) -> Seen:
+    """Return what one call with `values` (N, C, ...) shows, in the mini-batch of this number.
+
+    `rows` are those of the mini-batch.
+    """
     moments = Moments.of(values)
     means = values.flatten(2).mean(2, dtype=dtype_of_sums(values)) if values.dim() > 2 else values
     unpadded, padding = _without_padding(values, rows)
@@ -233,7 +237,8 @@ def _without_padding(values: Tensor, rows: int | None) -> tuple[Moments | None, 
     return (Moments.of(real) if len(real) else None), int(at_end.sum())
 
 
-def _pooled(before: list[Seen], now: list[Seen]) -> list[Seen]:
+def pooled(before: list[Seen], now: list[Seen]) -> list[Seen]:
+    """Return what the calls of a forward were given, with those of another mini-batch."""
     longer = before[len(now) :] or now[len(before) :]
     return [_pool(*pair) for pair in zip(before, now, strict=False)] + longer
 

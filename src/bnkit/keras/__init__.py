@@ -5,14 +5,19 @@ from bnkit.extras import require
 require("keras", "bnkit.keras")
 
 from bnkit.keras.addition import add, insert, plan_addition, plan_insertion
+from bnkit.keras.diagnosis import Diagnosis, diagnose
 from bnkit.keras.folding import fold, plan_folding, plan_removal, remove
+from bnkit.keras.gap import explain_gap
 from bnkit.keras.plan import Plan
 from bnkit.keras.recalibration import Recalibration, plan_recalibration, recalibrate
 
 __all__ = [
+    "Diagnosis",
     "Plan",
     "Recalibration",
     "add",
+    "diagnose",
+    "explain_gap",
     "fold",
     "insert",
     "plan_addition",

@@ -16,7 +16,7 @@ from bnkit.keras.graph import Call, Graph, check_graph, graphs_of, layers_inside
 from bnkit.keras.kernels import WEIGHT_LAYERS, array_of, features_axis
 from bnkit.keras.observation import calling_instead
 from bnkit.keras.plan import Edit, Plan, left
-from bnkit.keras.rebuilding import Change, NewLayer, rebuilt
+from bnkit.keras.rebuilding import Change, NewLayer, merged, rebuilt
 from bnkit.keras.roles import (
     DROPOUTS,
     NORMALISATIONS,
@@ -113,7 +113,7 @@ def plan_addition(model: Any, **options: Unpack[AdditionOptions]) -> Plan:
     """
     placing = _Placing(options["placement"], options["momentum"], options["epsilon"])
     edits, alone = _places(model, options["where"], placing)
-    changes = _merged([change for place in edits for change in placing.changes(place)])
+    changes = merged([change for place in edits for change in placing.changes(place)])
     return Plan(tuple(place.edit for place in edits), alone, changes)
 
 
@@ -137,7 +137,7 @@ def plan_insertion(
         for place in places
         for change in placing.changes(place, _undoing(place, moments[place.norm], placing.epsilon))
     ]
-    plan = dataclasses.replace(plan, changes=_merged(found))
+    plan = dataclasses.replace(plan, changes=merged(found))
     proof = prove_same_function(model, plan.apply(model), first, None, tolerance=tolerance)
     return dataclasses.replace(plan, proof=proof)
 
@@ -200,16 +200,6 @@ class _Placing:
             yield id(layer), Change({"activation": "linear"}, after=after)
         if place.drops_bias:
             yield id(layer), Change({"use_bias": False})
-
-
-def _merged(changes: list[tuple[int, Change]]) -> dict[int, Change]:
-    found: dict[int, Change] = {}
-    for key, change in changes:
-        before = found.get(key, Change())
-        found[key] = Change(
-            {**before.config, **change.config}, after=(*before.after, *change.after)
-        )
-    return found
 
 
 def _places(
@@ -293,7 +283,7 @@ def _measured(
     all biases, so that it computes what `model` does.
     """
     kept = [dataclasses.replace(place, drops_bias=False) for place in places]
-    probe = rebuilt(model, _merged([change for p in kept for change in placing.changes(p)]))
+    probe = rebuilt(model, merged([change for p in kept for change in placing.changes(p)]))
     moments: dict[str, Moments] = {}
 
     def measuring(norm: Any) -> Any:

@@ -113,6 +113,16 @@ def plan_removal(
     return _planned(model, example, where, tolerance, _Folding.remove)
 
 
+def survey(model: Any, where: Where | None = None) -> Plan:
+    """Return what `fold` would do, unproven: nothing is run.
+
+    >>> model = keras.Sequential([keras.Input((2,)), L.Dense(2), L.BatchNormalization()])
+    >>> survey(model).edits[0].why
+    'the layer before it'
+    """
+    return _surveyed(model, where, _Folding.fold)[0]
+
+
 def _planned(
     model: Any,
     example: Any,
@@ -120,6 +130,18 @@ def _planned(
     tolerance: float | None,
     treat: Callable[["_Folding", Graph, Call], Edit | str],
 ) -> Plan:
+    plan, pairs = _surveyed(model, where, treat)
+    if not plan.edits:
+        return plan
+    example = example_of(model, example)
+    errors = error_of_pairs(model, pairs, example)
+    proof = prove_same_function(model, plan.apply(model), example, errors, tolerance=tolerance)
+    return dataclasses.replace(plan, proof=proof)
+
+
+def _surveyed(
+    model: Any, where: Where | None, treat: Callable[["_Folding", Graph, Call], Edit | str]
+) -> tuple[Plan, list[Pair]]:
     check_graph(model)
     graphs = list(graphs_of(model))
     folding = _Folding(Counter(id(c.operation) for graph in graphs for c in graph.calls))
@@ -132,13 +154,7 @@ def _planned(
     ]
     edits = tuple(edit for _, edit in found if isinstance(edit, Edit))
     alone = tuple(left(call, why) for call, why in found if isinstance(why, str))
-    plan = Plan(edits, alone, folding.changes)
-    if not edits:
-        return plan
-    example = example_of(model, example)
-    pairs = error_of_pairs(model, folding.pairs, example)
-    proof = prove_same_function(model, plan.apply(model), example, pairs, tolerance=tolerance)
-    return dataclasses.replace(plan, proof=proof)
+    return Plan(edits, alone, folding.changes), folding.pairs
 
 
 @dataclass(eq=False)

@@ -4,6 +4,7 @@ Keras gives a graph no public name, though a Functional model is one. Last seen 
 """
 
 import functools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,10 @@ import keras
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One call of an operation, which is a layer, a nested model or one of keras.ops."""
+    """One call of an operation, which is a layer, a nested model or one of keras.ops.
+
+    A mask that comes with an input is none of `inputs`: Keras hands it on by itself.
+    """
 
     operation: Any
     path: str
@@ -112,8 +116,10 @@ def call_again(function: Any, call: Call, values: dict[int, Any]) -> list[Any]:
     Returns its outputs in a flat list.
     """
     arguments, keywords = call.arguments.convert(
-        lambda x: values[id(x)] if isinstance(x, keras.KerasTensor) else x
+        lambda x: values.get(id(x)) if isinstance(x, keras.KerasTensor) else x
     )
+    if _own_mask(call.arguments) is not None:
+        del keywords["mask"]
     return list(keras.tree.flatten(function(*arguments, **keywords)))
 
 
@@ -138,30 +144,88 @@ def layers_inside(layer: Any) -> list[Any]:
     return list(layer._flatten_layers())  # noqa: SLF001  as above
 
 
+def changed_since_compile(model: Any) -> list[Any]:
+    """Return the layers of a compiled model whose trainable flag is not what it was then.
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="d")])
+    >>> model.compile()
+    >>> model.layers[0].trainable = False
+    >>> [layer.name for layer in changed_since_compile(model)]
+    ['d']
+    """
+    flags = getattr(model, "_compiled_trainable_state", {}) if model.compiled else {}
+    return [
+        layer for layer in layers_inside(model) if flags.get(layer) not in (None, layer.trainable)
+    ]
+
+
+def is_decayed(optimizer: Any, variable: Any) -> bool:
+    """Return whether a Keras optimizer decays this variable beside the gradient's step.
+
+    >>> dense = keras.layers.Dense(1)
+    >>> dense.build((None, 1))
+    >>> optimizer = keras.optimizers.AdamW()
+    >>> optimizer.exclude_from_weight_decay(var_names=["bias"])
+    >>> [is_decayed(optimizer, variable) for variable in dense.weights]
+    [True, False]
+    """
+    if not getattr(optimizer, "weight_decay", None):
+        return False
+    key = optimizer._var_key(variable)  # noqa: SLF001  see the docstring of this file
+    excluded = getattr(optimizer, "_exclude_from_weight_decay", None) or set()
+    pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
+    return key not in excluded and not (pattern and re.search(pattern, variable.name))
+
+
 def _graph_of(model: Any, path: str) -> Graph:
     function = _function_of(model)
     nodes = function._nodes_by_depth  # noqa: SLF001  as above
     inputs = {id(tensor) for tensor in keras.tree.flatten(function.inputs)}
-    calls = tuple(
-        Call(
-            node.operation,
-            path + node.operation.name,
-            node.arguments,
-            tuple(map(id, node.input_tensors)),
-            tuple(map(id, node.output_tensors)),
-        )
-        for depth in sorted(nodes, reverse=True)
-        for node in nodes[depth]
-        if not inputs.issuperset(map(id, node.output_tensors))
+    made = [node for depth in sorted(nodes, reverse=True) for node in nodes[depth]]
+    calls = _without_masks(
+        [
+            _call_of(node, path)
+            for node in made
+            if not inputs.issuperset(map(id, node.output_tensors))
+        ],
+        frozenset(map(id, function.outputs)),
     )
     readers: dict[int, list[Call]] = {}
     for call in calls:
         for tensor in call.inputs:
             readers.setdefault(tensor, []).append(call)
     producers = {tensor: call for call in calls for tensor in call.outputs}
-    made = [tensor for depth in nodes.values() for node in depth for tensor in node.output_tensors]
-    shapes = {id(tensor): tuple(tensor.shape) for tensor in made}
+    shapes = {id(tensor): tuple(tensor.shape) for node in made for tensor in node.output_tensors}
     return Graph(model, calls, frozenset(map(id, function.outputs)), shapes, producers, readers)
+
+
+def _call_of(node: Any, path: str) -> Call:
+    mask = _own_mask(node.arguments)
+    return Call(
+        node.operation,
+        path + node.operation.name,
+        node.arguments,
+        tuple(id(tensor) for tensor in node.input_tensors if tensor is not mask),
+        tuple(map(id, node.output_tensors)),
+    )
+
+
+def _own_mask(arguments: Any) -> Any:
+    """Return the mask of a call that came with its input, None for none and for the user's own."""
+    mask = arguments.kwargs.get("mask")
+    first = arguments.args[0] if arguments.args else None
+    of_input = keras.tree.map_structure(lambda x: getattr(x, "_keras_mask", None), first)
+    return mask if isinstance(mask, keras.KerasTensor) and mask is of_input else None
+
+
+def _without_masks(calls: list[Call], outputs: frozenset[int]) -> tuple[Call, ...]:
+    """Return the calls without those of keras.ops by which Keras makes masks."""
+    read, kept = set(outputs), list[Call]()
+    for call in reversed(calls):
+        if isinstance(call.operation, keras.Layer) or not read.isdisjoint(call.outputs):
+            kept.append(call)
+            read.update(call.inputs)
+    return tuple(reversed(kept))
 
 
 def _function_of(model: Any) -> Any:

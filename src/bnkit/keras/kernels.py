@@ -55,7 +55,8 @@ def affine_of(layer: Any) -> Affine:
     The scale is γ/√(σ² + ε) and the shift β − μ · scale (Ioffe and Szegedy 2015, algorithm 2,
     line 11).
 
-    Raises ValueError for a moving variance below 0, which Keras can make on the torch backend.
+    Raises ValueError for a moving variance below 0, which Keras can make on the torch backend, and
+    for values that are not finite.
 
     >>> norm = L.BatchNormalization(epsilon=3.0)
     >>> norm.build((None, 1))
@@ -64,6 +65,12 @@ def affine_of(layer: Any) -> Affine:
     """
     values = arrays_of(layer)
     variance = values["moving_variance"]
+    sick = [name for name, array in values.items() if not np.isfinite(array).all()]
+    if sick:
+        raise ValueError(
+            f"{sick[0]} of '{layer.name}' is NaN or infinite somewhere: go back to a checkpoint; "
+            f"moving statistics can be measured anew with bnkit.keras.recalibrate"
+        )
     if not (variance + layer.epsilon > 0).all():
         raise ValueError(
             f"the moving variance of '{layer.name}' is {variance.min():.3g} somewhere, and no "

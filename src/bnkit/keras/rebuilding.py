@@ -1,6 +1,6 @@
 """Copies of Sequential and Functional models in which some layers are other ones."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,13 +34,35 @@ class Change:
     """What becomes of one layer in the copy.
 
     `config` and `arrays` are what changes of its config and weights; `after` are layers behind it,
-    the last of which its readers read; `gone` leaves the layer itself out.
+    the last of which its readers read; `gone` leaves the layer itself out; `trainable` is its flag
+    where that changes.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
     arrays: Arrays = field(default_factory=dict)
     after: tuple[NewLayer, ...] = ()
     gone: bool = False
+    trainable: bool | None = None
+
+
+def merged(changes: Iterable[tuple[int, Change]]) -> dict[int, Change]:
+    """Return one change for each layer, from all that are asked of it, in their order.
+
+    >>> found = merged([(1, Change({"a": 1})), (1, Change({"b": 2}, gone=True))])
+    >>> found[1].config, found[1].gone
+    ({'a': 1, 'b': 2}, True)
+    """
+    found: dict[int, Change] = {}
+    for key, new in changes:
+        old = found.get(key, Change())
+        found[key] = Change(
+            {**old.config, **new.config},
+            {**old.arrays, **new.arrays},
+            (*old.after, *new.after),
+            old.gone or new.gone,
+            old.trainable if new.trainable is None else new.trainable,
+        )
+    return found
 
 
 def rebuilt(model: Any, changes: Mapping[int, Change]) -> Any:
@@ -154,6 +176,8 @@ def _take_over(original: Any, made: Any, change: Change | None) -> None:
         _assign(made, {w.name: kept[w.name] for w in made.weights if w.name in kept})
     if change is not None:
         _assign(made, change.arrays)
+        if change.trainable is not None:
+            made.trainable = change.trainable
 
 
 def _assign(layer: Any, arrays: Mapping[str, Any]) -> None:

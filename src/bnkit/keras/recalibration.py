@@ -6,17 +6,21 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-import keras
 import numpy as np
 import torch
 
 from bnkit.batches import number_of
 from bnkit.keras.batches import inputs_in, refuse_iterator
-from bnkit.keras.graph import check_graph, graphs_of
-from bnkit.keras.kernels import array_of
-from bnkit.keras.observation import calling_instead
+from bnkit.keras.graph import check_graph
+from bnkit.keras.kernels import Array, array_of
+from bnkit.keras.observation import (
+    Statistics,
+    normalising_by,
+    statistics_of,
+    write_statistics,
+)
 from bnkit.keras.rebuilding import rebuilt
-from bnkit.keras.roles import is_batch_norm, objection_to_class
+from bnkit.keras.roles import batch_norms_of, objection_to_class
 from bnkit.moments import Moments
 from bnkit.norms import NOT_CHOSEN
 from bnkit.progress import counted
@@ -24,7 +28,6 @@ from bnkit.recalibration.shifts import LayerShift, table_of_shifts
 
 Estimator = Literal["batch_statistics", "layer_by_layer"]
 Where = Callable[[str, Any], bool]
-Statistics = tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]  # mean and biased variance, (C,)
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,9 @@ class Recalibration:
     def apply(self, model: Any) -> Any:
         """Return a copy of `model` with the new statistics; `model` stays as it is."""
         copy = rebuilt(model, {})
-        layers = _batch_norms(copy)
+        layers = batch_norms_of(copy)
         for path, statistics in self.new.items():
-            _write(layers[path], statistics)
+            write_statistics(layers[path], statistics)
         return copy
 
     def to_json(self) -> dict[str, Any]:
@@ -87,6 +90,7 @@ def recalibrate(
     ValueError for a model without batch norms to measure, for values that are not finite and for
     `batches` that are empty.
 
+    >>> import keras
     >>> model = keras.Sequential([keras.Input((1,)), keras.layers.BatchNormalization()])
     >>> good = recalibrate(model, [np.array([[1.0], [2.0]]), np.array([[6.0]])])
     >>> [float(array_of(w)[0]) for w in good.layers[0].non_trainable_weights]
@@ -112,12 +116,13 @@ def plan_recalibration(
     if estimator == "layer_by_layer":
         refuse_iterator(batches, "this estimator makes one pass for each layer")
     objections = {
-        path: NOT_CHOSEN if where is not None and not where(path, layer) else _objection(layer)
-        for path, layer in _batch_norms(model).items()
+        path: objection_to_measuring(layer) if chosen else NOT_CHOSEN
+        for path, layer in batch_norms_of(model).items()
+        for chosen in [where is None or where(path, layer)]
     }
     left_alone = {path: why for path, why in objections.items() if why is not None}
     copy = rebuilt(model, {})
-    layers = {path: x for path, x in _batch_norms(copy).items() if path not in left_alone}
+    layers = {path: x for path, x in batch_norms_of(copy).items() if path not in left_alone}
     if not layers:
         reasons = "; ".join(f"{path}: {why}" for path, why in list(left_alone.items())[:8])
         raise ValueError(
@@ -135,14 +140,14 @@ def plan_recalibration(
         )
         return _measured(copy, waiting, found, until)
 
-    old = {path: _statistics_of(layer) for path, layer in layers.items()}
+    old = {path: statistics_of(layer) for path, layer in layers.items()}
     samples = run(layers, None)
     if estimator == "layer_by_layer":
         waiting = dict(layers)
         for place, path in enumerate(list(samples)):
             if place:
                 samples |= run(waiting, path)
-            _write(waiting.pop(path), samples[path].statistics)
+            write_statistics(waiting.pop(path), samples[path].statistics)
     idle = [path for path in layers if path not in samples]
     return Recalibration(
         estimator,
@@ -185,31 +190,35 @@ def _measured(
     """
     samples: dict[str, _Sample] = {}
 
-    def measuring(path: str, layer: Any) -> Any:
-        def instead(call: Any, x: Any, keywords: dict[str, Any]) -> Any:
-            found = _Sample(_moments(layer, x, keywords.get("mask"), path))
-            if until is None or path == until:
-                samples[path] = samples[path] + found if path in samples else found
-            if path == until:
-                raise _Stop
-            _write(layer, found.statistics)
-            return call(x, **{**keywords, "training": False})
+    def see(path: str, x: Any, mask: Any) -> Statistics:
+        found = _Sample(moments_of_input(layers[path], x, mask, path))
+        if until is None or path == until:
+            samples[path] = samples[path] + found if path in samples else found
+        if path == until:
+            raise _Stop
+        return found.statistics
 
-        return instead
-
-    with calling_instead({layer: measuring(path, layer) for path, layer in layers.items()}):
+    with normalising_by(layers, see):
         for inputs in batches:
             with suppress(_Stop):
                 model(inputs, training=False)
     return samples
 
 
-def _moments(layer: Any, x: Any, mask: Any, path: str) -> Moments:
-    values = np.moveaxis(array_of(x), layer.axis, -1)  # (…, C)
-    if mask is not None:
-        values = values[array_of(mask).astype(bool)]
-    rows = torch.from_numpy(np.ascontiguousarray(values).reshape(-1, values.shape[-1]))
-    moments = Moments.of(rows)
+def moments_of_input(layer: Any, x: Any, mask: Any, path: str) -> Moments:
+    """Return the moments of what a batch norm gets, without values that the mask leaves out.
+
+    Raises ValueError where they are not finite.
+
+    >>> import keras
+    >>> layer = keras.layers.BatchNormalization()
+    >>> x, mask = np.array([[[1.0], [3.0]], [[5.0], [9.0]]]), np.array([[1, 1], [1, 0]])
+    >>> moments_of_input(layer, x, mask, "").mean.item()
+    3.0
+    """
+    values, chosen = _values_and_chosen(layer, x, mask)
+    rows = (values if mask is None else values[chosen]).reshape(-1, values.shape[-1])
+    moments = Moments.of(torch.from_numpy(rows))
     if not moments.deviations.isfinite().all():
         raise ValueError(
             f"layer '{path}' gets values that are not finite (NaN, infinite, or too large for "
@@ -218,17 +227,37 @@ def _moments(layer: Any, x: Any, mask: Any, path: str) -> Moments:
     return moments
 
 
-def _batch_norms(model: Any) -> dict[str, Any]:
-    """Return the batch norms of a model by their paths, each once."""
-    found: dict[int, tuple[str, Any]] = {}
-    for graph in graphs_of(model):
-        for call in graph.calls:
-            if is_batch_norm(call.operation):
-                found.setdefault(id(call.operation), (call.path, call.operation))
-    return dict(found.values())
+def moments_of_rows(layer: Any, x: Any, mask: Any) -> Moments:
+    """Return the moments of the means of the rows of what a batch norm gets, as above.
+
+    >>> import keras
+    >>> layer = keras.layers.BatchNormalization()
+    >>> x, mask = np.array([[[1.0], [3.0]], [[5.0], [9.0]]]), np.array([[1, 1], [1, 0]])
+    >>> moments_of_rows(layer, x, mask).mean.item()
+    3.5
+    """
+    values, chosen = _values_and_chosen(layer, x, mask)
+    counts = chosen.reshape(len(values), -1).sum(1)[:, None]  # (N, 1)
+    kept = np.where(chosen[..., None], values, 0.0).reshape(len(values), -1, values.shape[-1])
+    means = kept.sum(1)[counts[:, 0] > 0] / counts[counts > 0][:, None]
+    return Moments.of(torch.from_numpy(means))
 
 
-def _objection(layer: Any) -> str | None:
+def _values_and_chosen(layer: Any, x: Any, mask: Any) -> tuple[Array, Array]:
+    """Return the input (N, …, C), and which of its (N, …) places count."""
+    values = np.ascontiguousarray(np.moveaxis(array_of(x), layer.axis, -1))
+    if mask is None:
+        return values, np.ones(values.shape[:-1], bool)
+    return values, np.broadcast_to(array_of(mask).astype(bool), values.shape[:-1])
+
+
+def objection_to_measuring(layer: Any) -> str | None:
+    """Return why the statistics of a batch norm are not those of its inputs, None if they are.
+
+    >>> import keras
+    >>> objection_to_measuring(keras.layers.BatchNormalization(trainable=False))
+    'frozen: its trainable is False'
+    """
     if not layer.trainable:
         return "frozen: its trainable is False"
     if layer.synchronized:
@@ -236,17 +265,6 @@ def _objection(layer: Any) -> str | None:
     if getattr(layer, "renorm", False):
         return "it renormalises: its own averages belong to its statistics"
     return objection_to_class(layer)
-
-
-def _statistics_of(layer: Any) -> Statistics:
-    return array_of(layer.moving_mean), array_of(layer.moving_variance)
-
-
-def _write(layer: Any, statistics: Statistics) -> None:
-    for variable, values in zip(
-        (layer.moving_mean, layer.moving_variance), statistics, strict=True
-    ):
-        variable.assign(keras.ops.cast(values, variable.dtype))
 
 
 def _shift(path: str, layer: Any, old: Statistics, sample: _Sample) -> LayerShift:

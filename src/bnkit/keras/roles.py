@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import layers as L
 
+from bnkit.keras.graph import graphs_of
 from bnkit.keras.kernels import SEPARABLE, WEIGHT_LAYERS
 
 NORMALISATIONS = (
@@ -47,6 +48,20 @@ def is_batch_norm(operation: Any) -> bool:
     return isinstance(operation, L.BatchNormalization)
 
 
+def batch_norms_of(model: Any) -> dict[str, Any]:
+    """Return the batch norms of a Sequential or Functional model by their paths, each once.
+
+    >>> list(batch_norms_of(keras.Sequential([keras.Input((2,)), L.BatchNormalization(name="n")])))
+    ['n']
+    """
+    found: dict[int, tuple[str, Any]] = {}
+    for graph in graphs_of(model):
+        for call in graph.calls:
+            if is_batch_norm(call.operation):
+                found.setdefault(id(call.operation), (call.path, call.operation))
+    return dict(found.values())
+
+
 def is_activation(operation: Any) -> bool:
     """Return whether an operation is an activation, as a layer or of keras.ops.
 
@@ -58,6 +73,17 @@ def is_activation(operation: Any) -> bool:
     if isinstance(operation, keras.Layer):
         return isinstance(operation, _ACTIVATION_LAYERS)
     return type(operation).__name__.lower() in {name.replace("_", "") for name in _ACTIVATIONS}
+
+
+def gives_answers(operation: Any) -> bool:
+    """Return whether an operation makes probabilities of a model's last values.
+
+    >>> gives_answers(L.Activation("softmax")), gives_answers(L.ReLU())
+    (True, False)
+    """
+    if isinstance(operation, L.Activation):
+        return _name_of(operation.activation) in ("softmax", "sigmoid", "log_softmax")
+    return type(operation).__name__.lower() in ("softmax", "sigmoid", "logsoftmax")
 
 
 def own_activation(layer: Any) -> str | None:

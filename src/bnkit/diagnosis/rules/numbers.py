@@ -149,7 +149,7 @@ def _in_torch(momentum: float) -> float:
 def large_eps(evidence: Evidence) -> Iterator[Finding]:
     """Find eps that outweighs the variance, or that was meant to be something else."""
     for reading in readings(evidence):
-        typical = _typical_variance(reading)
+        typical = typical_variance(reading)
         if typical is not None and typical < reading.eps:
             yield Finding(
                 "large-eps",
@@ -184,7 +184,7 @@ def large_eps(evidence: Evidence) -> Iterator[Finding]:
             )
 
 
-def _typical_variance(reading: Reading) -> float | None:
+def typical_variance(reading: Reading) -> float | None:
     """Return the median variance over the channels that have not collapsed, None if unknown."""
     variance = measured_variance(reading)
     if variance is None:

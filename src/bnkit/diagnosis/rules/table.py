@@ -7,6 +7,7 @@ its page in `explanations/`, whose title is the sentence.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding
@@ -35,13 +36,14 @@ class Rule:
     """One trouble: its slug, one sentence on it, and `check`, which finds it.
 
     `follows` are slugs of rules: a finding of this rule is a consequence of theirs in a layer that
-    both name, and is grouped under it.
+    both name, and is grouped under it. Its page stands in `folder`.
     """
 
     slug: str
     summary: str
-    check: Check
+    check: Callable[[Any], Iterable[Finding]]
     follows: tuple[str, ...] = ()
+    folder: Path = FOLDER
 
 
 _CHECKS: Mapping[str, tuple[Check, ...]] = {
@@ -101,15 +103,15 @@ _FOLLOWS = {
 }
 
 
-def _rule(check: Check) -> Rule:
+def rule_of(check: Callable[[Any], Iterable[Finding]], folder: Path = FOLDER) -> Rule:
     """Return the rule that is called as its function, with the title of its page."""
     slug = check.__name__.replace("_", "-")
-    with (FOLDER / f"{slug}.md").open(encoding="utf-8") as page:
+    with (folder / f"{slug}.md").open(encoding="utf-8") as page:
         summary = page.readline().removeprefix("#").strip()
-    return Rule(slug, summary, check, tuple(_FOLLOWS.get(slug, "").split()))
+    return Rule(slug, summary, check, tuple(_FOLLOWS.get(slug, "").split()), folder)
 
 
 KINDS: Mapping[str, tuple[Rule, ...]] = {
-    kind: tuple(map(_rule, checks)) for kind, checks in _CHECKS.items()
+    kind: tuple(map(rule_of, checks)) for kind, checks in _CHECKS.items()
 }
 RULES: tuple[Rule, ...] = tuple(rule for rules in KINDS.values() for rule in rules)
