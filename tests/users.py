@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import threading
 import time
 from multiprocessing import current_process
 from pathlib import Path
@@ -99,6 +100,13 @@ def dying(*, always=(), once=(), folder=None):
         return loaders()
 
     return loaders_that_die
+
+
+def leaving_a_thread():
+    """Return loaders, and leave a thread behind that keeps its process from ending."""
+    if in_a_worker():
+        threading.Thread(target=time.sleep, args=(3600,)).start()
+    return loaders()
 
 
 def stuck_at_the_second_seed():

@@ -3,10 +3,13 @@
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+_AN_HOUR = 3600.0  # seconds
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -22,7 +25,8 @@ def moved_into_place(path: Path) -> Iterator[Path]:
     The other file is on the disk before it is moved, and gone after an error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # The processes of several machines may have one number.
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         yield part
         with part.open("rb") as file:
@@ -30,6 +34,18 @@ def moved_into_place(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def left_over_parts(folder: Path, *, now: float) -> Iterator[Path]:
+    """Yield the files in `folder` that `moved_into_place` left when its process was killed.
+
+    They are those that nothing was written into for an hour, by the clock of the file system:
+    `now` is the time of a file that was just made there, in seconds.
+    """
+    for part in folder.glob(".*.part"):
+        with suppress(OSError):  # moved into place meanwhile
+            if now - part.stat().st_mtime > _AN_HOUR:
+                yield part
 
 
 def strict_json(document: Any, *, indent: int | None = None) -> str:

@@ -204,6 +204,34 @@ def preserved_random_state() -> Iterator[None]:
 
 
 @contextmanager
+def preserved_torch_settings() -> Iterator[None]:
+    """Give torch's settings of the whole process back, which users' code may change for good.
+
+    These are the default dtype and device, deterministic algorithms, the precision of matrix
+    products, and whether gradients are recorded.
+
+    >>> with preserved_torch_settings():
+    ...     torch.set_default_dtype(torch.float64)
+    >>> torch.zeros(1).dtype
+    torch.float32
+    """
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    precision = torch.get_float32_matmul_precision()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    gradients = torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device.type == "cpu" else device)
+        torch.set_float32_matmul_precision(precision)
+        torch.use_deterministic_algorithms(deterministic, warn_only=only_warned)
+        torch.set_grad_enabled(gradients)
+
+
+@contextmanager
 def _hooked(registrations: Iterable[Callable[[], RemovableHandle]]) -> Iterator[None]:
     """Register hooks, and afterwards remove them all, even if Ctrl-C comes in between."""
     handles = []

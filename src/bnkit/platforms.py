@@ -1,10 +1,12 @@
 """What not every platform has, the memory of a process and forks, with what serves there."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+PROCESS_BEGUN = time.time()  # about when; a program imports bnkit in its first lines
 JOBS = "BNKIT_JOBS"  # in the environment of a comparison's workers: how many there are
 _UNKNOWN_MEMORY = 8 * 2**30  # bytes, where the system does not say how much there is
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+_SHOWN = 2000  # characters of a message
+
 
 def import_reference(reference: str) -> Callable[..., Any]:
     """Return the function that "package.module:name" refers to, found from the current folder too.
@@ -58,7 +60,24 @@ def blaming(what: str) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:  # it may raise anything
-        raise ValueError(f"{what}: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{what}: {message_of(error)}") from error
+
+
+def message_of(error: BaseException) -> str:
+    r"""Return the type and the message of an error of the user's code, as text that can be written.
+
+    Its `str` may fail, hold lone surrogates (as names of files do) or be very long.
+
+    >>> message_of(ValueError("no \udcff"))
+    'ValueError: no \\udcff'
+    """
+    try:
+        text = str(error)
+    except Exception as failure:  # noqa: BLE001  it is the user's
+        text = f"its message cannot be shown ({type(failure).__name__})"
+    text = text.encode("utf-8", "backslashreplace").decode()
+    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]} …"
+    return f"{type(error).__name__}: {shown}"
 
 
 def called(function: Callable[[], Any], argument: str) -> Any:

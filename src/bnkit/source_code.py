@@ -5,15 +5,19 @@ import hashlib
 import inspect
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.machinery import EXTENSION_SUFFIXES
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib.abc import MetaPathFinder
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from bnkit.platforms import PROCESS_BEGUN
 
 PLAIN = (str, bytes, int, float, complex, type(None), type(...))
 STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
@@ -34,6 +38,62 @@ def source_of(thing: Any) -> str:
     False
     """
     return "\n".join(_texts(thing, {}))
+
+
+def own_sources() -> dict[str, str]:
+    """Return a fingerprint of the file of each module of one's own that is imported, by its name.
+
+    The program itself is not among them, since its functions are sent by value.
+    """
+    found = {}
+    for name, module in [*sys.modules.items()]:
+        if name != "__main__" and _file(module) and not _is_library(module):
+            with suppress(OSError):  # deleted meanwhile
+                found[name] = hashlib.sha256(Path(_file(module)).read_bytes()).hexdigest()
+    return found
+
+
+def record_sources() -> None:
+    """Let `loaded_sources` know the modules of one's own that are imported from now on."""
+    if not any(isinstance(finder, _RecordingFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _RecordingFinder())
+
+
+def loaded_sources() -> dict[str, str]:
+    """Return what `own_sources` does, but of the text that was compiled, whatever is there now."""
+    return {**_RecordingLoader.sources}
+
+
+class _RecordingLoader(SourceFileLoader):
+    """Compiles a module from its text, whatever byte code is kept of it, and notes the text."""
+
+    sources: ClassVar[dict[str, str]] = {}
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        text = self.get_data(path)
+        self.sources[fullname] = hashlib.sha256(text).hexdigest()
+        code: CodeType = self.source_to_code(text, path)
+        return code
+
+
+class _RecordingFinder(MetaPathFinder):
+    """Finds modules as the other finders do, and has one's own loaded by a `_RecordingLoader`."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        for finder in sys.meta_path:
+            if finder is self:
+                continue
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None:
+                if type(spec.loader) is SourceFileLoader and not _is_of_library(
+                    fullname, spec.loader.path
+                ):
+                    spec.loader = _RecordingLoader(fullname, spec.loader.path)
+                return spec
+        return None
 
 
 def fingerprint_within_module(function: Callable[..., Any]) -> str:
@@ -138,20 +198,26 @@ def _is_own(cls: type) -> bool:
 
 
 def _is_library(module: ModuleType) -> bool:
-    path = Path(_file(module))
+    return not _file(module) or _is_of_library(module.__name__, _file(module))
+
+
+def _is_of_library(name: str, file: str) -> bool:
+    path = Path(file)
     installed = {"site-packages", "dist-packages"}.intersection(path.parts)
-    return (
-        not _file(module)
-        or bool(installed)
-        or path.is_relative_to(STANDARD_LIBRARY)
-        or module.__name__.partition(".")[0] in ("bnkit", "torch")
-    )
+    ours = name.partition(".")[0] in ("bnkit", "torch")
+    return bool(installed) or path.is_relative_to(STANDARD_LIBRARY) or ours
 
 
 def _file(module: ModuleType) -> str:
-    """Return the path of a module's Python file; "" for a session and what is built in."""
+    """Return the path of a module's Python file; "" for a session and what is built in.
+
+    "" also for a program whose file was edited after it began: its byte code stands for it.
+    """
     path = getattr(module, "__file__", None) or ""
-    return path if Path(path).is_file() and not path.endswith(tuple(EXTENSION_SUFFIXES)) else ""
+    if not Path(path).is_file() or path.endswith(tuple(EXTENSION_SUFFIXES)):
+        return ""
+    edited = module.__name__ == "__main__" and Path(path).stat().st_mtime > PROCESS_BEGUN
+    return "" if edited else path
 
 
 def _texts_within_module(thing: Any, seen: dict[int, Any]) -> Iterator[str]:

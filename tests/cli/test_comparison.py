@@ -365,7 +365,8 @@ def until(condition, *, seconds):
 
 
 def kept(folder):
-    found = (json.loads(path.read_text()) for path in folder.glob("bnkit-report/trials/*.json"))
+    files = folder.glob("bnkit-report/trials/*.json")
+    found = (json.loads(path.read_text())["result"] for path in files)
     return {result["key"]: {**result, "seconds": 0} for result in found}
 
 

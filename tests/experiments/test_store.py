@@ -1,3 +1,6 @@
+import errno
+import hashlib
+import itertools
 import json
 import os
 import re
@@ -5,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from bnkit.experiments.results import Curve, TrialResult
+from bnkit.experiments import store as store_module
+from bnkit.experiments.results import FORMAT, Curve, TrialResult
 from bnkit.experiments.store import Store
 
 RESULT = TrialResult(
@@ -17,7 +21,7 @@ FAILED = TrialResult("k2", "plain", 0.1, "relu", 0, "failed", "out of memory")
 @pytest.fixture
 def store(tmp_path):
     store = Store(tmp_path / "out" / "trials", TrialResult.from_json)
-    store.prepare([])
+    store.prepare(["k1"])
     return store
 
 
@@ -26,11 +30,8 @@ def names(store):
 
 
 def test_a_result_comes_back_equal_and_leaves_nothing_else(store):
-    store.begin("k1")
-    assert store.has_begun("k1")
     store.save(RESULT)
     assert store.load("k1") == RESULT
-    assert not store.has_begun("k1")
     assert names(store) == ["k1.json"]
 
 
@@ -50,12 +51,28 @@ def test_a_result_is_written_whole_or_not_at_all(store, monkeypatch):
         store.save(RESULT)
     assert store.load("k1") is None
     monkeypatch.undo()
-    half = store.folder / ".k1.json.999.part"  # of a process that was killed
-    half.write_text('{"key": "k1", "si')
-    (store.folder / ".k2.json.999.part").write_text("another trial may be written at this moment")
     store.save(RESULT)
     assert store.load("k1") == RESULT
-    assert names(store) == [".k2.json.999.part", "k1.json"]
+    assert names(store) == ["k1.json"]
+
+
+def test_what_killed_writers_left_goes_but_not_what_others_write_now(store):
+    half, young = store.folder / ".k1.json.a1.part", store.folder / ".k2.json.b2.part"
+    for part in (half, young):
+        part.write_text('{"key": "k1", "si')
+    os.utime(half, (young.stat().st_mtime - 4000,) * 2)
+    store.save(RESULT)
+    assert half.exists()
+    store.prepare(["k1", "k2"])
+    assert names(store) == [young.name, "k1.json"]
+
+
+def test_a_late_second_result_is_dropped_but_not_for_a_failure(store):
+    assert store.keep(FAILED) == FAILED
+    again = replace(FAILED, outcome="finished", seconds=1.0)
+    assert store.keep(again) == again
+    assert store.keep(replace(again, seconds=2.0)) == again
+    assert store.load("k2") == again
 
 
 def test_a_save_that_fails_leaves_the_old_result(store, monkeypatch):
@@ -75,17 +92,36 @@ def test_numbers_that_json_does_not_know_are_refused_rather_than_written(store):
     assert store.load("k1") is None
 
 
+def with_checksum(fields):
+    """Return the content of a file that is whole, whatever it says."""
+    text = fields if isinstance(fields, str) else json.dumps(fields)
+    checksum = hashlib.sha256(text.encode()).hexdigest()
+    return f'{{"format": {FORMAT}, "sha256": "{checksum}", "result": {text}}}'.encode()
+
+
+WHOLE = RESULT.to_json()
 DAMAGED = [
     b"",
-    b'{"key": "k1", "si',
+    with_checksum(WHOLE)[:90],
     b"null",
     b"[1, 2]",
-    b"{}",
-    b'{"curve": {}}',
-    b'{"curve": [1]}',
-    b'{"curve": {"steps": 5}}',
+    b"[" * 100_000,
     b"\xff\xfe\x00",
-    json.dumps({"format": 2, **RESULT.to_json(), "more": 1}).encode(),
+    with_checksum({}),
+    with_checksum({"curve": {}}),
+    with_checksum({"curve": [1]}),
+    with_checksum({"curve": {"steps": 5}}),
+    with_checksum("[" * 100_000),
+    with_checksum({**WHOLE, "more": 1}),
+    with_checksum({**WHOLE, "key": "k2"}),
+    with_checksum({**WHOLE, "metric": "0.9"}),
+    with_checksum({**WHOLE, "steps": 1.5}),
+    with_checksum({**WHOLE, "seed": True}),
+    with_checksum({**WHOLE, "outcome": "finirhed"}),
+    with_checksum({**WHOLE, "machine": {"threads": 1}}),
+    with_checksum({**WHOLE, "curve": {**WHOLE["curve"], "steps": [5, 6]}}),
+    with_checksum({**WHOLE, "curve": {**WHOLE["curve"], "loss": ["low"]}}),
+    with_checksum(WHOLE).replace(b"0.9", b"0.8"),
 ]
 
 
@@ -98,15 +134,44 @@ def test_a_damaged_result_counts_as_not_run_with_a_warning(store, content):
         assert store.load("k1") is None
 
 
-def test_a_run_begins_without_the_marks_failures_and_damage_of_earlier_ones(store):
+@pytest.mark.filterwarnings("ignore:results of another version")
+@pytest.mark.filterwarnings("ignore:.*is damaged")
+def test_no_flipped_bit_is_believed(store):
+    store.save(RESULT)
+    path = store.folder / "k1.json"
+    whole = path.read_bytes()
+    for at, bit in itertools.product(range(len(whole)), range(8)):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << bit
+        path.write_bytes(flipped)
+        assert store.load("k1") in (None, RESULT)
+
+
+@pytest.mark.filterwarnings("ignore:.*is damaged")
+def test_a_folder_or_an_unreadable_file_instead_of_a_result_is_damage(store):
+    (store.folder / "k1.json").mkdir()
+    assert store.load("k1") is None
+
+
+def test_a_run_begins_without_the_failures_and_damage_of_earlier_ones(store):
     store.save(RESULT)
     store.save(FAILED)
     (store.folder / "k3.json").write_text("{")
-    for key in ("k1", "k4", "another run's"):
-        store.begin(key)
     with pytest.warns(UserWarning, match="damaged"):
         store.prepare(["k1", "k2", "k3", "k4"])
-    assert names(store) == ["another run's.begun", "k1.json"]
+    assert names(store) == ["k1.json"]
+
+
+def test_a_folder_in_which_all_is_done_need_not_be_writable(store, monkeypatch):
+    store.save(RESULT)
+
+    def read_only(*_arguments):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(store_module, "write_atomically", read_only)
+    assert store.prepare(["k1"]) == {"k1": RESULT}
+    with pytest.raises(OSError, match=r"cannot be written \(Read-only file system\)"):
+        store.prepare(["k1", "k2"])
 
 
 def test_a_folder_that_cannot_be_written_is_refused_in_one_sentence(tmp_path):
@@ -114,7 +179,7 @@ def test_a_folder_that_cannot_be_written_is_refused_in_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "trials"
     with pytest.raises(OSError, match="cannot be written") as refusal:
-        Store(folder, TrialResult.from_json).prepare([])
+        Store(folder, TrialResult.from_json).prepare(["k1"])
     assert str(refusal.value) == (
         f"the folder {folder} cannot be written (Not a directory): choose another"
     )
@@ -152,8 +217,8 @@ def test_a_result_of_another_version_gives_way_to_the_new_one(store):
 
 
 def test_each_result_is_read_once(store, monkeypatch):
-    read = []
-    monkeypatch.setattr(store, "_read", lambda fields: read.append(fields["key"]) or RESULT)
+    read, reader = [], store._read
+    monkeypatch.setattr(store, "_read", lambda fields: read.append(fields["key"]) or reader(fields))
     for key in ("k1", "k2"):
         store.save(replace(RESULT, key=key))
     assert store.prepare(["k1", "k2", "k3"]).keys() == {"k1", "k2"}

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Unpack
 
@@ -24,9 +24,10 @@ from bnkit.experiments.summary import Comparison, Recipe
 from bnkit.experiments.training import Training
 from bnkit.experiments.trials import Trial
 from bnkit.extras import require
-from bnkit.observation import preserved_random_state
+from bnkit.observation import preserved_random_state, preserved_torch_settings
 from bnkit.options import parameters_of, showing
 from bnkit.progress import counting
+from bnkit.source_code import own_sources
 
 
 class Interrupted(KeyboardInterrupt):
@@ -134,13 +135,15 @@ def plan_comparison(
     """
     require("compare", "a comparison")
     folder = None if data_folder is None else Path(data_folder)
-    with preserved_random_state():
+    with preserved_random_state(), preserved_torch_settings():
         experiment = experiment_of(build, data, settings, folder=folder)
         trainings = [
             training_of(settings, learning_rate, steps=experiment.source.steps)
             for learning_rate in settings.learning_rates
         ]
         rehearse(experiment, settings)
+        # What was only imported to rehearse belongs to the plan, too.
+        experiment = replace(experiment, sources={**own_sources(), **experiment.sources})
         trials = tuple(_trials(experiment, trainings, settings.seeds))
         recipe = experiment.recipe
     store = Store(Path(out) / "trials", TrialResult.from_json)

@@ -1,7 +1,7 @@
 """`Experiment`: a network, its twin and their data, drawn by seed; `rehearse` tries all of it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ from bnkit.experiments.results import Side
 from bnkit.experiments.settings import Settings
 from bnkit.experiments.summary import Recipe
 from bnkit.experiments.training import Training, inputs_and_targets, train
-from bnkit.observation import on_the_side
+from bnkit.observation import on_the_side, preserved_torch_settings
 from bnkit.references import blaming, called, reference_to
-from bnkit.source_code import source_of
+from bnkit.source_code import own_sources, source_of
 from bnkit.surgery import add, plan_addition
 
 AS_BUILT = "as built"  # the activation of a user's own network
@@ -45,7 +45,8 @@ class Experiment:
     `draw(activation)` takes its randomness from the global generators, as `source` does;
     `add_batch_norm(plain, example)` returns the twin, `options` are those of `add` (None where the
     network brings its own batch norm). `description` is for people; `identity` holds source texts
-    and fingerprints; `unused` names the settings that change nothing here.
+    and fingerprints; `unused` names the settings that change nothing here; `sources` are
+    fingerprints of the files of one's own modules, from which every trial must come.
     """
 
     draw: Callable[[str], nn.Module]
@@ -56,6 +57,7 @@ class Experiment:
     description: Mapping[str, str]
     identity: Mapping[str, str]
     unused: Sequence[str]
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def network(self, side: Side, activation: str, seed: int) -> nn.Module:
         """Return one side's network: for each seed both sides begin with the same arrays."""
@@ -110,6 +112,7 @@ def experiment_of(
     for a network that does not fit the images, for a named network on data of the user's own,
     and for settings that would change nothing.
     """
+    sources = own_sources()  # first: an edit between this and `identity` is noticed
     _check_choice(build, data)
     unused = _unused(build, data, settings)
     if isinstance(data, str):
@@ -133,6 +136,7 @@ def experiment_of(
         description={"network": name, "data": source.name},
         identity={**source.identity, **code, "network": name, "options": str(options)},
         unused=unused,
+        sources=sources,
     )
 
 
@@ -148,11 +152,13 @@ def rehearse(experiment: Experiment, settings: Settings) -> None:
     for activation in experiment.activations:
         plain = experiment.plain(activation, 0)
         arrays = array_fingerprint(plain)
-        _try_side(experiment, "plain", plain, step)
+        with preserved_torch_settings():
+            _try_side(experiment, "plain", plain, step)
         # Drawn again, for the twin: under the same seed it must be another object, yet equal.
         again = experiment.plain(activation, 0)
         _check_repeatable(another=again is not plain, equal=array_fingerprint(again) == arrays)
-        _try_side(experiment, "batch norm", experiment.twin(again, 0), step)
+        with preserved_torch_settings():
+            _try_side(experiment, "batch norm", experiment.twin(again, 0), step)
     _check_same_batches(experiment)
     _check_portable(experiment)
 

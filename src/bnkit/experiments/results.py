@@ -1,9 +1,10 @@
 """`TrialResult`: what one trial found, and what every kind of result has."""
 
 import math
+import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from bnkit.experiments.metrics import ACCURACY, Metric
 
@@ -45,7 +46,7 @@ class TrialResult:
 
     `metric` is the last held-out value and `test_metric` that on the test set (the same
     where the data have no separate validation set); both are None where nothing was trained.
-    `seconds` is the time in training steps, evaluation excluded.
+    `seconds` is the time in training steps, evaluation excluded, and `machine` says on what.
     """
 
     key: str
@@ -62,6 +63,7 @@ class TrialResult:
     buffers: int = 0
     steps: int = 0
     seconds: float = 0.0
+    machine: Mapping[str, str] = field(default_factory=dict)
 
     def succeeds(self, target: float, metric: Metric = ACCURACY) -> bool:
         """Return whether the run ended finite and at the target or better."""
@@ -89,7 +91,38 @@ class TrialResult:
         True
         """
         curve = Curve(**{name: tuple(values) for name, values in fields["curve"].items()})
-        return cls(**{**fields, "curve": curve})
+        _check_types(curve)
+        measured = (curve.loss, curve.metric, curve.training_mode_metric or curve.metric)
+        if any(len(values) != len(curve.steps) for values in measured):
+            raise ValueError("the columns of its curve are not of equal length")
+        result = cls(**{**fields, "curve": curve})
+        _check_types(result)
+        return result
+
+
+def _check_types(record: Curve | TrialResult) -> None:
+    """Raise TypeError where a field of a record does not hold what its annotation says."""
+    for name, kind in get_type_hints(type(record)).items():
+        if not _fits(getattr(record, name), kind):
+            raise TypeError(f"`{name}` is {getattr(record, name)!r:.60}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    of = get_args(kind)
+    match get_origin(kind) or kind:
+        case origin if origin is Literal:
+            return isinstance(value, str) and value in of
+        case origin if origin is types.UnionType:
+            return any(_fits(value, each) for each in of)
+        case origin if origin is tuple:
+            return isinstance(value, tuple) and all(_fits(item, of[0]) for item in value)
+        case origin if origin is Mapping:
+            items = value.items() if isinstance(value, dict) else [(None, None)]
+            return all(isinstance(part, str) for item in items for part in item)
+        case origin if origin is float:
+            return isinstance(value, float | int) and not isinstance(value, bool)
+        case origin:
+            return isinstance(value, origin) and not (origin is int and isinstance(value, bool))
 
 
 class Result(Protocol):

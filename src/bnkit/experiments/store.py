@@ -1,44 +1,52 @@
 """`Store`: the folder that keeps results between runs."""
 
+import hashlib
 import json
-import os
+import time
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic
 
 from bnkit.experiments.results import FORMAT, R
-from bnkit.files import write_atomically
+from bnkit.files import left_over_parts, write_atomically
 
 
 class Store(Generic[R]):
-    """A folder with one file for each trial's result, and a marker for each that has begun.
+    """A folder with one file for each trial's result.
 
-    `read` makes a result from the plain data of its `to_json`.
+    `read` makes a result from the plain data of its `to_json`, and raises ValueError, TypeError,
+    KeyError or AttributeError for data that are none. A file holds, beside the result, a checksum
+    of its text.
     """
 
     def __init__(self, folder: Path, read: Callable[[Any], R]) -> None:
-        self.folder = folder
+        self.folder = folder.absolute()
         self._read = read
 
     def prepare(self, keys: Iterable[str]) -> dict[str, R]:
         """Make the folder, remove what would block the trials of these keys; return their results.
 
-        Removed are the markers of an interrupted run, damaged and older results, and failures,
-        whose cause may be gone. Raises OSError, naming the folder, if it cannot be written.
+        Removed are damaged and older results, failures, whose cause may be gone, and what writers
+        that were killed have left. Nothing is where all results are there: then the folder need
+        not be writable. Raises OSError, naming the folder, if it must be and cannot.
         """
         keys = list(keys)
+        found = {k: r for k, r in self.results(keys).items() if r.outcome != "failed"}
+        missing = [key for key in keys if key not in found]
+        if not missing:
+            return found
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # Only writing shows whether it can be written: root passes any check of its mode.
-            probe = self.folder / f".probe-{os.getpid()}"
-            probe.touch()
+            probe = self.folder / f".probe-{time.time_ns()}"
+            write_atomically(probe, b"")
+            for part in left_over_parts(self.folder, now=probe.stat().st_mtime):
+                part.unlink(missing_ok=True)
             probe.unlink()
-            found = {k: r for k, r in self.results(keys).items() if r.outcome != "failed"}
-            for key in keys:
-                self._marker(key).unlink(missing_ok=True)
-                if key not in found:
-                    self._path(key).unlink(missing_ok=True)
+            for key in missing:
+                self._path(key).unlink(missing_ok=True)
         except OSError as error:
             raise OSError(
                 f"the folder {self.folder} cannot be written ({error.strerror}): choose another"
@@ -63,49 +71,63 @@ class Store(Generic[R]):
         """Return the result that is kept under `key`, or None; a damaged one counts as none."""
         path = self._path(key)
         try:
-            fields = json.loads(path.read_text())
-            if fields.pop("format", None) != FORMAT and "key" in fields:
-                return None
-            return self._read(fields)
+            text = path.read_bytes()
+            return None if _is_other(text) else self._checked(key, text)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (
+            *(ValueError, TypeError, KeyError, AttributeError),  # what is there is no result
+            *(OSError, RecursionError),  # a folder, a file that may not be read; nested lists
+        ) as error:
             warnings.warn(
                 f"{path} is damaged ({type(error).__name__}: {error}): its trial counts as not run",
                 stacklevel=2,
             )
             return None
 
+    def keep(self, result: R) -> R:
+        """Save a result, unless one of another process is there, and return the one that is kept.
+
+        Both would hold the same numbers, but for times.
+        """
+        there = self.load(result.key)
+        if there is not None and there.outcome != "failed":
+            return there
+        self.save(result)
+        return result
+
     def save(self, result: R) -> None:
         """Keep a result, whole or not at all."""
-        path = self._path(result.key)
-        document = {"format": FORMAT, **result.to_json()}
-        write_atomically(path, json.dumps(document, allow_nan=False).encode())
-        self._marker(result.key).unlink(missing_ok=True)
-        for left_over in self.folder.glob(f".{path.name}.*.part"):  # by a process that was killed
-            left_over.unlink(missing_ok=True)
+        text = json.dumps(result.to_json(), allow_nan=False)
+        head = f'{{"format": {FORMAT}, "sha256": "{_checksum(text.encode())}", "result": '
+        write_atomically(self._path(result.key), f"{head}{text}}}".encode())
 
-    def begin(self, key: str) -> None:
-        """Mark a trial as begun: the marker outlives a process that dies in it."""
-        self._marker(key).touch()
-
-    def has_begun(self, key: str) -> bool:
-        """Return whether a trial was begun and has not ended."""
-        return self._marker(key).exists()
+    def _checked(self, key: str, text: bytes) -> R:
+        document = json.loads(text)
+        # The text of the result is what stands between the head and the last brace.
+        _, _, result = text.partition(b'"result": ')
+        if document["sha256"] != _checksum(result[:-1]):
+            raise ValueError("its checksum is of another text")
+        found = self._read(document["result"])
+        if found.key != key:
+            raise ValueError(f"it is the result of {found.key!r}")
+        return found
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.json"
 
-    def _marker(self, key: str) -> Path:
-        return self.folder / f"{key}.begun"
+
+def _checksum(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
 
 
 def _is_of_another_version(path: Path) -> bool:
     """Return whether a result was written with another format, or before there was one."""
-    ours = f'{{"format": {FORMAT}, '.encode()
-    try:
-        with path.open("rb") as file:
-            begins = file.read(len(ours))
-    except OSError:  # removed by another process meanwhile
-        return False
-    return begins.startswith((b'{"key"', b'{"format"')) and begins != ours
+    with suppress(OSError), path.open("rb") as file:  # removed by another process meanwhile
+        return _is_other(file.read(64))
+    return False
+
+
+def _is_other(text: bytes) -> bool:
+    ours = f'{{"format": {FORMAT}, "sha256": '.encode()
+    return text.startswith((b'{"key"', b'{"format"')) and not text.startswith(ours)

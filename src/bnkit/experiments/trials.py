@@ -1,16 +1,20 @@
 """`Trial`: one network, trained once under one setting and seed."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 
 from bnkit.experiments.experiment import Experiment
-from bnkit.experiments.provenance import array_fingerprint, fingerprint
+from bnkit.experiments.provenance import array_fingerprint, fingerprint, machine_of
 from bnkit.experiments.results import Side, TrialResult
 from bnkit.experiments.training import Training, accuracy, train
-from bnkit.observation import evaluating, preserved_random_state
+from bnkit.observation import evaluating, preserved_random_state, preserved_torch_settings
+from bnkit.references import message_of
+
+_one_at_a_time = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,16 @@ class Trial:
         return fingerprint(self.experiment.identity)
 
     @property
+    def sources(self) -> Mapping[str, str]:
+        """Fingerprints of the files of the user's modules, from which the result must come."""
+        return self.experiment.sources
+
+    @property
+    def bundle(self) -> tuple[str, int, float]:
+        """The setting and seed: both sides run on one machine, so that their times are a pair."""
+        return self.activation, self.seed, self.training.learning_rate
+
+    @property
     def not_run(self) -> TrialResult:
         """The record of this trial before it has run."""
         return TrialResult(
@@ -49,11 +63,17 @@ class Trial:
 
         An error of the user's own model or data is a result too: a failed trial with its reason.
         """
-        with preserved_random_state(), one_thread():
+        # In turn, where a program's threads run trials: all draw from the same generators.
+        with (
+            _one_at_a_time,
+            preserved_random_state(),
+            preserved_torch_settings(),
+            one_thread(),
+        ):
             try:
                 return self._run()
             except (Exception, SystemExit) as error:  # noqa: BLE001  it may be anything
-                return self.failed(f"{type(error).__name__}: {error}")
+                return self.failed(message_of(error))
 
     def _run(self) -> TrialResult:
         model = self.experiment.network(self.side, self.activation, self.seed)
@@ -78,6 +98,7 @@ class Trial:
             buffers=sum(b.numel() for name, b in model.named_buffers() if name in kept),
             steps=trained.steps,
             seconds=trained.seconds,
+            machine=machine_of(model),
         )
 
 

@@ -1,7 +1,7 @@
 """`Case`: one measurement of a claim, and how many are run: in turn, or in processes and kept."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,8 @@ from bnkit.experiments.store import Store
 from bnkit.experiments.trials import one_thread
 from bnkit.observation import preserved_random_state
 from bnkit.progress import counting
-from bnkit.source_code import fingerprint_within_module
+from bnkit.references import message_of
+from bnkit.source_code import fingerprint_within_module, own_sources
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,19 @@ class Case:
     measure: Callable[[Any, Any], Any]
     settings: Any
     case: Any
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def bundle(self) -> str:
+        """A case runs by itself."""
+        return self.key
 
     def run(self) -> CaseResult:
         """Return what is found; an error is a result too: a failed case with its reason."""
         try:
             (found,) = in_turn(self.measure, self.settings, [self.case])
         except Exception as error:  # noqa: BLE001  it may be anything
-            return self.failed(f"{type(error).__name__}: {error}")
+            return self.failed(message_of(error))
         return CaseResult(self.key, "finished", found)
 
     def failed(self, reason: str) -> CaseResult:
@@ -127,7 +134,8 @@ class InProcesses:
 
         Raises RuntimeError, with the first reason, where a case fails.
         """
-        planned = [case_of(measure, settings, case) for case in cases]
+        sources = own_sources()  # first: an edit between this and the keys is noticed
+        planned = [replace(case_of(measure, settings, case), sources=sources) for case in cases]
         results = self.store.prepare(case.key for case in planned)
         waiting = [case for case in planned if case.key not in results]
         how, done = self.how, len(results)
