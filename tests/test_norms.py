@@ -77,7 +77,7 @@ ZOO = {
     "named": (lambda: Frozen(4), *2 * ("frozen: it is a Frozen",)),
     "masked": (lambda: MaskedBatchNorm1d(4, default="all"), None, None),
     "bare": (lambda: nn.BatchNorm1d(4, track_running_stats=False), UNTRACKED, None),
-    "theirs": (TheirBatchNorm, None, None),
+    "theirs": (TheirBatchNorm, *2 * ("frozen: it is a TheirBatchNorm",)),
     "block.norm": (lambda: nn.BatchNorm1d(4), None, None),
 }
 INCOMPARABLE = {

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from bnkit.behaviour import BY_BATCH, NO_STATISTICS, behaviour_of, has_known_forward
 from bnkit.internals import AnyBatchNorm, inside_compiled
+from bnkit.layers.batch_norm import ActivatedBatchNorm
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.layers.masked import MaskedBatchNorm
 from bnkit.roles import is_batch_norm
@@ -19,7 +21,6 @@ Where = Callable[[str, nn.Module], bool]
 Objection = Callable[[str, nn.Module], str | None]
 
 NOT_CHOSEN = "`where` did not choose it"
-NO_STATISTICS = "it has no running statistics: even in eval mode it uses those of the mini-batch"
 PER_STEP = "it has statistics for each time step of a recurrent layer"
 
 
@@ -87,6 +88,8 @@ def why_incomparable(layer: nn.Module) -> str | None:
         return PER_STEP
     if isinstance(layer, MaskedBatchNorm):
         return "it is masked: what it leaves out of its input cannot be seen from outside"
+    if _is_to_be_tried(layer) and behaviour_of(layer).by_batch_in_eval:
+        return BY_BATCH
     return None
 
 
@@ -99,6 +102,9 @@ def why_frozen(model: nn.Module, layer: nn.Module) -> str | None:
     'frozen: its momentum is 0'
     """
     why = why_same_in_both_modes(model, layer)
+    if why is None and _is_to_be_tried(layer):
+        still = behaviour_of(layer).share == 0
+        return "frozen: no mini-batch enters its running statistics" if still else None
     if why is None and getattr(layer, "momentum", None) == 0:
         why = "frozen: its momentum is 0"
     if why is None and not getattr(layer, "track_running_stats", True):
@@ -116,11 +122,20 @@ def why_same_in_both_modes(model: nn.Module, layer: nn.Module) -> str | None:
     True
     """
     kind = type(layer).__name__
-    if isinstance(layer, FrozenBatchNorm) or "frozen" in kind.lower():  # of other libraries too
+    frozen = isinstance(layer, FrozenBatchNorm)
+    if _is_to_be_tried(layer):
+        by_batch = behaviour_of(layer).by_batch_in_training
+        frozen = "frozen" in kind.lower() if by_batch is None else not by_batch
+    if frozen:
         return f"frozen: it is a {kind}"
     if model.training and not layer.training:
         return "frozen: it is in eval mode inside a model in training mode"
     return None
+
+
+def _is_to_be_tried(layer: nn.Module) -> bool:
+    """Return whether only a trial says what the layer computes: it is not torch's or bnkit's."""
+    return not (isinstance(layer, ActivatedBatchNorm) or has_known_forward(layer))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -4,7 +4,7 @@ A weight layer starts a segment of the network, an activation ends it, and what 
 through (pooling, reshaping, dropout, concatenation, sums) belongs to neither.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any, TypeGuard
 
@@ -158,8 +158,9 @@ def gives_answers(activation: nn.Module | str) -> bool:
 def is_batch_norm(normalisation: nn.Module | str) -> bool:
     """Return whether a module, or the function of this name, is a batch norm.
 
-    Torch's classes are, all that derive from them, and childless modules of other libraries whose
-    class, or a base of it, has "BatchNorm" in its name.
+    Torch's classes are, all that derive from them, and modules of other libraries, without layers
+    inside but an activation or the like, whose class, or a base of it, has "BatchNorm" in its name,
+    or which hold a running mean and a running variance and no weight but for each channel.
 
     >>> is_batch_norm(nn.SyncBatchNorm(2)), is_batch_norm("batch_norm"), is_batch_norm("layer_norm")
     (True, True, False)
@@ -196,12 +197,33 @@ def _family(module: nn.Module) -> str | None:
 
 
 def _is_foreign_normalisation(module: nn.Module) -> bool:
-    childless = next(module.children(), None) is None
-    return childless and ("norm" in type(module).__name__.lower() or _is_named_batch_norm(module))
+    if "norm" in type(module).__name__.lower() and next(module.children(), None) is None:
+        return True
+    return _is_named_batch_norm(module) and all(map(_is_ending, module.children()))
+
+
+def _is_ending(child: nn.Module) -> bool:
+    """Return whether a batch norm may end in this child: it has no weights, and normalises not."""
+    return role_of_module(child) in (Role.ACTIVATION, Role.PASSTHROUGH)
 
 
 def _is_named_batch_norm(module: nn.Module) -> bool:
-    return any("batchnorm" in base.__name__.lower() for base in type(module).__mro__)
+    named = any("batchnorm" in base.__name__.lower() for base in type(module).__mro__)
+    return named or (_family(module) is None and _holds_running_statistics(module))
+
+
+def _holds_running_statistics(module: nn.Module) -> bool:
+    """Return whether it has vectors of running means and variances, and no larger weight."""
+    names = [name.lower() for name, _ in module.named_buffers(recurse=False)]
+    running = [name for name in names if name.startswith(("running_", "moving_"))]
+    if not ({"mean", "avg"} & _last_words(running) and {"var", "variance"} & _last_words(running)):
+        return False
+    weights = module.parameters(recurse=False)
+    return all(weight.numel() == max(weight.shape, default=1) for weight in weights)
+
+
+def _last_words(names: Iterable[str]) -> set[str]:
+    return {name.rpartition("_")[2] for name in names}
 
 
 def _is_rectifier(name: str, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> bool:

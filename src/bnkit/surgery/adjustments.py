@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnkit.behaviour import affine_of
 from bnkit.observation import stop_training
-from bnkit.surgery.folding.arithmetic import TRANSPOSED, affine_of
+from bnkit.surgery.folding.arithmetic import TRANSPOSED
 from bnkit.surgery.operations import operation, replace_module, write_values
 
 

@@ -5,10 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnkit.behaviour import activation_of, affine_of, name_of_activation
 from bnkit.layers.affine import ChannelAffine
-from bnkit.layers.batch_norm import ActivatedBatchNorm
 from bnkit.norms import Where
-from bnkit.surgery.folding.arithmetic import affine_of
 from bnkit.surgery.folding.candidates import Candidate
 from bnkit.surgery.folding.folding import fold_edit, of_domain, survey
 from bnkit.surgery.operations import Edit, operation, replace_module
@@ -69,18 +68,22 @@ def use_channel_affine(model: nn.Module, layer: str) -> None:
     replace_module(model, layer, _channel_affine(model.get_submodule(layer)))
 
 
-def _channel_affine(batch_norm: Any) -> ChannelAffine:
-    affine, like = affine_of(batch_norm), batch_norm.running_mean
-    activation = batch_norm.activation if isinstance(batch_norm, ActivatedBatchNorm) else None
-    made = ChannelAffine(len(like), like.device, like.dtype, activation=activation)
+def _channel_affine(batch_norm: nn.Module) -> nn.Module:
+    affine, activation = affine_of(batch_norm), activation_of(batch_norm)
+    held = {**dict(batch_norm.named_parameters()), **dict(batch_norm.named_buffers())}
+    like = held.get("running_mean", next(t for t in held.values() if t.is_floating_point()))
+    name = None if activation is None else name_of_activation(activation)
+    made = ChannelAffine(len(affine.scale), like.device, like.dtype, activation=name)
     with torch.no_grad():
         made.weight.copy_(affine.scale)
         made.bias.copy_(affine.offset)
         made.center.copy_(affine.center)
-    for name in ("weight", "bias"):
-        before = getattr(batch_norm, name)
-        getattr(made, name).requires_grad_(before is not None and before.requires_grad)
-    return made
+    for parameter in ("weight", "bias"):
+        before = held.get(parameter)
+        trains = before is not None and before.requires_grad
+        getattr(made, parameter).requires_grad_(trains)
+    # An activation that bnkit's layers do not know stands behind it.
+    return made if activation is None or name else nn.Sequential(made, activation)
 
 
 def _edit(candidate: Candidate, why: str) -> Edit:

@@ -2,9 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from bnkit.behaviour import Affine, affine_of
 from bnkit.surgery.folding.arithmetic import (
-    Affine,
-    affine_of,
     after_layer,
     before_layer,
     feature_axis,

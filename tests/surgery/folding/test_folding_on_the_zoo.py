@@ -4,9 +4,10 @@ import re
 
 import pytest
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnkit.dataflow import duplicate
+from bnkit.internals import AnyBatchNorm
+from bnkit.roles import is_batch_norm
 from bnkit.surgery import add
 from bnkit.surgery.folding import plan_folding
 from bnkit.surgery.removal import plan_removal
@@ -24,13 +25,13 @@ TWINS = [
 
 
 def batch_norms(model):
-    return {path for path, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    return {path for path, module in model.named_modules() if is_batch_norm(module)}
 
 
 def with_random_state(model):
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+        if isinstance(module, AnyBatchNorm) and module.running_mean is not None:
             like = {"generator": generator, "dtype": torch.float64}
             with torch.no_grad():
                 for tensor in (module.running_mean, module.weight, module.bias):

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnkit.internals import registered_names, take_over_registered
+from bnkit.behaviour import behaviour_of, has_known_forward
+from bnkit.internals import children_of, registered_names, take_over_registered
 from bnkit.layers.batch_norm import ActivatedBatchNorm
 from bnkit.layers.domains import DomainBatchNorm, domain
 from bnkit.layers.finished import Finished
@@ -80,6 +81,9 @@ def recast(
     before = state_of(layer)
     after = replace(before, **{n: v for n, v in options.items() if n in kind.carried})
     own = {name: value for name, value in options.items() if name in kind.options}
+    if _is_tried(layer):  # what its own forward called is computed by the new kind
+        for name in [*children_of(layer)]:
+            delattr(layer, name)
     made = _made_from(after, kind, rank, own, residual=residual, like=like)
     _take_over(layer, made, own_names(layer))
     note = _what_has_no_place(after, made)
@@ -243,20 +247,40 @@ def state_of(layer: Any) -> State:
     statistics = {name: getattr(layer, name, None) for name in STATISTICS}
     if family_of(layer) != "batch" and statistics["running_mean"] is None:
         statistics = {}  # it has no need of any, and a batch norm begins with new ones
+    eps, activation, carried = _numbers_of(layer)
     return State(
         num_features=_features_of(layer),
-        eps=layer.eps,
+        eps=eps,
         affine=getattr(layer, "affine", parameters["weight"] is not None),
         track_running_stats=getattr(layer, "track_running_stats", True) or not statistics,
         parameters=parameters,
         statistics=statistics,
         trains=_which_train(layer, parameters),
-        activation=layer.activation if isinstance(layer, _WITH_ACTIVATION) else None,
+        activation=activation,
         non_finite_batches=getattr(layer, "non_finite_batches", None),
         of_domains=_statistics_of_domains(layer),
         domain=layer.domain if isinstance(layer, DomainBatchNorm) else "",
-        **{name: _carried(layer, name, default) for name, default in CARRIED.items()},
+        **carried,
     )
+
+
+def _numbers_of(layer: Any) -> tuple[float, str | None, dict[str, Any]]:
+    """Return eps, the activation and what is carried along: of other classes as they compute."""
+    carried = {name: _carried(layer, name, default) for name, default in CARRIED.items()}
+    if not _is_tried(layer):
+        ending = layer.activation if isinstance(layer, _WITH_ACTIVATION) else None
+        return layer.eps, ending, carried
+    found = behaviour_of(layer)
+    assert found.eps is not None  # the survey has let it pass
+    if found.share and carried["momentum"] is not None:
+        carried["momentum"] = found.share
+    return found.eps, found.activation_name, carried
+
+
+def _is_tried(layer: nn.Module) -> bool:
+    """Return whether a trial says what the layer computes: a batch norm of another class."""
+    named = isinstance(layer, _WITH_ACTIVATION) or family_of(layer) != "batch"
+    return not (named or has_known_forward(layer))
 
 
 def _carried(layer: nn.Module, name: str, default: Any) -> Any:

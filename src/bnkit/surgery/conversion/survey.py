@@ -12,6 +12,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from bnkit.behaviour import Behaviour, behaviour_of
 from bnkit.dataflow import duplicate, observe
 from bnkit.layers.sync import SynchronisedBatchNorm
 from bnkit.norms import NOT_CHOSEN, Where
@@ -26,11 +27,7 @@ from bnkit.surgery.conversion.kinds import (
     name_and_rank,
 )
 from bnkit.surgery.conversion.recasting import own_names, state_of
-from bnkit.surgery.folding.candidates import (
-    computes_its_affine,
-    functional_batch_norms,
-    objection_to_foreign_state,
-)
+from bnkit.surgery.folding.candidates import functional_batch_norms
 from bnkit.surgery.plan import LeftAlone
 from bnkit.surgery.verification import Outcome, SurgeryError, witnessing
 
@@ -184,19 +181,38 @@ def _objection_to_class(layer: Any) -> str | None:
 
 
 def _objection_to_additions(layer: nn.Module) -> str | None:
+    """Return why a subclass is more than its base, as far as a trial does not show otherwise."""
     additions = additions_of(layer)
-    if "forward" in additions:
+    if "forward" in additions and family_of(layer) != "batch":
         return "its class has a forward of its own"
+    if "forward" in additions:
+        found = behaviour_of(layer)
+        private = {name for name in additions if name.startswith("_")}
+        additions = [name for name in additions if name not in {"forward", *private}]
+        if found.why_not_affine is None and not found.is_plain:
+            return "its class has a forward of its own, which does not train as torch's batch norm"
+        objection = _objection_to_behaviour(found)
+        if objection is not None:
+            return objection
     if additions:
         return f"its class defines {additions[0]!r}, which another kind would not have"
     return None
 
 
 def _objection_to_another(layer: nn.Module) -> str | None:
-    found = objection_to_foreign_state(layer)
-    if found is None and not computes_its_affine(layer):
-        return "a batch norm of another library, which computes something other than its state says"
-    return found
+    objection = _objection_to_behaviour(behaviour_of(layer))
+    return None if objection is None else f"a batch norm of another library: {objection}"
+
+
+def _objection_to_behaviour(found: Behaviour) -> str | None:
+    if found.why_not_affine is not None:
+        return found.why_not_affine
+    if found.eps is None:
+        return "its weight, bias and statistics are not under the names that torch gives them"
+    if found.activation is not None and found.activation_name is None:
+        kind = type(found.activation).__name__
+        return f"it ends in {kind}, which other kinds of batch norm do not compute"
+    return None
 
 
 def _objection_to_state(layer: nn.Module, target: Target) -> str | None:

@@ -5,63 +5,15 @@ W x + b takes the map of its output in by scaling its output features, and that 
 scaling its input features, with a bias that makes up for the rest.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from bnkit.behaviour import Affine
 from bnkit.moments import dtype_of_sums
 from bnkit.roles import WEIGHT_LAYERS
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
-@dataclass(frozen=True, eq=False)
-class Affine:
-    """The map scale · (x − center) + offset of each channel; all are (C,), in float64."""
-
-    scale: Tensor
-    center: Tensor
-    offset: Tensor
-
-    @property
-    def shift(self) -> Tensor:
-        """What becomes of 0, (C,)."""
-        return self.offset - self.scale * self.center
-
-    def take(self, channels: Tensor, *, like: Tensor) -> "Affine":
-        """Return the map of which feature i is channel `channels[i]` of this one; −1 is identity.
-
-        It is on the device of `like`.
-
-        >>> two = Affine(torch.tensor([2.0, 3.0]), torch.zeros(2), torch.tensor([0.5, 0.0]))
-        >>> two.take(torch.tensor([0, -1]), like=two.scale).shift
-        tensor([0.5000, 0.0000])
-        """
-        chosen, kept = channels.to(like.device), (channels >= 0).to(like.device)
-        scale, center, offset = (
-            t.to(like.device)[chosen] for t in (self.scale, self.center, self.offset)
-        )
-        scale = torch.where(kept, scale, 1.0)
-        return Affine(scale, *(torch.where(kept, t, 0.0) for t in (center, offset)))
-
-
-def affine_of(batch_norm: Any) -> Affine:
-    """Return what `batch_norm` computes in eval mode, by its state.
-
-    The scale is γ/√(σ² + ε), the center μ and the offset β (Ioffe and Szegedy 2015, algorithm 2,
-    line 11).
-
-    >>> affine_of(nn.BatchNorm1d(1, eps=3.0)).scale
-    tensor([0.5000], dtype=torch.float64)
-    """
-    center, variance = _wide(batch_norm.running_mean), _wide(batch_norm.running_var)
-    scale = (variance + batch_norm.eps).rsqrt()
-    if batch_norm.weight is not None:
-        scale = scale * _wide(batch_norm.weight)
-    offset = torch.zeros_like(center) if batch_norm.bias is None else _wide(batch_norm.bias)
-    return Affine(scale, center, offset)
 
 
 def after_layer(layer: Any, affine: Affine) -> tuple[Tensor, Tensor]:
@@ -69,6 +21,7 @@ def after_layer(layer: Any, affine: Affine) -> tuple[Tensor, Tensor]:
 
     That is scale · W and scale · (b − center) + offset.
 
+    >>> import torch
     >>> layer = nn.Linear(1, 1)
     >>> affine = Affine(*torch.tensor([[2.0], [3.0], [1.0]]))
     >>> weight, bias = after_layer(layer, affine)
@@ -88,10 +41,12 @@ def before_layer(layer: Any, affine: Affine) -> tuple[Tensor, Tensor]:
     of `center` everywhere, the middle of what comes, gives exactly what it gave, and the rounding
     of a weight that meets large means does no harm.
 
+    >>> import torch
     >>> layer = nn.Linear(1, 1)
     >>> affine = Affine(*torch.tensor([[2.0], [3.0], [1.0]]))
     >>> weight, bias = before_layer(layer, affine)
-    >>> torch.equal(weight @ torch.tensor([3.0]) + bias, (layer.weight[0] + layer.bias).double())
+    >>> y = weight.double() @ torch.tensor([3.0]).double() + bias
+    >>> torch.allclose(y, (layer.weight[0].double() + layer.bias), rtol=1e-15, atol=1e-15)
     True
     """
     weight = _by_group(layer, _wide(layer.weight))
@@ -123,6 +78,7 @@ def is_exact_before(layer: Any, affine: Affine) -> bool:
     repeats values that are. A transposed conv has places that fewer taps reach than others, but for
     kernels of one value with stride 1.
 
+    >>> import torch
     >>> affine = Affine(torch.ones(2), torch.zeros(2), torch.ones(2))
     >>> is_exact_before(nn.Conv2d(2, 2, 3), affine)
     True

@@ -7,18 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnkit.behaviour import activation_of, affine_of, name_of_activation
 from bnkit.dataflow import Dataflow, Value, duplicate, observe
-from bnkit.layers.affine import ResidualActivation, activation_module
-from bnkit.layers.batch_norm import ActivatedBatchNorm
+from bnkit.layers.affine import ResidualActivation
 from bnkit.norms import NOT_CHOSEN, Where
 from bnkit.parameters import shared_parameters
 from bnkit.roles import can_own_batch_norm, is_batch_norm
-from bnkit.surgery.folding.arithmetic import (
-    affine_of,
-    after_layer,
-    before_layer,
-    features_out,
-)
+from bnkit.surgery.folding.arithmetic import after_layer, before_layer, features_out
 from bnkit.surgery.folding.candidates import (
     Candidate,
     arguments_of,
@@ -160,8 +155,9 @@ def _refuse_pair(layer: nn.Module, batch_norm: nn.Module) -> None:
     if objection is not None:
         raise ValueError(f"`layer` ({type(layer).__name__}) cannot take it in: {objection}")
     objection = objection_to_eval_mode(batch_norm)
-    if objection is None and isinstance(batch_norm, ActivatedBatchNorm) and batch_norm.activation:
-        objection = f"it ends in {batch_norm.activation}, which no weight computes"
+    if objection is None and (activation := activation_of(batch_norm)) is not None:
+        name = name_of_activation(activation) or type(activation).__name__
+        objection = f"it ends in {name}, which no weight computes"
     if objection is not None:
         raise ValueError(
             f"`batch_norm` ({type(batch_norm).__name__}) cannot be folded: {objection}"
@@ -240,6 +236,8 @@ def _objection_to_calls(candidate: Candidate) -> str | None:
     given = arguments_of(call)[: 1 if candidate.owner is not None else None]
     if len(call.outputs) != 1 or not given or not all(type(part) is Value for part in given):
         return "called with more than tensors of the dataflow"
+    if len(given) > 1 and not candidate.adds_residual:
+        return "called with more than its input"
     if len(given) != len(set(given)):
         return "its residual is its own input"
     return None
@@ -334,12 +332,16 @@ def _take_out(
         if new is not None:
             host.weight.copy_(new[0])
             host.bias.copy_(new[1])
-    activation = batch_norm.activation if isinstance(batch_norm, ActivatedBatchNorm) else None
+    activation = activation_of(batch_norm)
     owner = model.get_submodule(layer.rpartition(".")[0])
     if isinstance(owner, Normalized) and activation is None:
         give_class_back(owner)
     else:
-        rest = ResidualActivation(activation) if residual else activation_module(activation)
+        rest: nn.Module = nn.Identity() if activation is None else activation
+        if residual:
+            rest = ResidualActivation(
+                None if activation is None else name_of_activation(activation)
+            )
         replace_module(model, layer, rest)
 
 
@@ -360,7 +362,7 @@ def give_class_back(layer: Normalized) -> None:
 def _ensure_bias(layer: Any, batch_norm: Any) -> None:
     if layer.bias is not None:
         return
-    weight, shift = layer.weight, batch_norm.bias
+    weight, shift = layer.weight, getattr(batch_norm, "bias", None)
     trains = weight.requires_grad or (shift is not None and shift.requires_grad)
     bias = nn.Parameter(weight.detach().new_zeros(features_out(layer)), requires_grad=trains)
     layer.register_parameter("bias", bias)

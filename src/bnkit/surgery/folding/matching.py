@@ -9,10 +9,11 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from bnkit.behaviour import affine_of
 from bnkit.dataflow import Call, Dataflow, Value
 from bnkit.internals import FORWARDS, has_hooks
 from bnkit.roles import can_own_batch_norm, layer_kind
-from bnkit.surgery.folding.arithmetic import affine_of, feature_axis, is_exact_before
+from bnkit.surgery.folding.arithmetic import feature_axis, is_exact_before
 from bnkit.surgery.folding.candidates import Candidate, arguments_of
 from bnkit.surgery.normalized import Normalized, NormalizedInput, NormalizedOutput
 
