@@ -216,14 +216,14 @@ SICK = (
     Sick(
         "frozen before it has learned anything",
         "never-updated",
-        lambda: nested(FrozenBatchNorm1d(4)),
+        lambda: with_tensor(nested(FrozenBatchNorm1d(4)), "2.weight", 2.0),
         "2",
         "warning",
     ),
     Sick(
         "of another library, in buffers",
         "never-updated",
-        lambda: nested(ForeignFrozenBatchNorm()),
+        lambda: with_tensor(nested(ForeignFrozenBatchNorm()), "2.bias", 2.0),
         "2",
         "warning",
     ),

@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from bnkit.dataflow import Call, Dataflow, Value
-from bnkit.diagnosis.evidence import Evidence
+from bnkit.diagnosis.evidence import Evidence, Norm
 from bnkit.diagnosis.finding import Finding
 from bnkit.diagnosis.fix import Fix, by_edit, in_turn
 from bnkit.diagnosis.rules.distances import by_chance, distance, root_mean_square
 from bnkit.diagnosis.rules.fixes import edit, measuring_trained_anew
 from bnkit.diagnosis.rules.places import Makers, Place, layer_of, makers_of, places
+from bnkit.diagnosis.rules.reading import readings
+from bnkit.diagnosis.rules.staleness import CHANGE, change_by
 from bnkit.roles import Role, is_batch_norm
 from bnkit.surgery.normalized import Normalized
 from bnkit.surgery.segment import role_of
@@ -30,7 +32,8 @@ def dropout_before(evidence: Evidence) -> Iterator[Finding]:
     Dropout makes the variance larger in training than in eval mode, and the running statistics
     are those of training (Li et al. 2018, "Understanding the disharmony between dropout and batch
     normalization by variance shift", section 3). It is a warning where the output of the batch norm
-    moves more by that than by the statistics of one mini-batch, with which training copes.
+    moves more by that than by the statistics of one mini-batch, with which training copes, and that
+    of the model by a tenth.
     """
     flow, eval_flow = evidence.training_flow, evidence.flow
     if flow is None:
@@ -42,7 +45,7 @@ def dropout_before(evidence: Evidence) -> Iterator[Finding]:
     for place in reversed(first_calls.values()):
         sources = [call for call in _sources(makers, place) if layer_of(call) not in still_on]
         if sources and place.trains:
-            measured, harms = _measured(place)
+            measured, harms = _measured(evidence, place)
             yield Finding(
                 "dropout-before",
                 "warning" if harms else "info",
@@ -93,7 +96,7 @@ def _draws(call: Call) -> bool:
     return "dropout" not in call.name or (p != 0 and training is not False)
 
 
-def _measured(place: Place) -> tuple[dict[str, float], bool]:
+def _measured(evidence: Evidence, place: Place) -> tuple[dict[str, float], bool]:
     """Return the ratio of the variances with dropout and without, and whether it does harm."""
     norm = place.norm
     if norm is None or not norm.in_training or not norm.as_trained:
@@ -107,7 +110,17 @@ def _measured(place: Place) -> tuple[dict[str, float], bool]:
         "share of output moved": moved,
         "by chance": chance,
     }
-    return figures, moved > chance
+    of_model = _change_of_model(evidence, norm)
+    if of_model is not None:
+        figures["of the model"] = of_model
+    return figures, moved > chance and (of_model is None or of_model > CHANGE)
+
+
+def _change_of_model(evidence: Evidence, norm: Norm) -> float | None:
+    """Return how far the model's output in eval mode moves by the statistics with dropout."""
+    own = [reading for reading in readings(evidence) if reading.norm is norm and reading.seen]
+    moments = norm.in_training[0].moments
+    return change_by(evidence, dict.fromkeys(own, (moments.mean, moments.variance)))
 
 
 def _fix(evidence: Evidence, flow: Dataflow, sources: list[Call]) -> Fix | None:

@@ -65,6 +65,14 @@ def measuring_anew(found: Sequence[Reading]) -> Fix | None:
         values[reading.names["running_var"]] = compared.given.unbiased_variance
         if "num_batches_tracked" in reading.tensors:
             values[reading.names["num_batches_tracked"]] = torch.tensor(compared.batches)
+    return writing(values)
+
+
+def writing(values: Mapping[str, Tensor]) -> Fix | None:
+    """Return the fix that writes these values, by the names of the model's tensors; None for none.
+
+    It measures, in the sense of `Step`.
+    """
     of_layers: dict[str, dict[str, Tensor]] = {}
     for path, value in values.items():
         layer, _, name = path.rpartition(".")

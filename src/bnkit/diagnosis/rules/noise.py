@@ -1,8 +1,9 @@
 """Rules on statistics of too few independent values: in one process, and over several ranks."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -10,56 +11,51 @@ from bnkit.diagnosis.evidence import Evidence, Seen
 from bnkit.diagnosis.finding import Finding
 from bnkit.diagnosis.rules.fixes import converting
 from bnkit.diagnosis.rules.reading import HALF, QUARTER, Reading, readings
+from bnkit.diagnosis.rules.staleness import change_by, is_young
 from bnkit.diagnosis.rules.uses import smallest_mini_batch
 from bnkit.layers.accumulated import AccumulatedBatchNorm
 from bnkit.layers.ghost import GhostBatchNorm
 from bnkit.layers.renorm import BatchRenorm
 from bnkit.layers.sync import SynchronisedBatchNorm
 
+# Fewer mini-batches are an example, not the data of a training.
+_SOME = 4
+
 
 def noisy_statistics(evidence: Evidence) -> Iterator[Finding]:
     """Find layers that are trained by the statistics of too few independent values.
 
-    Either all mini-batches have too few, or the last one of each epoch has.
+    Either all mini-batches have too few, or the last one of each epoch has. It is a warning where
+    chance moves the output of the model, too; of a network that has not been trained, and a few
+    mini-batches, which may be smaller than those of its training, it is information.
     """
     if evidence.in_eval_mode:
         return
-    for reading in readings(evidence):
-        if reading.frozen:
-            continue
-        values = effective_values(reading)
+    always, sometimes = _noisy(evidence), _noisy_in_the_smallest(evidence)
+    of_model = moved_by_chance(evidence, {r: n for r, n in always.items() if noise_of(n) > HALF})
+    for reading, values in always.items():
         noise = noise_of(values)
-        if noise > QUARTER:
-            yield Finding(
-                "noisy-statistics",
-                "warning" if noise > HALF else "info",
-                (reading.path,),
-                {"effective values per channel": values, "output noise": noise},
-                "The statistics of a mini-batch are worth those of few independent values per "
-                "channel: chance moves the output by such a share of its size.",
-                "Use larger mini-batches, synchronise the ranks, or correct by running "
-                'statistics: model = bnkit.convert(model, "renorm").',
-                converting(reading, "renorm") if noise > HALF else None,
-            )
-        else:
-            yield from _in_the_smallest(evidence, reading)
-
-
-def _in_the_smallest(evidence: Evidence, reading: Reading) -> Iterator[Finding]:
-    if not reading.seen:
-        return
-    seen = min(reading.seen, key=_smallest_share)
-    values = effective_values(reading, share=_smallest_share(seen))
-    if noise_of(values) > HALF:
+        moves = noise > HALF and (of_model is None or of_model >= QUARTER)
+        harms = moves and not (is_young(reading) and len(evidence.loader.rows) < _SOME)
         yield Finding(
             "noisy-statistics",
-            "warning",
+            "warning" if harms else "info",
             (reading.path,),
-            {
-                **smallest_mini_batch(evidence, seen),
-                "effective values per channel": values,
-                "output noise": noise_of(values),
-            },
+            {**_figures(values), **(_of_model(of_model) if noise > HALF else {})},
+            "The statistics of a mini-batch are worth those of few independent values per "
+            "channel: chance moves the output by such a share of its size."
+            + (" The mini-batches of training may be larger." if moves and not harms else ""),
+            "Use larger mini-batches, synchronise the ranks, or correct by running "
+            'statistics: model = bnkit.convert(model, "renorm").',
+            converting(reading, "renorm") if harms else None,
+        )
+    of_model = moved_by_chance(evidence, {r: values for r, (values, _) in sometimes.items()})
+    for reading, (values, seen) in sometimes.items():
+        yield Finding(
+            "noisy-statistics",
+            "warning" if of_model is None or of_model >= QUARTER else "info",
+            (reading.path,),
+            {**smallest_mini_batch(evidence, seen), **_figures(values), **_of_model(of_model)},
             "One mini-batch is much smaller than the others. By its statistics chance moves the "
             "output by such a share of its size, the step goes astray, and the running statistics "
             "take it for as much as any other; the last one of an epoch comes right before the "
@@ -68,6 +64,54 @@ def _in_the_smallest(evidence: Evidence, reading: Reading) -> Iterator[Finding]:
             "that was trained with it needs more training: bnkit.recalibrate corrects its "
             "statistics only.",
         )
+
+
+def _figures(values: float) -> dict[str, float]:
+    return {"effective values per channel": values, "output noise": noise_of(values)}
+
+
+def _of_model(moved: float | None) -> dict[str, float]:
+    return {} if moved is None else {"of the model": moved}
+
+
+def _noisy(evidence: Evidence) -> dict[Reading, float]:
+    """Return the layers of too few values in all mini-batches, and how many they are worth."""
+    values = {r: effective_values(r) for r in readings(evidence) if not r.frozen}
+    return {r: n for r, n in values.items() if n is not None and noise_of(n) > QUARTER}
+
+
+def _noisy_in_the_smallest(evidence: Evidence) -> dict[Reading, tuple[float, Seen]]:
+    """Return the layers that have far too few in the smallest one only, with what they saw."""
+    found = {}
+    for reading in readings(evidence):
+        if reading.frozen or not reading.seen or noise_of(effective_values(reading)) > QUARTER:
+            continue
+        seen = min(reading.seen, key=_smallest_share)
+        values = effective_values(reading, share=_smallest_share(seen))
+        if values is not None and noise_of(values) > HALF:
+            found[reading] = values, seen
+    return found
+
+
+def moved_by_chance(evidence: Evidence, values: Mapping[Reading, float]) -> float | None:
+    """Return how far the model's output moves where these layers draw so many values by chance.
+
+    The mean of n values has the variance σ²/n, and their variance, for normal ones, 2σ⁴/n; one
+    draw of both is taken for each channel. None where nothing is to be run.
+    """
+    generator = torch.Generator().manual_seed(0)
+    drawn = {}
+    for reading, count in values.items():
+        compared = reading.compared
+        if compared is None:
+            continue
+        mean, variance = compared.given.mean, compared.given.variance
+        of_mean, of_variance = torch.randn(2, len(mean), generator=generator).to(mean)
+        drawn[reading] = (
+            mean + (variance / count).sqrt() * of_mean,
+            variance * (1 + math.sqrt(2 / count) * of_variance).clamp(min=0.1),
+        )
+    return change_by(evidence, drawn) if drawn else None
 
 
 def _smallest_share(seen: Seen) -> float:

@@ -1,5 +1,6 @@
 """Rules on numbers: what is not finite, half precision, momentum and eps."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from bnkit.diagnosis.fix import Fix, by_edit, in_turn
 from bnkit.diagnosis.rules.fixes import edit, in_float32, measuring_anew
 from bnkit.diagnosis.rules.reading import HALF_PRECISION, STATISTICS, Reading, is_finite, readings
 from bnkit.diagnosis.rules.running_statistics import is_collapsed, measured_variance
+from bnkit.diagnosis.rules.staleness import is_young
 from bnkit.internals import AnyBatchNorm
 
 # An average of which the last mini-batch or two make nine tenths is hardly intended; Keras's 0.99
@@ -150,24 +152,29 @@ def large_eps(evidence: Evidence) -> Iterator[Finding]:
     """Find eps that outweighs the variance, or that was meant to be something else."""
     for reading in readings(evidence):
         typical = typical_variance(reading)
-        if typical is not None and typical < reading.eps:
+        if typical is not None and typical < reading.eps < _EPS_OF_NO_FRAMEWORK:
+            young = is_young(reading)
             yield Finding(
                 "large-eps",
-                "warning",
+                "info" if young else "warning",
                 (reading.path,),
-                {"eps": reading.eps, "median variance": typical},
+                {"eps": reading.eps, "median variance": typical, **_scale(typical, reading.eps)},
                 f"In half of the channels eps is more than the variance, so the layer divides by "
                 f"√eps, and its outputs have less than √½ of the scale that γ gives them"
-                f"{reading.where}.",
-                "Scale the inputs or set a smaller eps, with γ to make up for it in eval mode.",
-                _smaller_eps(reading, min(_DEFAULT_EPS, typical / 100)),
+                f"{reading.where}."
+                + (" The variance is that of weights that have not been trained." * young),
+                "Look again when the model is trained, or scale the inputs."
+                if young
+                else "Scale the inputs or set a smaller eps, with γ to make up for it in eval "
+                "mode.",
+                None if young else _smaller_eps(reading, min(_DEFAULT_EPS, typical / 100)),
             )
         elif reading.eps >= _EPS_OF_NO_FRAMEWORK:
             yield Finding(
                 "large-eps",
                 "warning",
                 (reading.path,),
-                {"eps": reading.eps},
+                {"eps": reading.eps} | _scale(typical, reading.eps),
                 f"An eps of {reading.eps:g} is not the default of any framework: the second "
                 f"argument of torch's batch norms is eps, where others have momentum.",
                 "Name the arguments: BatchNorm2d(features, eps=1e-5, momentum=0.1).",
@@ -182,6 +189,11 @@ def large_eps(evidence: Evidence) -> Iterator[Finding]:
                 "This is the eps of Keras and others, not torch's 1e-5; the variances are larger.",
                 "Leave it, unless weights come from a model with another eps.",
             )
+
+
+def _scale(variance: float | None, eps: float) -> dict[str, float]:
+    """Return which share of γ the outputs have as their scale, by name; empty where unknown."""
+    return {} if variance is None else {"output scale / γ": math.sqrt(variance / (variance + eps))}
 
 
 def typical_variance(reading: Reading) -> float | None:

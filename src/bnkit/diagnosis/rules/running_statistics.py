@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from bnkit.diagnosis.evidence import Evidence
+from bnkit.diagnosis.evidence import Evidence, once
 from bnkit.diagnosis.finding import Finding, Severity
 from bnkit.diagnosis.rules.fixes import measuring_anew
 from bnkit.diagnosis.rules.reading import Comparison, Reading, readings
@@ -42,9 +42,27 @@ def _of_untouched(evidence: Evidence, reading: Reading) -> tuple[Severity, str]:
         if reading.chosen:
             return "error", "in eval mode the layer normalises nothing."
         return "warning", "selecting this domain gives a layer that normalises nothing."
+    if reading.frozen and _is_fresh(evidence):
+        return "info", "the layer is frozen, and no weights have been loaded into it yet."
     if reading.frozen:
         return "warning", "the layer is frozen, normalises nothing, and stays so in training."
     return "info", "training will update them; until then eval mode normalises nothing."
+
+
+@once
+def _is_fresh(evidence: Evidence) -> bool:
+    """Return whether nothing was trained or loaded: no statistics, and no γ and β of frozen layers.
+
+    Those of others some libraries draw at random.
+    """
+    found = readings(evidence)
+    return all(r.untouched and (_has_first_affine(r) or not r.frozen) for r in found)
+
+
+def _has_first_affine(reading: Reading) -> bool:
+    weight, bias = (reading.tensors.get(name) for name in ("weight", "bias"))
+    ones = weight is None or bool(((weight == 1) | (weight == 0)).all())  # 0 ends a residual branch
+    return ones and (bias is None or not bool(bias.any()))
 
 
 def warming_up(evidence: Evidence) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
 """Rules on stale running statistics, and on the gap between the modes that they open."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from bnkit.diagnosis.evidence import Evidence, once
 from bnkit.diagnosis.finding import Finding, Severity
 from bnkit.diagnosis.fix import Fix, in_turn
 from bnkit.diagnosis.rules.distances import change_of_outputs
-from bnkit.diagnosis.rules.fixes import measuring_anew, measuring_trained_anew
+from bnkit.diagnosis.rules.fixes import measuring_anew, measuring_trained_anew, writing
 from bnkit.diagnosis.rules.places import normalises_by_batch
 from bnkit.diagnosis.rules.reading import ALL, HALF, QUARTER, Comparison, Reading, readings
 from bnkit.norms import why_incomparable
@@ -91,19 +91,59 @@ def change_of_model(evidence: Evidence) -> float:
     fix, outcome = measuring_anew(behind), evidence.outcome
     if fix is None or outcome is None:
         return math.inf
+    fixed = _outputs_by(evidence, fix)
+    return math.inf if fixed is None else change_of_outputs(fixed, outcome.outputs)
+
+
+def _outputs_by(evidence: Evidence, fix: Fix) -> Sequence[Tensor] | None:
+    """Return what the fixed model makes of the example in eval mode, None where it fails."""
     try:
-        fixed = run_itself(fix(evidence.model), evidence.example)
+        return run_itself(fix(evidence.model), evidence.example).outputs
     except Exception as error:  # noqa: BLE001  a model may fail on statistics it did not meet before
-        evidence.notes.append(
-            f"the model with the statistics of the mini-batches fails on the example: "
-            f"{type(error).__name__}: {error}"
-        )
-        return math.inf
-    return change_of_outputs(fixed.outputs, outcome.outputs)
+        note = f"the model with other statistics fails on the example: {_named(error)}"
+        if note not in evidence.notes:
+            evidence.notes.append(note)
+        return None
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def change_by(evidence: Evidence, others: Mapping[Reading, tuple[Tensor, Tensor]]) -> float | None:
+    """Return how far the model's output moves by `others`, mean and variance of some batch norms.
+
+    That is on the example in eval mode, from the output by the statistics of the mini-batches, over
+    the size of that; None where it cannot be run.
+    """
+    fix = _measured_anew(evidence)
+    before = _outputs_as_measured(evidence)
+    values = {
+        reading.names[name]: value
+        for reading, moved in others.items()
+        for name, value in zip(("running_mean", "running_var"), moved, strict=True)
+        if name in reading.names
+    }
+    writes = in_turn(fix, writing(values)) if values else None
+    after = None if before is None or writes is None else _outputs_by(evidence, writes)
+    return None if before is None or after is None else change_of_outputs(before, after)
+
+
+@once
+def _measured_anew(evidence: Evidence) -> Fix | None:
+    seen = (r for r in readings(evidence) if not r.frozen and r.compared is not None)
+    return in_turn(*(measuring_anew([reading]) for reading in seen))
+
+
+@once
+def _outputs_as_measured(evidence: Evidence) -> Sequence[Tensor] | None:
+    fix = _measured_anew(evidence)
+    known = evidence.example is not None and evidence.outcome is not None
+    return _outputs_by(evidence, fix) if fix is not None and known else None
 
 
 def _severity_of_staleness(evidence: Evidence, reading: Reading, change: float) -> Severity:
-    young = reading.untouched or initial_share(reading) > SHARE
+    young = is_young(reading)
     if reading.frozen and not reading.untouched:
         return "info"
     if not evidence.in_eval_mode:  # averages lag behind weights that train, and will catch up
@@ -162,6 +202,11 @@ def _mean_ratio(squares: Tensor, squared_errors: Tensor) -> float:
     if not bool(varying.any()):
         return math.inf if bool(squares.any()) else 0.0
     return (squares[varying] / squared_errors[varying]).mean().item()
+
+
+def is_young(reading: Reading) -> bool:
+    """Return whether the statistics hold much of what they started from: training has not begun."""
+    return reading.untouched or initial_share(reading) > SHARE
 
 
 def initial_share(reading: Reading) -> float:
@@ -243,6 +288,6 @@ def _gap(evidence: Evidence) -> Gap | None:
 
 def _severity(evidence: Evidence, difference: float, behind: list[Reading]) -> Severity:
     if not evidence.in_eval_mode:  # averages that training will warm up or catch up
-        young = all(r.untouched or initial_share(r) > SHARE for r in behind)
+        young = all(map(is_young, behind))
         return "info" if young or difference < ALL else "warning"
     return "info" if difference < HALF else "warning" if difference < ALL else "error"
