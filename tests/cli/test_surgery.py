@@ -250,7 +250,7 @@ def test_a_promise_that_is_not_kept_is_no_wrong_use(tmp_path, monkeypatch):
     def broken(*_arguments, **_options):
         raise SurgeryError("the changed model does not compute the same")
 
-    monkeypatch.setattr("bnkit.cli.surgery.plan_folding", broken)
+    monkeypatch.setattr("bnkit.surgery.plan_folding", broken)
     code, stdout, stderr = run(f"{FOLD} --out out.pt")
     assert (code, stdout) == (1, "")
     assert stderr.strip() == "Error: the changed model does not compute the same"

@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -6,9 +7,9 @@ import pytest
 from keras import layers as L
 
 import bnkit.keras as bnk
-from bnkit.diagnosis.explanation import SECTIONS, explanation_of
+from bnkit.diagnosis.explanation import SECTIONS, explanation_of, manual
 from bnkit.keras.kernels import array_of
-from bnkit.keras.rules.table import FOLDER, RULES
+from bnkit.keras.rules.table import FOLDER, HEAD, KINDS, RULES
 from bnkit.report import write_diagnosis
 from keras_models import alive, error, images, nested, sequential, state
 
@@ -418,3 +419,8 @@ def test_no_page_is_of_a_rule_that_is_gone_and_what_it_tells_to_call_is_there():
     texts = "\n".join(path.read_text() for path in FOLDER.glob("*.md"))
     named = set(re.findall(r"bnkit\.keras\.(\w+)", texts))
     assert named <= set(bnk.__all__)
+
+
+def test_the_docs_are_made_from_the_explanations():
+    page = Path(__file__).parents[2] / "docs" / "keras-rules.md"
+    assert page.read_text(encoding="utf-8") == manual(KINDS, HEAD)

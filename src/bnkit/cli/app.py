@@ -13,7 +13,7 @@ from bnkit.cli.doctor import doctor
 from bnkit.cli.explaining import explain
 from bnkit.cli.output import refuse
 from bnkit.cli.performance import bench, warmup
-from bnkit.cli.surgery import add, convert, fold, insert, remove, standardize
+from bnkit.cli.surgery import add, convert, fold, insert, recalibrate, remove, standardize
 from bnkit.experiments.provenance import versions
 
 # Commands of a distribution of ours that may not be installed, and its name.
@@ -104,6 +104,7 @@ for command in (
     convert,
     remove,
     standardize,
+    recalibrate,
     doctor,
     explain,
     bench,

@@ -4,7 +4,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import torch
 import typer
@@ -13,6 +13,7 @@ from torch import Tensor
 from bnkit.experiments.settings import PANELS, Settings, Shown, shown_settings
 from bnkit.names import one_of
 from bnkit.options import parameters_of
+from bnkit.recalibration.estimators import Estimator
 from bnkit.surgery.addition import Placement
 
 Number = TypeVar("Number", int, float)
@@ -95,7 +96,10 @@ MODEL = "What is changed"
 RESULT = "What comes out"
 
 Model = Annotated[
-    str, typer.Argument(help="a function that returns the network, as package.module:build")
+    str,
+    typer.Argument(
+        help="a function that returns the network, as package.module:build, or a .keras file"
+    ),
 ]
 Checkpoint = Annotated[
     Path | None,
@@ -138,9 +142,10 @@ Out = Annotated[
     option(
         RESULT,
         "write the checkpoint of the changed network, with the plan, to this .safetensors, .pt "
-        "or .pth; bnkit.load reads it",
+        "or .pth, which bnkit.load reads; or a changed Keras model to this .keras",
     ),
 ]
+ESTIMATORS: dict[str, Estimator] = {name: name for name in get_args(Estimator)}
 AsJson = Annotated[bool, option(RESULT, "print all of it as JSON", "--json", show_default=False)]
 
 # Settings that are typed as text: the parser, how a default is shown, the metavar.

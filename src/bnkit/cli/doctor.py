@@ -8,11 +8,11 @@ from typing import Annotated, TypedDict, Unpack
 import typer
 
 from bnkit.checkpoints import Checkpoint as File
-from bnkit.checkpoints import save
-from bnkit.cli.arguments import Checkpoint, Data, Example, random_example, texts
-from bnkit.cli.operation import Operation
+from bnkit.checkpoints import Document
+from bnkit.cli.arguments import Checkpoint, Data, Example
+from bnkit.cli.operation import KERAS_FILES, Operation
 from bnkit.cli.output import chatter_on_stderr, explained, messages, print_result, say
-from bnkit.diagnosis import Diagnosis, diagnose, diagnose_export
+from bnkit.diagnosis import Diagnosis, diagnose_export
 from bnkit.diagnosis.finding import SEVERITIES, Severity
 from bnkit.names import one_of
 from bnkit.options import Default, with_options
@@ -61,8 +61,8 @@ def doctor(
     model: Annotated[
         str,
         typer.Argument(
-            help="a function that returns the network, as package.module:build, or an exported "
-            "program, as net.onnx or net.pt2"
+            help="a function that returns the network, as package.module:build, a .keras file, or "
+            "an exported program, as net.onnx or net.pt2"
         ),
     ],
     example: Example = None,
@@ -102,20 +102,14 @@ def doctor(
     with Operation.begin("looking at the batch norms", model, checkpoint, fix) as operation:
         if html is not None:
             checked(html)
-        found = diagnose(
-            operation.network,
-            None if data is None else operation.batches(data),
-            example=None if example is None else random_example(example),
-            skip=texts(skip),
-            progress=False,
-        )
-        fixed, plans = operation.network, operation.plans
+        found = operation.diagnosis(example, data, skip)
+        fixed, documents = operation.network, tuple[Document, ...]()
         fixable = any(finding.automatic_fix for finding in found.at_least("warning"))
         if fix is not None and fixable:
             fixed, changes = found.fixed_with_plans(operation.network)
             documents = tuple(plan.to_json() for plan in changes)
-            File(fix, fixed.state_dict(), documents).restore(operation.network)  # it loads
-            plans = (*plans, *documents)
+            if documents:
+                File(fix, fixed.state_dict(), documents).restore(operation.network)  # it loads
     _print(found, as_json=as_json, sarif_of=sarif_of)
     if html is not None:
         with explained(), messages.status("drawing"), chatter_on_stderr():
@@ -125,7 +119,7 @@ def doctor(
         say(f"None of the warnings or errors can be fixed automatically; {fix} was not written.")
     elif fix is not None:
         with explained():
-            say(f"Checkpoint: {save(fixed, fix, plan=plans)}")
+            say(operation.write(fixed, fix, *documents))
     if found.at_least(bar):
         raise typer.Exit(1)
 
@@ -157,7 +151,7 @@ def _print(found: Diagnosis, *, as_json: bool, sarif_of: str | None) -> None:
 
 def _source_of(model: str) -> tuple[str, int]:
     """Return the file and line where the network is made, "" for a file that is not known."""
-    if Path(model).suffix in EXPORTED:
+    if Path(model).suffix in (*EXPORTED, *KERAS_FILES):
         return _here(Path(model)), 1
     try:
         function = inspect.unwrap(import_reference(model))

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from torch import nn
 
+from bnkit import surgery
 from bnkit.batches import NoBatchesError, calls_of, each_of, number_of, why_none
 from bnkit.checkpoints import Document, format_of, read, save
 from bnkit.cli.arguments import random_example, texts
@@ -22,17 +22,24 @@ from bnkit.cli.output import (
     say,
     working,
 )
+from bnkit.dataflow.tracing import is_keras_model
+from bnkit.diagnosis import Diagnosis, diagnose
+from bnkit.extras import require
+from bnkit.recalibration import plan_recalibration
 from bnkit.references import blaming, called, import_reference
+from bnkit.surgery.addition import Placement
 from bnkit.surgery.plan import Plan
 from bnkit.surgery.verification import SurgeryError
 from bnkit.tables import first_few
+
+KERAS_FILES = (".keras", ".h5", ".hdf5")
 
 
 @dataclass(frozen=True)
 class Operation:
     """A change to the user's network, and how it came to be what it is by plans before this one."""
 
-    network: nn.Module
+    network: Any
     plans: tuple[Document, ...]
     out: Path | None
     counter: Counter
@@ -48,17 +55,44 @@ class Operation:
         changed.
         """
         with explained(), working(what) as counter, chatter_on_stderr():
-            if out is not None:
-                format_of(out)
-            network = called(import_reference(model), "model")
-            plans: tuple[Document, ...] = ()
-            if checkpoint is not None:
-                found = read(checkpoint)
-                network, plans = found.restore(network), found.plans or ()
+            operation = cls._opened(model, checkpoint, out, counter)
             try:
-                yield cls(network, plans, out, counter)
+                yield operation
             except SurgeryError as error:
                 refuse(str(error), code=1)
+
+    @classmethod
+    def _opened(
+        cls, model: str, checkpoint: Path | None, out: Path | None, counter: Counter
+    ) -> "Operation":
+        is_file = Path(model).suffix in KERAS_FILES
+        if out is not None and out.suffix not in KERAS_FILES:
+            format_of(out)  # a wrong suffix is worth no waiting
+        network: Any = None if is_file else called(import_reference(model), "model")
+        if is_file or is_keras_model(network):
+            require("keras", "a Keras model")
+            from bnkit.cli.keras_models import KerasOperation  # noqa: PLC0415  seconds, for these only
+
+            return KerasOperation.opened(model, network, checkpoint, out, counter)
+        if out is not None:
+            format_of(out)
+        plans: tuple[Document, ...] = ()
+        if checkpoint is not None:
+            found = read(checkpoint)
+            network, plans = found.restore(network), found.plans or ()
+        return cls(network, plans, out, counter)
+
+    def verb(self, name: str) -> Callable[..., Any]:
+        """Return the function of this name for networks of this kind."""
+        return {"plan_recalibration": plan_recalibration}.get(name) or getattr(surgery, name)
+
+    def addition(self, example: str | None, *, placement: Placement) -> Any:
+        """Return the plan of `add`, on random inputs of the shape of --example."""
+        if example is None:
+            raise ValueError(
+                "--example is missing: give the shape of a mini-batch, as in --example 8,3,32,32"
+            )
+        return surgery.plan_addition(self.network, random_example(example), placement=placement)
 
     def batches(self, data: str | None) -> Iterable[Any]:
         """Return the mini-batches of --data, counted as they are taken."""
@@ -84,12 +118,16 @@ class Operation:
         args, keywords = next(calls_of(self.network, self.batches(data)))
         return keywords or args
 
-    def where(self, globs: str | None) -> Callable[[str, nn.Module], bool] | None:
+    @property
+    def paths(self) -> list[str]:
+        """The paths of the layers."""
+        return [path for path, _ in self.network.named_modules() if path]
+
+    def where(self, globs: str | None) -> Callable[[str, Any], bool] | None:
         """Return what chooses the layers whose paths fit one of --where."""
         if globs is None:
             return None
-        wanted = texts(globs)
-        paths = [path for path, _ in self.network.named_modules() if path]
+        wanted, paths = texts(globs), self.paths
         if not any(fnmatchcase(path, glob) for path in paths for glob in wanted):
             there = f"the paths are {first_few(paths, separator=', ')}"
             raise ValueError(
@@ -105,8 +143,21 @@ class Operation:
             raise typer.Exit(1)
         if self.out is not None:
             with explained():
-                path = save(plan.apply(self.network), self.out, plan=[*self.plans, plan])
-            say(f"Checkpoint: {path}")
+                say(self.write(plan.apply(self.network), self.out, plan))
+
+    def write(self, network: Any, path: Path, *plans: Plan | Document) -> str:
+        """Write a changed network, made by these plans after those before; say where it is."""
+        return f"Checkpoint: {save(network, path, plan=[*self.plans, *plans])}"
+
+    def diagnosis(self, example: str | None, data: str | None, skip: str) -> Diagnosis:
+        """Return what is wrong with the network."""
+        return diagnose(
+            self.network,
+            None if data is None else self.batches(data),
+            example=None if example is None else random_example(example),
+            skip=texts(skip),
+            progress=False,
+        )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`bnkit add`, `insert`, `fold`, `remove`, `convert`, `standardize`: a network is changed."""
+"""The commands that change a network, as `bnkit fold`: they plan, print and write."""
 
 import inspect
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from bnkit.cli.arguments import (
+    ESTIMATORS,
     MODEL,
     PLACEMENTS,
     AsJson,
@@ -20,22 +21,11 @@ from bnkit.cli.arguments import (
     Tolerance,
     Where,
     option,
-    random_example,
     settings,
 )
 from bnkit.cli.operation import Operation
-from bnkit.cli.output import chatter_on_stderr, explained, print_result
+from bnkit.cli.output import explained, print_result, say
 from bnkit.names import one_of
-from bnkit.references import called, import_reference
-from bnkit.surgery import (
-    Plan,
-    plan_addition,
-    plan_conversion,
-    plan_folding,
-    plan_insertion,
-    plan_removal,
-    plan_standardization,
-)
 
 _CALIBRATED = ("group", "instance")  # kinds that compute something other than a batch norm
 
@@ -43,39 +33,44 @@ _CALIBRATED = ("group", "instance")  # kinds that compute something other than a
 def add(
     model: Model,
     example: Annotated[
-        str, typer.Option(help="shape of one mini-batch of inputs", metavar="N,C,H,W")
-    ],
+        str | None,
+        typer.Option(
+            help="shape of one mini-batch of inputs; Keras models need none", metavar="N,C,H,W"
+        ),
+    ] = None,
     placement: Annotated[str, typer.Option(help="before or after the activation")] = "before",
+    out: Out = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="print the plan as JSON", show_default=False)
     ] = False,
 ) -> None:
     """Where would batch norm go in this network, and where not, and why?
 
-    Prints the plan of `bnkit.add(model, example)`, one line a layer; nothing is written. The
-    example is random, normally distributed numbers of the given shape.
+    Prints the plan of `bnkit.add(model, example)`, one line a layer. The example is random,
+    normally distributed numbers of the given shape. With --out the twin is written.
 
     - `bnkit add package.module:build --example 8,3,32,32`
+    - `bnkit add net.keras --out twin.keras`
 
-    Exit codes: 0 done, 2 wrong use.
+    Exit codes: 0 done, 1 nothing to write, 2 wrong use.
     """
-    with explained():
-        inputs = random_example(example)
-        with chatter_on_stderr():
-            network = called(import_reference(model), "model")
+    with Operation.begin("adding", model, None, out) as operation:
         where = one_of(PLACEMENTS, placement, "placement")
-        plan = plan_addition(network, inputs, placement=where)
-    print_result(plan, as_json=as_json)
+        plan = operation.addition(example, placement=where)
+    if out is None:
+        print_result(plan, as_json=as_json)
+    else:
+        operation.end(plan, as_json=as_json)
 
 
-def changing(what: str) -> Callable[[Callable[..., Plan]], Callable[..., None]]:
+def changing(what: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Make a command of a function that plans an `Operation`, with options of its own.
 
     The command takes the model, --checkpoint, --out and --json too, and where the function has
     `**verified`, which it hands on to its plan, --where and --tolerance.
     """
 
-    def decorate(function: Callable[..., Plan]) -> Callable[..., None]:
+    def decorate(function: Callable[..., Any]) -> Callable[..., None]:
         _, *own = inspect.signature(function).parameters.values()
         verified = own[-1].kind is Parameter.VAR_KEYWORD
         own = own[:-1] if verified else own
@@ -115,7 +110,7 @@ def insert(
     data: Data = None,
     placement: Annotated[str, option(MODEL, "before or after the activation")] = "before",
     **verified: Any,
-) -> Plan:
+) -> Any:
     """Put batch norm into a trained network, which computes the same afterwards.
 
     Prints the plan of `bnkit.insert(model, batches)`, one line a layer, with the proof: how far
@@ -129,27 +124,30 @@ def insert(
     """
     where = one_of(PLACEMENTS, placement, "placement")
     batches = operation.batches(data)
-    return plan_insertion(operation.network, batches, placement=where, **verified)
+    return operation.verb("plan_insertion")(operation.network, batches, placement=where, **verified)
 
 
 @changing("folding")
-def fold(operation: Operation, example: Example = None, data: Data = None, **verified: Any) -> Plan:
+def fold(operation: Operation, example: Example = None, data: Data = None, **verified: Any) -> Any:
     """Fold batch norms into the layers beside them: less to compute, the same in eval mode.
 
     Prints the plan of `bnkit.fold(model, example)`, one line a batch norm, with the proof.
 
+    - `bnkit fold net.keras --out folded.keras`
     - `bnkit fold my.code:build --checkpoint trained.pt --example 8,3,32,32 --out folded.pt`
     - `bnkit fold my.code:build --checkpoint trained.pt --data my.code:loaders`
 
     In a program: `model = bnkit.load(build(), "folded.pt")`.
     """
-    return plan_folding(operation.network, operation.example(example, data), **verified)
+    return operation.verb("plan_folding")(
+        operation.network, operation.example(example, data), **verified
+    )
 
 
 @changing("removing")
 def remove(
     operation: Operation, example: Example = None, data: Data = None, **verified: Any
-) -> Plan:
+) -> Any:
     """Take batch norms out: folded where possible, a plain scale and shift elsewhere.
 
     Prints the plan of `bnkit.remove(model, example)`, one line a batch norm, with the proof that
@@ -159,7 +157,9 @@ def remove(
 
     In a program: `model = bnkit.load(build(), "plain.pt")`.
     """
-    return plan_removal(operation.network, operation.example(example, data), **verified)
+    return operation.verb("plan_removal")(
+        operation.network, operation.example(example, data), **verified
+    )
 
 
 @changing("converting")
@@ -179,7 +179,7 @@ def convert(
         option(MODEL, "an option of the kind; may be given again", "--option", metavar="NAME=JSON"),
     ] = None,
     **verified: Any,
-) -> Plan:
+) -> Any:
     """Make the batch norms of a network another kind of normalisation.
 
     Prints the plan of `bnkit.convert(model, to, batches)`, one line a layer, with the proof that
@@ -195,7 +195,9 @@ def convert(
     if to in _CALIBRATED and data is None:
         raise ValueError(f"--data is missing: to become {to!r}, layers are calibrated on it")
     batches = operation.example(example, data) if data is None else operation.batches(data)
-    return plan_conversion(operation.network, to, batches, **verified, **settings(options or []))
+    return operation.verb("plan_conversion")(
+        operation.network, to, batches, **verified, **settings(options or [])
+    )
 
 
 @changing("standardising")
@@ -209,7 +211,7 @@ def standardize(
         str | None,
         option(MODEL, "which argument of the network is standardised, where it takes several"),
     ] = None,
-) -> Plan:
+) -> Any:
     """Put the mean and standard deviation of the training inputs into the network.
 
     Prints the plan of `bnkit.standardize(model, batches)`. The changed network takes raw inputs.
@@ -218,6 +220,42 @@ def standardize(
 
     In a program: `model = bnkit.load(build(), "standardized.safetensors")`.
     """
-    return plan_standardization(
+    return operation.verb("plan_standardization")(
         operation.network, operation.batches(data), channel_axis=channel_axis, argument=argument
     )
+
+
+def recalibrate(
+    model: Model,
+    data: Data = None,
+    estimator: Annotated[
+        str, option(MODEL, "batch_statistics: one pass, or layer_by_layer: a pass a layer")
+    ] = "batch_statistics",
+    checkpoint: Checkpoint = None,
+    where: Where = None,
+    out: Out = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the running statistics of a network anew, as those of all of --data.
+
+    Prints how far the old ones were off, a line a batch norm, as
+    `bnkit.plan_recalibration(model, batches)`.
+
+    - `bnkit recalibrate net.keras --data my.code:loaders --out good.keras`
+    - `bnkit recalibrate my.code:build --checkpoint net.pt --data my.code:loaders --out good.pt`
+
+    Exit codes: 0 done, 2 wrong use.
+    """
+    with Operation.begin("measuring", model, checkpoint, out) as operation:
+        found = operation.verb("plan_recalibration")(
+            operation.network,
+            operation.batches(data),
+            where=operation.where(where),
+            estimator=one_of(ESTIMATORS, estimator, "estimator"),
+            progress=False,
+        )
+    print_result(found, as_json=as_json)
+    if out is not None:
+        with explained():
+            say(operation.write(found.apply(operation.network), out))

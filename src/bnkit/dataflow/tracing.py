@@ -109,10 +109,19 @@ def duplicate(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def refuse_keras(model: object) -> None:
-    """Raise TypeError for a Keras model, which on torch's backend is a torch.nn.Module, too."""
+def is_keras_model(model: object) -> bool:
+    """Return whether a model is one of Keras, which on torch's backend is an nn.Module, too.
+
+    >>> is_keras_model(nn.Linear(2, 2))
+    False
+    """
     keras: Any = sys.modules.get("keras")  # without it there are no models of Keras
-    if keras is not None and isinstance(model, keras.Model):
+    return keras is not None and isinstance(model, keras.Model)
+
+
+def refuse_keras(model: object) -> None:
+    """Raise TypeError for a Keras model, whose verbs are elsewhere."""
+    if is_keras_model(model):
         raise TypeError(
             f"`model` ({type(model).__name__}) is a Keras model, whose batch norms have rules of "
             f"their own: use the verbs of bnkit.keras, such as bnkit.keras.fold(model)"

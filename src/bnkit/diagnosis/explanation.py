@@ -4,6 +4,7 @@ The prose stands in `explanations/`, one file of Markdown a rule. The command li
 diagnosis, SARIF and docs/rules.md (`manual`) are all made of it.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,11 +30,12 @@ class Explanation:
     fix: str
     example: str
     follows: tuple[str, ...] = ()
+    page: str = "docs/rules.md"
 
     @property
     def link(self) -> str:
         """Where it stands in the docs."""
-        return f"docs/rules.md#{self.rule}"
+        return f"{self.page}#{self.rule}"
 
     @property
     def body(self) -> str:
@@ -70,7 +72,9 @@ def explanation_of(rule: Rule) -> Explanation:
     sections = (section.partition("\n") for section in others)
     parts = {title.lower(): prose.strip() for title, _, prose in sections}
     trouble = first.partition("\n")[2].strip()  # below the title, which is the summary
-    return Explanation(rule.slug, rule.summary, trouble, **parts, follows=rule.follows)
+    return Explanation(
+        rule.slug, rule.summary, trouble, **parts, follows=rule.follows, page=rule.page
+    )
 
 
 # The page of the docs
@@ -87,20 +91,20 @@ or makes its results wrong, a warning harms them, information is worth knowing. 
 <!-- Made from src/bnkit/diagnosis/explanations: change it there. -->"""
 
 
-def manual() -> str:
+def manual(kinds: Mapping[str, Sequence[Rule]] = KINDS, head: str = _HEAD) -> str:
     """Return the page, in Markdown: a list of the rules by kind, then each one's explanation.
 
     >>> manual().splitlines()[0]
     '# The rules of the doctor'
     """
-    explained = {k: [explanation_of(rule) for rule in rules] for k, rules in KINDS.items()}
+    explained = {k: [explanation_of(rule) for rule in rules] for k, rules in kinds.items()}
     lists = [
         f"**{kind.capitalize()}**\n\n"
         + "\n".join(f"- [{each.rule}](#{each.rule}): {each.summary}" for each in found)
         for kind, found in explained.items()
     ]
     chapters = [_chapter(each) for found in explained.values() for each in found]
-    return "\n\n".join([_HEAD, *lists, *chapters]) + "\n"
+    return "\n\n".join([head, *lists, *chapters]) + "\n"
 
 
 def _chapter(found: Explanation) -> str:

@@ -7,7 +7,7 @@ import keras
 
 from bnkit.batches import NoBatchesError, refuse_iterator, why_none
 
-__all__ = ["inputs_in", "refuse_iterator"]
+__all__ = ["inputs_in", "is_array", "refuse_iterator"]
 
 
 def inputs_in(model: Any, batches: Any) -> Iterator[Any]:
@@ -36,11 +36,11 @@ def inputs_in(model: Any, batches: Any) -> Iterator[Any]:
 
 
 def _each(model: Any, batches: Any) -> Iterable[Any]:
-    if _is_array(batches) or isinstance(batches, Mapping | tuple):
+    if is_array(batches) or isinstance(batches, Mapping | tuple):
         return [batches]
     if isinstance(batches, keras.utils.PyDataset):
         return (batches[number] for number in range(batches.num_batches))
-    if isinstance(batches, list) and batches and all(map(_is_array, batches)):
+    if isinstance(batches, list) and batches and all(map(is_array, batches)):
         return _arrays(model, batches)
     if isinstance(batches, str | bytes) or not isinstance(batches, Iterable):
         raise TypeError(
@@ -63,5 +63,11 @@ def _arrays(model: Any, arrays: Sequence[Any]) -> Iterable[Any]:
     )
 
 
-def _is_array(value: Any) -> bool:
+def is_array(value: Any) -> bool:
+    """Return whether a value is an array or tensor of any library.
+
+    >>> import numpy as np
+    >>> is_array(np.zeros(2)), is_array([0.0])
+    (True, False)
+    """
     return hasattr(value, "shape") and hasattr(value, "dtype")

@@ -36,7 +36,8 @@ class Rule:
     """One trouble: its slug, one sentence on it, and `check`, which finds it.
 
     `follows` are slugs of rules: a finding of this rule is a consequence of theirs in a layer that
-    both name, and is grouped under it. Its page stands in `folder`.
+    both name, and is grouped under it. Its explanation stands in `folder`, and on a `page` of the
+    docs.
     """
 
     slug: str
@@ -44,6 +45,7 @@ class Rule:
     check: Callable[[Any], Iterable[Finding]]
     follows: tuple[str, ...] = ()
     folder: Path = FOLDER
+    page: str = "docs/rules.md"
 
 
 _CHECKS: Mapping[str, tuple[Check, ...]] = {
@@ -106,9 +108,19 @@ _FOLLOWS = {
 def rule_of(check: Callable[[Any], Iterable[Finding]], folder: Path = FOLDER) -> Rule:
     """Return the rule that is called as its function, with the title of its page."""
     slug = check.__name__.replace("_", "-")
+    return Rule(
+        slug, summary_of(slug, folder), check, tuple(_FOLLOWS.get(slug, "").split()), folder
+    )
+
+
+def summary_of(slug: str, folder: Path = FOLDER) -> str:
+    """Return the title of a rule's page.
+
+    >>> summary_of("on-logits")[:23]
+    'Batch norm on the logit'
+    """
     with (folder / f"{slug}.md").open(encoding="utf-8") as page:
-        summary = page.readline().removeprefix("#").strip()
-    return Rule(slug, summary, check, tuple(_FOLLOWS.get(slug, "").split()), folder)
+        return page.readline().removeprefix("#").strip()
 
 
 KINDS: Mapping[str, tuple[Rule, ...]] = {

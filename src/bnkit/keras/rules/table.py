@@ -60,10 +60,17 @@ _FOLLOWS = {
 
 def _rule(check: Check) -> Rule:
     rule = rule_of(check, FOLDER)
-    return replace(rule, follows=_FOLLOWS.get(rule.slug, ()))
+    return replace(rule, follows=_FOLLOWS.get(rule.slug, ()), page="docs/keras-rules.md")
 
 
 KINDS: Mapping[str, tuple[Rule, ...]] = {
     kind: tuple(map(_rule, checks)) for kind, checks in _CHECKS.items()
 }
+HEAD = """# The rules of the doctor for Keras models
+
+`bnkit doctor net.keras` and `bnkit.keras.diagnose` look for these troubles. `bnkit explain --keras`
+shows them in the terminal, and `skip=` switches one off. "The fix" is what `diagnosis.fixed(model)`
+and `--fix` apply.
+
+<!-- Made from src/bnkit/keras/explanations: change it there. -->"""
 RULES: tuple[Rule, ...] = tuple(rule for rules in KINDS.values() for rule in rules)

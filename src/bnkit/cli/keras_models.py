@@ -1,0 +1,99 @@
+"""The commands on Keras models: `.keras` files, and functions that return such models."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import bnkit.keras as bnk
+from bnkit.cli.arguments import numbers, texts
+from bnkit.cli.operation import Operation
+from bnkit.cli.output import Counter
+from bnkit.keras.batches import inputs_in, is_array
+from bnkit.keras.diagnosis import Diagnosis
+from bnkit.keras.files import open_model, save_model
+from bnkit.keras.graph import check_graph, graphs_of
+from bnkit.keras.rules.table import KINDS as RULES_BY_KIND
+from bnkit.references import called, import_reference
+from bnkit.surgery.addition import Placement
+
+__all__ = ["RULES_BY_KIND", "KerasOperation"]
+
+
+@dataclass(frozen=True)
+class KerasOperation(Operation):
+    """A change to the user's Keras model, which is written to a `.keras` file."""
+
+    @classmethod
+    def opened(
+        cls, model: str, network: Any, checkpoint: Path | None, out: Path | None, counter: Counter
+    ) -> "KerasOperation":
+        """Return the change of `network`, or of what is in the file `model`."""
+        if checkpoint is not None:
+            raise ValueError("--checkpoint is for PyTorch: a .keras file holds its values, too")
+        if out is not None and out.suffix != ".keras":
+            raise ValueError(f"'{out}': a Keras model is written to a .keras file")
+        network = open_model(model) if network is None else network
+        check_graph(network)
+        return cls(network, (), out, counter)
+
+    def verb(self, name: str) -> Callable[..., Any]:
+        """Return the function of this name of bnkit.keras; ValueError where there is none."""
+        if not hasattr(bnk, name):
+            raise ValueError(
+                "this command is for PyTorch networks; Keras models have add, insert, fold, "
+                "remove, recalibrate, doctor and compare"
+            )
+        return getattr(bnk, name)  # type: ignore[no-any-return]  # a verb
+
+    def addition(self, example: str | None, *, placement: Placement) -> Any:
+        """Return the plan of `add`, for which nothing is run."""
+        if example is not None:
+            raise ValueError("--example is for PyTorch networks: nothing is run for a Keras model")
+        return bnk.plan_addition(self.network, placement=placement)
+
+    def batches(self, data: str | None) -> Any:
+        """Return the mini-batches of --data, as `bnkit.keras` takes them."""
+        if data is None:
+            raise ValueError("--data is missing: give the function that returns mini-batches")
+        found = called(import_reference(data), "data")
+        both = isinstance(found, tuple) and len(found) == 2
+        return found[0] if both and not _is_inputs(found[0]) else found  # (train, test)
+
+    def example(self, example: str | None, data: str | None) -> Any:
+        """Return the inputs of --example or of the first mini-batch of --data, None without."""
+        if example is not None and data is not None:
+            raise ValueError("the model is run on one mini-batch: give either --example or --data")
+        if data is not None:
+            return next(inputs_in(self.network, self.batches(data)))
+        return None if example is None else _random(example)
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths of the layers."""
+        return [call.path for graph in graphs_of(self.network) for call in graph.calls]
+
+    def write(self, network: Any, path: Path, *_plans: Any) -> str:
+        """Write a changed model, and say where it is; the file holds its architecture."""
+        return f"Model: {save_model(network, path)}"
+
+    def diagnosis(self, example: str | None, data: str | None, skip: str) -> Diagnosis:
+        """Return what is wrong with the model."""
+        batches = None if data is None else self.batches(data)
+        given = batches if example is None else _random(example)
+        if data is not None and example is not None:
+            raise ValueError("give either --example or --data")
+        return bnk.diagnose(self.network, given, skip=texts(skip))
+
+
+def _is_inputs(value: Any) -> bool:
+    return is_array(value) or isinstance(value, dict | tuple)
+
+
+def _random(example: str) -> Any:
+    shape = numbers(int)(example)
+    if not shape or min(shape) < 1:
+        raise ValueError(f"--example is {example!r}: pass sizes of at least 1, as in 8,32,32,3")
+    return np.random.default_rng().standard_normal(shape).astype("float32")
