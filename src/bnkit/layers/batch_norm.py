@@ -76,9 +76,9 @@ class ActivatedBatchNorm(AnyBatchNorm):
         guard: bool = True,
     ) -> None:
         find_activation(activation)
-        super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
-        )
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        if affine and not bias:
+            self.register_parameter("bias", None)  # `bias=` is an option of torch from 2.12 on
         self.activation = activation
         self.guard = guard
         count = torch.zeros((), dtype=torch.long, device=device)
