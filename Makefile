@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/set-up
 WORKERS ?= 2
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
-.PHONY: help compare test check fuzz bench docs clean
+.PHONY: help compare test check fuzz bench docs notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,7 +29,7 @@ check: $(SETUP)  ## lint, types, docs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mkdocs build --strict --quiet --site-dir .venv/site
+	$(MKDOCS) build --strict --quiet --site-dir .venv/site
 
 fuzz: $(SETUP)  ## 10,000 random networks through the surgery, a quarter of an hour
 	OMP_NUM_THREADS=1 BNKIT_FUZZ=2500 $(BIN)/pytest --numprocesses $(WORKERS) --quiet -rP tests/surgery -k "random_networks and not addition"
@@ -43,7 +44,10 @@ bench: $(SETUP)  ## measure, print and keep the figures
 	$(BIN)/python benchmarks/monitoring.py
 
 docs: $(SETUP)  ## serve the documentation
-	$(BIN)/mkdocs serve
+	$(MKDOCS) serve
+
+notebooks: $(SETUP)  ## run the notebooks of the docs anew and keep their outputs
+	$(BIN)/python docs/building/notebooks.py
 
 clean:  ## remove what the targets made
 	rm -rf .venv bnkit-report

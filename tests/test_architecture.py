@@ -13,8 +13,9 @@ from architecture import House, code_of, first_line_of, imports_of
 
 FLOORS = (
     "platforms "
-    "deprecation extras internals moments tables names options references files progress "
-    "source_code kernels functional layers observation roles dataflow behaviour batches norms "
+    "deprecation extras internals moments tables notebooks names options references files "
+    "progress source_code kernels functional layers observation roles dataflow behaviour "
+    "batches norms "
     "recalibration parameters train_eval_gap surgery checkpoints diagnosis monitoring "
     "experiments benchmarking report keras cli __main__"
 ).split()

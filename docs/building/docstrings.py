@@ -24,12 +24,15 @@ MODULES = (
     "bnkit.layers",
     "bnkit.functional",
     "bnkit.moments",
+    "bnkit.batches",
+    "bnkit.dataflow",
     "bnkit.benchmarking",
     "bnkit.kernels",
     "bnkit.keras",
 )
 # Of the modules without a list of public names: those that `bnkit` hands on, and a few more.
 MORE = {
+    "bnkit.batches": ["calls_of"],
     "bnkit.functional": ["batch_norm"],
     "bnkit.kernels": ["choice.choose_kernel"],
 }
@@ -53,8 +56,8 @@ def anchor_of(module: str, name: str) -> str:
     import bnkit  # noqa: PLC0415  as above
 
     short, found = name.rpartition(".")[2], import_module(module)
-    handed_on = short in bnkit.__all__ and getattr(found, name, None) in (None, getattr(bnkit, short))
-    return f"bnkit.{short}" if handed_on else f"{module}.{name}"
+    same = short in bnkit.__all__ and getattr(found, name, None) in (None, getattr(bnkit, short))
+    return f"bnkit.{short}" if same else f"{module}.{name}"
 
 
 def documented() -> dict[str, list[str]]:

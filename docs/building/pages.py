@@ -60,7 +60,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def _page_of(module: str) -> str:
-    names = [anchor_of(module, name) for name in public_names(module)]
+    # Verbs first, then their plans, then records
+    order = sorted(public_names(module), key=lambda n: (n[0].isupper(), n.startswith("plan_")))
+    names = [anchor_of(module, name) for name in order]
     blocks = "\n".join(f"::: {name}\n" for name in names)
     prose = inspect.cleandoc(import_module(module).__doc__ or "")
     return f"# {module}\n\n{prose}\n\n{blocks}"
@@ -71,9 +73,7 @@ def _all_names() -> str:
     for module, names in documented().items():
         rows += ["", f"## [{module}]({module}.md)", "", "| name | what it is |", "|---|---|"]
         rows += [f"| [`{name}`][{name}] | {_first_sentence(name, module)} |" for name in names]
-    return "\n".join(
-        ["# Reference", "", "Every public name, by module: the same verb is on the same page.", *rows]
-    )
+    return "\n".join(["# Reference", "", "Every public name, by module.", *rows])
 
 
 def _first_sentence(name: str, module: str) -> str:
@@ -114,4 +114,6 @@ def _output(output: dict[str, Any]) -> str:
         lines = [line.strip() for line in "".join(data["text/html"]).splitlines()]
         return f'<div class="output">{" ".join(filter(None, lines))}</div>'
     text = "".join(output.get("text") or data.get("text/plain") or [])
-    return f"<pre class=output>{html.escape(text.rstrip())}</pre>" if text.strip() else ""
+    return (
+        f"<pre class=output tabindex=0>{html.escape(text.rstrip())}</pre>" if text.strip() else ""
+    )

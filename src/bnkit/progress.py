@@ -1,9 +1,11 @@
-"""Progress bars on stderr: anything over two seconds shows how far it is."""
+"""Progress bars: anything over two seconds shows how far it is."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from bnkit.notebooks import bar, in_notebook
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -40,13 +42,19 @@ def counted(
 def counting(
     what: str, total: int | None, *, done: int = 0, shown: bool = True
 ) -> Iterator[Callable[[object], None]]:
-    """Show a bar for `total` things on stderr; yield a function that counts one more as done.
+    """Show a bar for `total` things, on stderr or in a notebook.
+
+    Yields a function that counts one more as done.
 
     >>> with counting("trials", 2, shown=False) as count:
     ...     count("the first")
     """
     if not shown:
         yield lambda _: None
+        return
+    if in_notebook():
+        with bar(what, total, done) as count:
+            yield count
         return
     from rich.console import Console  # noqa: PLC0415  as below
 

@@ -1,11 +1,17 @@
 """Tables and lists for people: one look for all that bnkit prints."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from importlib import import_module
 from io import StringIO
 from typing import Any
 
 from bnkit.extras import require
+
+# What draws a table instead of text, while a result is shown in a notebook: headers, rows -> text.
+drawn_by: ContextVar[Callable[[list[str], list[list[str]]], str] | None] = ContextVar(
+    "drawn_by", default=None
+)
 
 
 def text_table(
@@ -18,12 +24,14 @@ def text_table(
     ──────────────────
      fc1     100
     """
+    lines = [[str(cell) for cell in line] for line in (headers, *rows)]
+    if draw := drawn_by.get():
+        return draw(lines[0], lines[1:])
     from rich import box  # noqa: PLC0415  a tenth of a second, needed only to print
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    lines = [[str(cell) for cell in line] for line in (headers, *rows)]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for column in zip(*lines, strict=True):
         longest = max(len(word) for cell in column for word in (cell.split() or [""]))

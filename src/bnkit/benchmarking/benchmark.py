@@ -10,7 +10,8 @@ import torch
 from bnkit.benchmarking.cases import CASES, Case
 from bnkit.benchmarking.measuring import Measurement, measure, refuse_without_compiler
 from bnkit.experiments.provenance import environment
-from bnkit.tables import text_table
+from bnkit.notebooks import Shown
+from bnkit.tables import frame_of, text_table
 
 LARGE = 2**24  # bytes: beyond what the caches of most processors keep
 _HEADERS = (
@@ -26,7 +27,7 @@ _HEADERS = (
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Shown):
     """The measurements of some cases on one machine."""
 
     environment: dict[str, str]
@@ -89,6 +90,16 @@ class Benchmark:
                 for m in self.measurements
             ],
         }
+
+    def to_frame(self) -> Any:
+        """Return a pandas DataFrame, a row for each case, times in milliseconds.
+
+        Raises MissingExtraError without pandas.
+        """
+        return frame_of(
+            {**{k: v for k, v in case.items() if k != "milliseconds"}, **case["milliseconds"]}
+            for case in self.to_json()["cases"]
+        )
 
     def __str__(self) -> str:
         columns = zip(_HEADERS, *map(_row, self.measurements), strict=True)

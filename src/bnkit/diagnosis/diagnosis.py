@@ -14,8 +14,9 @@ from bnkit.diagnosis.finding import SEVERITIES, Finding, Group, Severity, groups
 from bnkit.diagnosis.fix import Fix, fixed_by
 from bnkit.diagnosis.layer_records import LayerRecord
 from bnkit.diagnosis.rules.table import RULES, Rule
+from bnkit.notebooks import Shown
 from bnkit.surgery.plan import Plan
-from bnkit.tables import first_few, text_table
+from bnkit.tables import first_few, frame_of, text_table
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _SHOWN = 8  # layers in a row of the table
@@ -23,7 +24,7 @@ _LEVELS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": 
 
 
 @dataclass(frozen=True, eq=False)
-class Diagnosis:
+class Diagnosis(Shown):
     """What is wrong with a model: `findings`, worst first.
 
     `model` is the name of its class, `batch_norms` how many it has as layers, `not_run` why rules
@@ -118,6 +119,12 @@ class Diagnosis:
             "not_run": list(self.not_run),
             "layers": [_plain(asdict(layer)) for layer in self.layers],
         }
+
+    def to_frame(self) -> Any:
+        """Return a pandas DataFrame, a row for each finding; MissingExtraError without pandas."""
+        kept = ("rule", "severity", "layers", "measured", "why", "fix", "fixable")
+        plain = [finding.to_json() for finding in self.findings]
+        return frame_of({name: each[name] for name in kept} for each in plain)
 
     def to_sarif(self, *, file: str = "", line: int = 1) -> dict[str, Any]:
         """Return the diagnosis as a SARIF 2.1.0 log, which code scanners read (OASIS 2020).

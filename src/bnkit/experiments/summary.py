@@ -12,6 +12,7 @@ from bnkit.experiments.metrics import ACCURACY, Metric
 from bnkit.experiments.results import FORMAT, SIDES, Side, TrialResult
 from bnkit.experiments.statistics import PairedRatio, SuccessRate, paired_ratio
 from bnkit.experiments.verdict import Verdict, judge
+from bnkit.notebooks import Shown
 from bnkit.tables import frame_of, text_table
 
 
@@ -73,7 +74,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Shown):
     """Every trial of a comparison with what decided it, and views of what they say together.
 
     `settings` and `environment` are plain names and values, for people to read; `command` repeats

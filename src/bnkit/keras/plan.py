@@ -7,6 +7,7 @@ from typing import Any
 from bnkit.keras.graph import Call
 from bnkit.keras.rebuilding import Change, rebuilt
 from bnkit.keras.verification import Proof
+from bnkit.notebooks import Shown
 from bnkit.surgery.plan import LeftAlone, as_table
 
 
@@ -21,7 +22,7 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Shown):
     """The edits of a change and the layers left alone; prints as a table.
 
     `proof` says how far the changed model is from the original, where the change keeps the

@@ -23,15 +23,17 @@ from bnkit.keras.rebuilding import rebuilt
 from bnkit.keras.roles import batch_norms_of, objection_to_class
 from bnkit.moments import Moments
 from bnkit.norms import NOT_CHOSEN
+from bnkit.notebooks import Shown
 from bnkit.progress import counted
 from bnkit.recalibration.shifts import LayerShift, table_of_shifts
+from bnkit.tables import frame_of
 
 Estimator = Literal["batch_statistics", "layer_by_layer"]
 Where = Callable[[str, Any], bool]
 
 
 @dataclass(frozen=True)
-class Recalibration:
+class Recalibration(Shown):
     """New moving statistics of the batch norms of a Keras model, measured but not yet applied.
 
     `layers` says how far each layer's old statistics were off, `left_alone` gives by their paths
@@ -59,6 +61,10 @@ class Recalibration:
             "layers": rows,
             "left_alone": dict(self.left_alone),
         }
+
+    def to_frame(self) -> Any:
+        """Return a pandas DataFrame, a row for each layer; MissingExtraError without pandas."""
+        return frame_of(asdict(shift) for shift in self.layers)
 
     def __str__(self) -> str:
         return table_of_shifts(self.layers, self.left_alone)

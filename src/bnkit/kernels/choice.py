@@ -80,7 +80,10 @@ def _objection(x: Tensor) -> Choice | None:
         (x.numel() == 0, _EMPTY),
         (has_torch_function_unary(x), _LOOKED_ON),
     )
-    first = next((choice for true, choice in objections if true), None)
+    first = None
+    for true, choice in objections:  # a generator would break the graph of torch.compile before 2.9
+        if true and first is None:
+            first = choice
     # Asked last, because both are slow to answer, and of a subclass the strides may mean nothing.
     if first is None and not is_dense(x):
         return _LAYOUT

@@ -16,7 +16,9 @@ from bnkit.kernels.choice import is_transformed
 from bnkit.monitoring.channels import Calls, is_fused, running_statistics
 from bnkit.monitoring.records import Array, NonFinite, Record, descriptions, table_of
 from bnkit.norms import batch_norms, unwrapped
+from bnkit.notebooks import Shown
 from bnkit.observation import LongBlock, running_eagerly, seeing_gradients, watching_layers
+from bnkit.tables import frame_of
 
 # What a Monitor keeps, some 35 MB of records; of longer trainings the last records, in whole steps,
 # and the first events, which are nearer to the cause.
@@ -32,7 +34,7 @@ class Writer(Protocol):
         """Take a number."""
 
 
-class Recorder:
+class Recorder(Shown):
     """What the loops of all kinds share: they tell it when a training step begins and ends."""
 
     def __init__(self, model: nn.Module, *, every: int, writer: Writer | None) -> None:
@@ -105,6 +107,13 @@ class Recorder:
             "records": [plain(asdict(record)) for record in self.records],
             "non_finite": [plain(asdict(event)) for event in self.non_finite],
         }
+
+    def to_frame(self) -> Any:
+        """Return a pandas DataFrame, a row for each record; MissingExtraError without pandas."""
+        return frame_of(
+            {"step": each.step, "layer": each.layer, **dict(each.scalars())}
+            for each in self.records
+        )
 
     def __str__(self) -> str:
         records = self.records

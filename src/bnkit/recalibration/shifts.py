@@ -11,8 +11,9 @@ from bnkit.dataflow import duplicate
 from bnkit.files import plain
 from bnkit.internals import AnyBatchNorm
 from bnkit.norms import unwrapped
+from bnkit.notebooks import Shown
 from bnkit.recalibration.samples import Sample
-from bnkit.tables import path_or_model, text_table
+from bnkit.tables import frame_of, path_or_model, text_table
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Buffers:
 
 
 @dataclass(frozen=True)
-class Recalibration:
+class Recalibration(Shown):
     """New statistics for the batch norms of a model, measured but not yet applied.
 
     `layers` says how far each layer's old statistics were off, `left_alone` gives by their paths
@@ -87,6 +88,10 @@ class Recalibration:
             "layers": [plain(asdict(shift)) for shift in self.layers],
             "left_alone": dict(self.left_alone),
         }
+
+    def to_frame(self) -> Any:
+        """Return a pandas DataFrame, a row for each layer; MissingExtraError without pandas."""
+        return frame_of(asdict(shift) for shift in self.layers)
 
     def __str__(self) -> str:
         return table_of_shifts(self.layers, self.left_alone)

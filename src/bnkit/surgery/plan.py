@@ -8,10 +8,12 @@ from torch import nn
 
 from bnkit.dataflow import duplicate
 from bnkit.norms import Where
+from bnkit.notebooks import Shown
 from bnkit.surgery.operations import Edit, make_edits
 from bnkit.surgery.verification import Outcome, Proof, verify
-from bnkit.tables import first_few, path_or_model, text_table
+from bnkit.tables import first_few, frame_of, path_or_model, text_table
 
+_COLUMNS = ("layer", "kind", "change", "why")
 _ONLY_IF_THERE = ("proof", "movement")  # keys that are left out rather than null
 
 
@@ -28,7 +30,7 @@ Row = TypeVar("Row", Edit, LeftAlone)
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Shown):
     """The edits of a change and the layers left alone; prints as a table.
 
     `proof` says how far the changed model is from the original, where the change promises to keep
@@ -109,6 +111,12 @@ class Plan:
         listed = first_few(reasons, ending=f", which {planner} lists")
         return f"nothing {chosen} can be {done}. {listed}"
 
+    def to_frame(self) -> Any:
+        """Return a pandas DataFrame, a row for each layer; MissingExtraError without pandas."""
+        rows = [(e.layer, e.kind, e.action, e.why) for e in self.edits]
+        rows += [(each.layer, each.kind, "left alone", each.why) for each in self.left_alone]
+        return frame_of(dict(zip(_COLUMNS, row, strict=True)) for row in rows)
+
     def __str__(self) -> str:
         rows = [(e.layer, e.kind, e.action, e.why) for e in self.edits]
         return as_table(rows, self.left_alone, self.proof)
@@ -128,7 +136,7 @@ def as_table(
     rows = [(path_or_model(layer), *more) for layer, *more in (*edits, *left)]
     if not rows:
         return "Nothing to change: the model has no layer of the kinds in question."
-    table = text_table(["layer", "kind", "change", "why"], rows)
+    table = text_table(_COLUMNS, rows)
     return table if proof is None else f"{table}\n{proof}"
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from bnkit.deprecation import warn_of
 from bnkit.files import plain
-from bnkit.tables import first_few, path_or_model, text_table
+from bnkit.notebooks import Shown
+from bnkit.tables import first_few, frame_of, path_or_model, text_table
 
 _NAMED = 3  # layers in the sentence under the table
 
@@ -44,7 +45,7 @@ class LayerGap:
 
 
 @dataclass(frozen=True)
-class Gap:
+class Gap(Shown):
     """How far eval mode differs from training mode, on one mini-batch of `rows` rows.
 
     `layers` are the batch norms in the order in which they run, `left_out` gives by their paths the
@@ -86,6 +87,10 @@ class Gap:
             "layers": [plain(asdict(layer)) for layer in self.layers],
             "left_out": dict(self.left_out),
         }
+
+    def to_frame(self) -> Any:
+        """Return a pandas DataFrame, a row for each layer; MissingExtraError without pandas."""
+        return frame_of(asdict(layer) for layer in self.layers)
 
     def __str__(self) -> str:
         headers = ["layer", "kind", "mean off by", "variance ratio"]
