@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from multiprocessing import current_process
@@ -100,6 +101,35 @@ def dying(*, always=(), once=(), folder=None):
         return loaders()
 
     return loaders_that_die
+
+
+def is_run_apart():
+    """Return whether this is the process that a worker of a cluster started for one trial."""
+    return "bnkit.experiments.workers" in sys.modules and "-c" in sys.argv[:1]
+
+
+def dying_apart(*, seed):
+    """Return loaders that kill the process of a cluster's trial under this seed."""
+
+    def loaders_that_die():
+        if is_run_apart() and torch.initial_seed() == seed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loaders()
+
+    return loaders_that_die
+
+
+def killing_what_runs_it(folder):
+    """Return loaders that kill, once, the worker of a cluster that runs the trial of seed 0."""
+
+    def loaders_that_kill():
+        if is_run_apart() and torch.initial_seed() == 0 and not (folder / "killed-0").exists():
+            (folder / "killed-0").touch()
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)
+        return data_loaders()
+
+    return loaders_that_kill
 
 
 def leaving_a_thread():

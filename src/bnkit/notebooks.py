@@ -76,19 +76,20 @@ class Shown:
 
 @contextmanager
 def bar(what: str, total: int | None, done: int) -> Iterator[Any]:
-    """Show a bar in a Jupyter notebook; yield a function that counts one more as done.
+    """Show a bar in a Jupyter notebook; yield two functions, to count one more and to add a note.
 
     It needs no widgets. It is gone at the end.
     """
     page: Any = import_module("IPython.display")  # there in a notebook only
 
-    counted = done
+    counted, noted = done, ""
 
     def shown() -> Any:
         of = f"{counted} of {total}" if total else str(counted)
         share = f' value="{counted}" max="{total}"' if total else ""
         label = f"{escape(what)}: {of}"
-        return page.HTML(f'<progress aria-label="{label}"{share}></progress> {label}')
+        more = f" {escape(noted)}" if noted else ""
+        return page.HTML(f'<progress aria-label="{label}"{share}></progress> {label}{more}')
 
     handle = page.display(shown(), display_id=True)
 
@@ -97,8 +98,14 @@ def bar(what: str, total: int | None, done: int) -> Iterator[Any]:
         counted += 1
         handle.update(shown())
 
+    def say(note: str) -> None:
+        nonlocal noted
+        if note != noted:
+            noted = note
+            handle.update(shown())
+
     try:
-        yield count
+        yield count, say
     finally:
         handle.update(page.HTML(""))
 

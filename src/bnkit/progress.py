@@ -38,29 +38,35 @@ def counted(
             yield item
 
 
-@contextmanager
-def counting(
-    what: str, total: int | None, *, done: int = 0, shown: bool = True
-) -> Iterator[Callable[[object], None]]:
-    """Show a bar for `total` things, on stderr or in a notebook.
+class Count:
+    """Counts one thing more as done at each call; `say` adds a note to the bar, "" for none."""
 
-    Yields a function that counts one more as done.
+    def __init__(self, one_more: Callable[[object], object], say: Callable[[str], object]) -> None:
+        self._one_more, self.say = one_more, say
+
+    def __call__(self, done: object) -> None:
+        self._one_more(done)
+
+
+@contextmanager
+def counting(what: str, total: int | None, *, done: int = 0, shown: bool = True) -> Iterator[Count]:
+    """Show a bar for `total` things, on stderr or in a notebook; yield what counts one more as done.
 
     >>> with counting("trials", 2, shown=False) as count:
     ...     count("the first")
     """
     if not shown:
-        yield lambda _: None
+        yield Count(id, str)  # which do nothing
         return
     if in_notebook():
-        with bar(what, total, done) as count:
-            yield count
+        with bar(what, total, done) as (one_more, say):
+            yield Count(one_more, say)
         return
     from rich.console import Console  # noqa: PLC0415  as below
 
     with progress_bars(console=Console(stderr=True)) as bars:
-        task = bars.add_task(what, total=total, completed=done)
-        yield lambda _: bars.advance(task)
+        task = bars.add_task(what, total=total, completed=done, note="")
+        yield Count(lambda _: bars.advance(task), lambda note: bars.update(task, note=note))
 
 
 def progress_bars(**options: Any) -> "Progress":
@@ -82,5 +88,6 @@ def progress_bars(**options: Any) -> "Progress":
         TextColumn("elapsed,"),
         TimeRemainingColumn(),
         TextColumn("to go"),
+        TextColumn("{task.fields[note]}"),
         **options,
     )

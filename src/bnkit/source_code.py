@@ -53,6 +53,21 @@ def own_sources() -> dict[str, str]:
     return found
 
 
+def own_modules() -> list[ModuleType]:
+    """Return the modules whose files `own_sources` reads, for their code to be sent by value.
+
+    Raises ValueError for one whose file was edited after the program began: it may hold other code.
+    """
+    found = [sys.modules[name] for name in own_sources()]
+    for module in found:
+        if Path(_file(module)).stat().st_mtime > PROCESS_BEGUN:
+            raise ValueError(
+                f"the file of module {module.__name__!r} was edited after this program began, so "
+                f"its code cannot be sent by value: start the program again"
+            )
+    return found
+
+
 def record_sources() -> None:
     """Let `loaded_sources` know the modules of one's own that are imported from now on."""
     if not any(isinstance(finder, _RecordingFinder) for finder in sys.meta_path):

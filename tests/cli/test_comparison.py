@@ -276,6 +276,22 @@ def test_runs_that_failed_are_counted_and_change_the_exit_code(out, monkeypatch)
     assert "2 runs failed: RuntimeError: out of luck" in stdout
 
 
+@pytest.mark.usefixtures("in_this_process", "out")
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("--executor spark", "the executor 'spark' is not known: pass dask://host:port, ray,"),
+        ("--executor-option num_gpus=1", "--executor-option num_gpus=1 is for --executor"),
+        ("--executor ray --executor-option gpus", "'gpus': write it as NAME=VALUE"),
+        ("--trial-timeout 0", "`trial_timeout` holds 0.0: pass a positive, finite number"),
+    ],
+)
+def test_an_engine_that_is_not_there_is_refused_in_a_sentence(typed, sentence):
+    code, _, stderr = run(f"compare {OWN} {BRIEF} {typed}")
+    assert code == 2
+    assert sentence in " ".join(stderr.split())
+
+
 def test_ctrl_c_prints_what_had_finished_and_the_command_that_goes_on(out, monkeypatch):
     def interrupted(trials, store, **_options):
         store.save(trials[0].run())

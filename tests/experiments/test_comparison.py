@@ -208,7 +208,7 @@ def in_this_process(monkeypatch):
     """Run trials here and now, and return what was asked for; processes have their own tests."""
     asked = []
 
-    def run(trials, store, *, jobs, on_result):
+    def run(trials, store, *, jobs, on_result, **_others):
         asked.append(jobs)
         results = {trial.key: trial.run() for trial in trials}
         for result in results.values():

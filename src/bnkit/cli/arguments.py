@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -50,6 +50,24 @@ def numbers(kind: Callable[[str], Number]) -> Callable[[str], tuple[Number, ...]
             raise ValueError(f"{text!r}: pass {wanted} with commas between them") from None
 
     return parse
+
+
+def named_values(typed: Iterable[str]) -> dict[str, Any]:
+    """Return values by their names, each as JSON where it is that, else as text.
+
+    >>> named_values(["num_gpus=1", "slurm_partition=gpu"])
+    {'num_gpus': 1, 'slurm_partition': 'gpu'}
+    """
+    found: dict[str, Any] = {}
+    for text in typed:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise ValueError(f"{text!r}: write it as NAME=VALUE")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def listed(values: Sequence[object]) -> str:

@@ -2,14 +2,17 @@
 
 import shlex
 import sys
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bnkit.cli.arguments import option, setting_options, settings_of
+from bnkit.cli.arguments import named_values, option, setting_options, settings_of
 from bnkit.cli.output import chatter_on_stderr, explained, messages, print_result, refuse, say
 from bnkit.experiments.comparison import Interrupted, plan_comparison
+from bnkit.experiments.executors import ENGINES, connected
 from bnkit.experiments.networks import NETWORKS
 from bnkit.experiments.settings import COMPARED, REPORTED
 from bnkit.experiments.summary import Comparison
@@ -53,6 +56,22 @@ def compare(
         int | None,
         option(REPORTED, "processes, of one thread each", min=1, show_default="one a core"),
     ] = None,
+    trial_timeout: Annotated[
+        float | None,
+        option(REPORTED, "seconds after which a run counts as failed", show_default="no limit"),
+    ] = None,
+    executor: Annotated[
+        str | None,
+        option(REPORTED, f"a cluster that runs it instead: {ENGINES}"),
+    ] = None,
+    executor_option: Annotated[
+        list[str] | None,
+        option(REPORTED, "an option of the cluster's own, as num_gpus=1; may be given repeatedly"),
+    ] = None,
+    code_by_value: Annotated[
+        bool,
+        option(REPORTED, "send your modules to the cluster, which cannot import them"),
+    ] = False,
     out: Annotated[
         Path, option(REPORTED, "folder of the report and of the results to resume from")
     ] = Path("bnkit-report"),
@@ -95,7 +114,16 @@ def compare(
                     out=out,
                     command=_command(),
                 )
-                comparison = sweep.collect() if report_only else sweep.run(jobs=jobs)
+                if report_only:
+                    comparison = sweep.collect()
+                else:
+                    with _engine(executor, executor_option, out) as workers:
+                        comparison = sweep.run(
+                            jobs=jobs,
+                            trial_timeout=trial_timeout,
+                            executor=workers,
+                            code_by_value=code_by_value,
+                        )
         except Interrupted as interruption:
             print_result(interruption.comparison, as_json=as_json)
             say(f"Interrupted. Run the same command to resume:  {_command()}")
@@ -109,6 +137,17 @@ def compare(
         _report(comparison, out)
     if any(trial.outcome == "failed" for trial in comparison.trials):
         raise typer.Exit(1)
+
+
+def _engine(
+    address: str | None, typed: list[str] | None, out: Path
+) -> AbstractContextManager[Executor | None]:
+    """Return the context of the executor at an address; of none, without one."""
+    if address is not None:
+        return connected(address, out / "slurm", named_values(typed or ()))
+    if typed:
+        refuse(f"--executor-option {typed[0]} is for --executor: give that too")
+    return nullcontext()
 
 
 def _is_typed(context: typer.Context, parameter: str) -> bool:

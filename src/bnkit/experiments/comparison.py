@@ -2,11 +2,13 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Unpack
 
 from bnkit.experiments.experiment import Build, Experiment, experiment_of, rehearse
+from bnkit.experiments.leases import Leases
 from bnkit.experiments.loaders import OwnLoaders
 from bnkit.experiments.processes import run_trials
 from bnkit.experiments.provenance import (
@@ -18,7 +20,13 @@ from bnkit.experiments.provenance import (
     versions,
 )
 from bnkit.experiments.results import SIDES, TrialResult
-from bnkit.experiments.settings import Settings, SettingsOptions, check_count, training_of
+from bnkit.experiments.settings import (
+    Settings,
+    SettingsOptions,
+    check_count,
+    check_positive,
+    training_of,
+)
 from bnkit.experiments.store import Store
 from bnkit.experiments.summary import Comparison, Recipe
 from bnkit.experiments.training import Training
@@ -49,25 +57,59 @@ class Sweep:
     recipe: Recipe
     command: str
 
-    def run(self, *, jobs: int | None = None, progress: bool = True) -> Comparison:
+    def run(
+        self,
+        *,
+        jobs: int | None = None,
+        progress: bool = True,
+        trial_timeout: float | None = None,
+        executor: Executor | None = None,
+        code_by_value: bool = False,
+    ) -> Comparison:
         """Run what has no result yet, `jobs` at a time (one a core by default); return them all.
 
-        Raises Interrupted, with what had finished, on Ctrl-C.
+        The other options are those of `compare`. Raises Interrupted, with what had finished, on
+        Ctrl-C.
         """
+        if jobs is not None and executor is not None:
+            raise ValueError(
+                f"`jobs` is {jobs!r}, processes of this machine, and `executor` brings workers of "
+                f"its own: leave one out"
+            )
         jobs = usable_cores() if jobs is None else jobs
         check_count("jobs", jobs)
+        if trial_timeout is not None:
+            check_positive("trial_timeout", trial_timeout)
         try:
             results = self.store.prepare(trial.key for trial in self.trials)
             waiting = [trial for trial in self.trials if trial.key not in results]
             with counting("trials", len(self.trials), done=len(results), shown=progress) as count:
-                results |= run_trials(waiting, self.store, jobs=jobs, on_result=count)
+                results |= run_trials(
+                    waiting,
+                    self.store,
+                    jobs=jobs,
+                    on_result=count,
+                    trial_timeout=trial_timeout,
+                    executor=executor,
+                    code_by_value=code_by_value,
+                    say=count.say,
+                )
         except KeyboardInterrupt:
             raise Interrupted(self.collect()) from None
         return self._comparison(results)
 
     def collect(self) -> Comparison:
-        """Return the comparison of the results that are there; the other trials are not run."""
-        return self._comparison(self.store.results(trial.key for trial in self.trials))
+        """Return the comparison of the results that are there; the other trials are not run.
+
+        Of those that run at this moment, the reason says where and since when.
+        """
+        results = self.store.results(trial.key for trial in self.trials)
+        leases = Leases(self.store.folder)
+        for trial in self.trials:
+            if trial.key not in results and (holder := leases.holder(trial.key)) is not None:
+                where = f"runs on {holder.host} since {holder.since}"
+                results[trial.key] = replace(trial.not_run, reason=where)
+        return self._comparison(results)
 
     def _comparison(self, results: Mapping[str, TrialResult]) -> Comparison:
         return Comparison(
@@ -89,6 +131,9 @@ def compare(
     out: Path | str | None = None,
     jobs: int | None = None,
     progress: bool = True,
+    trial_timeout: float | None = None,
+    executor: Executor | None = None,
+    code_by_value: bool = False,
     **settings: Unpack[SettingsOptions],
 ) -> Comparison:
     """Return what batch norm changes for a network, over learning rates, activations and seeds.
@@ -101,7 +146,10 @@ def compare(
     and see the same batches. `Settings` explains the options.
 
     Trials run in `jobs` processes (one a core). With `out`, a folder, each result is kept there,
-    and an interrupted comparison resumes where it stopped.
+    and an interrupted comparison resumes where it stopped; any number of processes may share one.
+    A trial that takes longer than `trial_timeout` seconds is recorded as failed. With `executor`,
+    any `concurrent.futures.Executor`, such as that of a Dask client, its workers run the trials,
+    each in a process of its own; `code_by_value` sends the modules of your code there.
 
     Raises ValueError or TypeError for anything that cannot be compared, before any trial runs,
     and Interrupted (a KeyboardInterrupt, with what had finished) on Ctrl-C.
@@ -116,7 +164,13 @@ def compare(
         sweep = plan_comparison(
             build, data, settings=chosen, data_folder=data_folder, out=out or temporary
         )
-        return sweep.run(jobs=jobs, progress=progress)
+        return sweep.run(
+            jobs=jobs,
+            progress=progress,
+            trial_timeout=trial_timeout,
+            executor=executor,
+            code_by_value=code_by_value,
+        )
 
 
 def plan_comparison(

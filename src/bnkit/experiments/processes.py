@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -32,12 +33,14 @@ from bnkit.experiments.store import Store
 from bnkit.experiments.workers import ONE_THREAD, Payload, Reply, load, run, run_apart
 from bnkit.platforms import JOBS
 from bnkit.references import message_of
+from bnkit.source_code import own_modules
 
 R_co = TypeVar("R_co", bound=Result, covariant=True)
 T = TypeVar("T")
 U = TypeVar("U")
 
 LOOK = 1.0  # seconds between two looks at what other processes do with this folder's trials
+LONG = 30.0  # seconds after which a trial is told of
 STARTS = 3  # a process that dies while it starts is started again
 IN_FLIGHT = 512  # tasks that an engine is given at a time
 
@@ -58,6 +61,10 @@ class Runnable(Protocol[R_co]):
         """Fingerprints of the files of one's own modules, from which the result must come."""
 
     @property
+    def name(self) -> str:
+        """What it is, for people."""
+
+    @property
     def bundle(self) -> Hashable:
         """What trials have in common that run on one worker of a cluster, as a pair does."""
 
@@ -76,45 +83,48 @@ def run_trials(
     on_result: Callable[[R], object],
     trial_timeout: float | None = None,
     executor: Executor | None = None,
-    by_value: Iterable[ModuleType] = (),
+    code_by_value: bool = False,
+    say: Callable[[str], object] = str,
 ) -> dict[str, R]:
     """Return the results of trials by their keys, run `jobs` at a time, each in a process.
 
-    With an `executor` its workers run them instead. The code of the modules `by_value` is sent
-    along; other code has to be found where a trial runs. Other processes may work on the trials of
-    the same folder: each trial is run by one of them, and this returns when all have been.
+    With an `executor` its workers run them instead, and each starts a process for each trial. They
+    import the user's modules, on the paths of this process, unless `code_by_value` sends these
+    along. Other processes may work on the trials of the same folder: each trial is run by one of
+    them, and this returns when all have been. `say` is told which trial has run for long.
 
     A trial whose process dies is tried once more, alone; one that dies again is recorded as failed,
     as is one that takes longer than `trial_timeout` seconds, and the others go on. An exception,
     also that of Ctrl-C, ends the processes at once and is raised.
 
-    Raises ChildProcessError where processes die, or fail, before they begin a trial, and OSError,
-    naming the folder, where results cannot be kept.
+    Raises ValueError for modules that cannot be sent by value; ChildProcessError where processes
+    die, or fail, before they begin a trial; OSError, naming the folder, if results cannot be kept.
     """
     if not trials:
         return {}
     engine = _processes(jobs, trials[0].code) if executor is None else _cluster(executor)
     with Leases(store.folder).kept_alive() as leases, engine as workers:
-        limit = _Limit(trial_timeout, tuple(by_value))
-        return _Sweep(trials, store, leases, workers, limit, on_result).run()
+        how = _How(trial_timeout, own_modules() if code_by_value else (), on_result, say)
+        return _Sweep(trials, store, leases, workers, how).run()
 
 
-class _Limit(NamedTuple):
-    """How trials are sent: with a time limit in seconds, and with the code of these modules."""
+class _How(NamedTuple):
+    """How trials are sent and told of: their time limit in seconds, modules that go with them."""
 
-    seconds: float | None
+    timeout: float | None
     by_value: Sequence[ModuleType]
+    on_result: Callable[[Any], object]
+    say: Callable[[str], object]
 
 
 @dataclass(frozen=True)
 class _Workers:
-    """Where trials run: `task` is given to the executor with payloads and a time limit.
+    """Where trials run: `submit` takes payloads and the time limit of each.
 
-    It is given `in_flight` tasks at a time, each of `bundles_per_task` bundles of trials.
+    They get `in_flight` tasks at a time, each of `bundles_per_task` bundles of trials.
     """
 
-    executor: Executor
-    task: Callable[[Sequence[Payload], float | None], list[Reply]]
+    submit: Callable[[Sequence[Payload], float | None], "Future[list[Reply]]"]
     in_flight: int
     bundles_per_task: int = 1
     is_here: bool = False
@@ -143,14 +153,12 @@ class _Sweep(Generic[R]):
         store: Store[R],
         leases: Leases,
         workers: _Workers,
-        limit: _Limit,
-        on_result: Callable[[R], object],
+        how: _How,
     ) -> None:
-        self.store, self.leases, self.on_result = store, leases, on_result
-        self.workers, self.limit = workers, limit
+        self.store, self.leases, self.workers, self.how = store, leases, workers, how
         self.fresh = deque(workers.tasks_of(trials))
         self.elsewhere: dict[str, Runnable[R]] = {}
-        self.running: dict[Future[list[Reply]], list[Runnable[R]]] = {}
+        self.running: dict[Future[list[Reply]], _Running[R]] = {}
         self.retried: deque[Runnable[R]] = deque()
         self.looked = -LOOK
         self.results: dict[str, R] = {}
@@ -164,7 +172,8 @@ class _Sweep(Generic[R]):
                     time.sleep(LOOK)
                 done, _ = wait(self.running, timeout=LOOK, return_when=FIRST_COMPLETED)
                 for future in done:
-                    self._take(self.running.pop(future), future)
+                    self._take(self.running.pop(future).trials, future)
+                self._tell()
         finally:
             for future in self.running:
                 future.cancel()
@@ -204,9 +213,9 @@ class _Sweep(Generic[R]):
 
     def _submit(self, trials: Sequence[Runnable[R]]) -> None:
         if trials:
-            payloads = [_packed(trial, self.limit.by_value) for trial in trials]
-            future = self.workers.executor.submit(self.workers.task, payloads, self.limit.seconds)
-            self.running[future] = [*trials]
+            payloads = [_packed(trial, self.how.by_value) for trial in trials]
+            future = self.workers.submit(payloads, self.how.timeout)
+            self.running[future] = _Running([*trials], time.monotonic())
 
     def _take(self, trials: Sequence[Runnable[R]], future: "Future[list[Reply]]") -> None:
         try:
@@ -228,7 +237,7 @@ class _Sweep(Generic[R]):
             case "edited":
                 self._keep(trial, trial.failed(reply.reason))
             case "too long":
-                reason = f"it took longer than {self.limit.seconds:g} s, the limit of a trial"
+                reason = f"it took longer than {self.how.timeout:g} s, the limit of a trial"
                 self._keep(trial, trial.failed(reason))
             case "died" if not self.leases.count_death(trial.key):
                 self.elsewhere[trial.key] = trial  # another process has taken it over
@@ -254,7 +263,29 @@ class _Sweep(Generic[R]):
 
     def _note(self, result: R) -> None:
         self.results[result.key] = result
-        self.on_result(result)
+        self.how.on_result(result)
+
+    def _tell(self) -> None:
+        """Say what has run for long, here or elsewhere."""
+        now = time.monotonic()
+        longest = min(self.running.values(), key=lambda task: task.begun, default=None)
+        if longest is not None and now - longest.begun > LONG:
+            self.how.say(f"{longest.trials[0].name} for {now - longest.begun:.0f} s")
+        elif not self.running and self.elsewhere:
+            key, trial = next(iter(self.elsewhere.items()))
+            holder = self.leases.holder(key)
+            if holder is not None:
+                self.how.say(f"{trial.name} on {holder.host} since {holder.since}")
+        else:
+            self.how.say("")
+
+
+@dataclass(frozen=True)
+class _Running(Generic[R]):
+    """A task that the workers were given, and when, of time.monotonic."""
+
+    trials: Sequence[Runnable[R]]
+    begun: float
 
 
 _DIED_TWICE = "its process died twice, the second time alone: out of memory?"
@@ -285,7 +316,23 @@ def _packed(trial: Runnable[Any], by_value: Iterable[ModuleType]) -> Payload:
 @contextmanager
 def _cluster(executor: Executor) -> Iterator[_Workers]:
     """Give the workers behind an executor of the user's, which stays open."""
-    yield _Workers(executor, run_apart, IN_FLIGHT, getattr(executor, "bundles_per_task", 1))
+
+    def submit(payloads: Sequence[Payload], timeout: float | None) -> "Future[list[Reply]]":
+        # The scheduler of a cluster reads what it passes on, and need not have bnkit nor torch: it
+        # sees a function that is built in, and bytes. The worker that reads these makes the call.
+        return executor.submit(pickle.loads, pickle.dumps(_Call(payloads, timeout)))
+
+    yield _Workers(submit, IN_FLIGHT, getattr(executor, "bundles_per_task", 1))
+
+
+class _Call(NamedTuple):
+    """Trials to run, which becomes the replies where it is unpickled."""
+
+    payloads: Sequence[Payload]
+    timeout: float | None
+
+    def __reduce__(self) -> Any:
+        return run_apart, (self.payloads, self.timeout)
 
 
 @contextmanager
@@ -295,7 +342,7 @@ def _processes(jobs: int, code: str) -> Iterator[_Workers]:
     pool = _Processes(jobs, code)
     threads = ThreadPoolExecutor(jobs, "bnkit trials", initializer=_hold_ctrl_c_from_children)
     try:
-        yield _Workers(threads, pool.run, jobs, is_here=True)
+        yield _Workers(lambda *task: threads.submit(pool.run, *task), jobs, is_here=True)
     except BaseException:
         pool.kill()
         raise

@@ -100,7 +100,7 @@ class Settings:
             check_count("epochs", self.epochs)
         _check_between("target", self.target, 0, 1)
         _check_between("momentum", self.momentum, 0, 1)
-        _check_positive("eps", self.eps)
+        check_positive("eps", self.eps)
         one_of(OPTIMIZERS, self.optimizer, "optimizer")
         one_of(LOSSES, self.loss, "loss")
         one_of(dict.fromkeys(get_args(Placement)), self.placement, "placement")
@@ -165,7 +165,7 @@ def _check_sweep(settings: Settings) -> None:
         if len(set(values)) < len(values):
             raise ValueError(f"`{name}` is {values}: pass each once")
     for rate in settings.learning_rates:
-        _check_positive("learning_rates", rate)
+        check_positive("learning_rates", rate)
     for size in settings.hidden:
         check_count("hidden", size)
 
@@ -176,7 +176,8 @@ def check_count(name: str, value: object) -> None:
         raise ValueError(f"`{name}` is {value!r}: pass an integer ≥ 1")
 
 
-def _check_positive(name: str, value: object) -> None:
+def check_positive(name: str, value: object) -> None:
+    """Raise ValueError unless the value is a positive, finite number."""
     if not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(f"`{name}` holds {value!r}: pass a positive, finite number")
 

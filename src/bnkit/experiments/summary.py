@@ -292,7 +292,7 @@ def _row(cell: Cell, metric: Metric) -> list[str]:
 def _absences(unfinished: Sequence[TrialResult]) -> list[str]:
     """Return a paragraph on the trials that failed or were not run, if there are any."""
     reasons = Counter(
-        f"failed: {trial.reason}" if trial.outcome == "failed" else "not run"
+        f"failed: {trial.reason}" if trial.outcome == "failed" else trial.reason or "not run"
         for trial in unfinished
     )
     lines = [f"{count} {'run' if count == 1 else 'runs'} {why}" for why, count in reasons.items()]

@@ -43,6 +43,12 @@ class Trial:
         return self.experiment.sources
 
     @property
+    def name(self) -> str:
+        """What it is, for people."""
+        rate = f"learning rate {self.training.learning_rate:g}"
+        return f"{self.side}, {self.activation}, {rate}, seed {self.seed}"
+
+    @property
     def bundle(self) -> tuple[str, int, float]:
         """The setting and seed: both sides run on one machine, so that their times are a pair."""
         return self.activation, self.seed, self.training.learning_rate

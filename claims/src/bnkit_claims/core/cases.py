@@ -1,6 +1,7 @@
 """`Case`: one measurement of a claim, and how many are run: in turn, or in processes and kept."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +47,11 @@ class Case:
     settings: Any
     case: Any
     sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What it is, for people."""
+        return f"case {self.case}"
 
     @property
     def bundle(self) -> str:
@@ -95,7 +101,8 @@ class Repetition:
     `out` is the folder of the results; what is there is not measured again. `folder` is where the
     files of MNIST and Fashion-MNIST lie, `seeds` is None for the own number of each claim or
     experiment, and `jobs` counts processes of one thread, by default one a core. `title` names the
-    progress bar. Raises ValueError for `seeds` or `jobs` below 1.
+    progress bar. `trial_timeout`, `executor` and `code_by_value` are those of `run_trials`. Raises
+    ValueError for `seeds` or `jobs` below 1.
     """
 
     out: Path
@@ -104,6 +111,9 @@ class Repetition:
     jobs: int = field(default_factory=usable_cores)
     progress: bool = True
     title: str = "cases"
+    trial_timeout: float | None = None
+    executor: Executor | None = None
+    code_by_value: bool = False
 
     def __post_init__(self) -> None:
         check_count("jobs", self.jobs)
@@ -140,7 +150,16 @@ class InProcesses:
         waiting = [case for case in planned if case.key not in results]
         how, done = self.how, len(results)
         with counting(how.title, len(planned), done=done, shown=how.progress) as count:
-            results |= run_trials(waiting, self.store, jobs=how.jobs, on_result=count)
+            results |= run_trials(
+                waiting,
+                self.store,
+                jobs=how.jobs,
+                on_result=count,
+                trial_timeout=how.trial_timeout,
+                executor=how.executor,
+                code_by_value=how.code_by_value,
+                say=count.say,
+            )
         return [_found(case, results[case.key]) for case in planned]
 
 
