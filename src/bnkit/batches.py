@@ -60,6 +60,7 @@ def labelled_calls_of(
     >>> call, target
     (((), {'input': 3}), 4)
     """
+    refuse_without_forward(model)
     read = _reader(model) if inputs is None else _overriding(inputs)
     number = 0
     for number, batch in enumerate(each_of(batches), start=1):
@@ -140,6 +141,30 @@ def why_none(batches: Any) -> str:
         f"`batches` gave no mini-batch: the {type(batches).__name__} is empty; pass at least one "
         f"(drop_last=True of a DataLoader drops the only one where the data are few)"
     )
+
+
+def refuse_without_forward(model: nn.Module) -> None:
+    """Raise TypeError for a module without a forward of its own, naming parts that have one.
+
+    >>> class Training(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.net = nn.Linear(1, 1)
+    >>> refuse_without_forward(Training())  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    TypeError: `model` is a Training, which has no forward of its own: pass the part that...
+    """
+    if "forward" in vars(model):
+        return
+    owner = next(kind for kind in type(model).__mro__ if "forward" in vars(kind))
+    # Lightning's own calls that of torch.nn.Module, which raises NotImplementedError.
+    if owner is nn.Module or owner.__module__.startswith(("lightning.", "pytorch_lightning.")):
+        parts = [f"model.{name}" for name, _ in model.named_children()]
+        rest = f", as {' or '.join(parts[:3])}" if parts else ""
+        raise TypeError(
+            f"`model` is a {type(model).__name__}, which has no forward of its own: pass the part "
+            f"that computes{rest}"
+        )
 
 
 def _overriding(inputs: Inputs) -> Callable[[Any, str], Call]:

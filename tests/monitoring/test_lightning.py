@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from bnkit.monitoring import Monitor
+from bnkit.recalibration import recalibrate
 
 # Lightning looks for packages in a way that Python has deprecated, among others.
 with warnings.catch_warnings():
@@ -71,7 +72,17 @@ def test_a_fit_is_recorded_and_logged(tmp_path):
         (2, "network.1"),
     ]
     assert all(record.output_gradient > 0 for record in records)
-    assert (2, {"lag/network.1": records[1].lag}) in logger.metrics
+    # One dict a step, however many numbers there are
+    assert [step for step, _ in logger.metrics] == [0, 2]
+    _, numbers = logger.metrics[1]
+    assert numbers["lag/network.1"] == records[1].lag
+    assert len(numbers) == len([1 for _, value in records[1].scalars() if not math.isnan(value)])
+
+
+def test_a_module_without_a_forward_is_refused_with_the_part_to_pass():
+    with pytest.raises(TypeError, match=r"is a Fitted, which has no forward of its own: pass the "
+                       r"part that computes, as model\.network"):  # fmt: skip
+        recalibrate(Fitted(), [torch.randn(8, 4)])
 
 
 def test_hooks_are_gone_after_a_fit_that_fails(tmp_path):

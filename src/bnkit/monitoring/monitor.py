@@ -1,6 +1,7 @@
 """`Monitor`: a few lines in a training loop, by plain hooks."""
 
 import importlib
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,10 +19,11 @@ class Monitor(Recorder):
     its input and output as in figure 1 of Ioffe and Szegedy 2015 and how far they drift, how far
     the running statistics lag, which channels are dead, how large the gradients are. `non_finite`
     tells of NaN and infinities, also between two records. `writer` is anything with
-    add_scalar(tag, value, step), as TensorBoard's SummaryWriter; it gets the numbers once the step
-    is over, the last ones from `close`. `str()` gives a table of the last step, `to_json()` all
-    that is kept: the last 50,000 records, in whole steps, and the first 10,000 events, some 35 MB;
-    a writer gets everything.
+    add_scalar(tag, value, step), as TensorBoard's SummaryWriter, or a function of all numbers of a
+    step, a dict by their tags, and the step, as other loggers take them; it gets the numbers once
+    the step is over, the last ones from `close`. `str()` gives a table of the last step, `to_json()`
+    all that is kept: the last 50,000 records, in whole steps, and the first 10,000 events, some
+    35 MB; a writer gets everything.
 
     Training is the same to the bit with and without it, except that what torch.compile compiled
     runs as written in the steps that are recorded. `model` may be wrapped, by
@@ -59,6 +61,17 @@ class Monitor(Recorder):
         errors of a Monitor come when the fit starts.
         """
         return _lightning_callback(every, writer)
+
+    @staticmethod
+    def transformers_callback(*, every: int = 100, writer: Writer | None = None) -> Any:
+        """Return a callback for the Trainer of Hugging Face's transformers, in place of a Monitor.
+
+        It records the model that is trained, every `every`-th forward in training mode: with
+        gradient accumulation, a step of the Trainer has several. From the start of the training on
+        its attribute `monitor` is the Monitor; it is closed at the end. Raises ModuleNotFoundError
+        where transformers is not installed; errors of a Monitor come when the training starts.
+        """
+        return _transformers_callback(every, writer)
 
     def close(self) -> None:
         """Take all hooks away, and write what is not written yet; `records` stay.
@@ -108,7 +121,7 @@ def _lightning_callback(every: int, writer: Writer | None) -> Any:
         monitor: Any = None  # a Recorder, from the start of the fit on
 
         def on_fit_start(self, trainer: Any, pl_module: nn.Module) -> None:
-            to = _Loggers(trainer.loggers) if writer is None else writer
+            to = partial(_log, trainer.loggers) if writer is None else writer
             self.monitor = Recorder(pl_module, every=every, writer=to)
 
         def on_train_batch_start(self, *_of_batch: Any) -> None:
@@ -126,15 +139,40 @@ def _lightning_callback(every: int, writer: Writer | None) -> Any:
     return BatchNormMonitor()
 
 
-class _Loggers:
-    """Lightning's loggers as a writer."""
+def _log(loggers: list[Any], numbers: dict[str, float], step: int) -> None:
+    for logger in loggers:
+        logger.log_metrics(numbers, step=step)
 
-    def __init__(self, loggers: list[Any]) -> None:
-        self._loggers = loggers
 
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        for logger in self._loggers:
-            logger.log_metrics({tag: scalar_value}, step=global_step)
+def _transformers_callback(every: int, writer: Writer | None) -> Any:
+    try:
+        base = importlib.import_module("transformers").TrainerCallback
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        raise ModuleNotFoundError(
+            "transformers is not installed: pip install transformers, or use bnkit.Monitor(model) "
+            "in a training loop of your own"
+        ) from None
+
+    class BatchNormMonitor(base):  # type: ignore[misc, valid-type]
+        """Watches the model from the start of a training to its end."""
+
+        monitor: Monitor | None = None
+
+        def on_train_begin(self, *_of_training: Any, model: nn.Module, **_more: Any) -> None:
+            self.close()  # of a training that failed
+            self.monitor = Monitor(model, every=every, writer=writer)
+
+        def on_train_end(self, *_of_training: Any, **_more: Any) -> None:
+            self.close()
+
+        def close(self) -> None:
+            """Take the hooks away, which a training that fails leaves."""
+            if self.monitor is not None:
+                self.monitor.close()
+
+    return BatchNormMonitor()
 
 
 def _lightning() -> Any:

@@ -2,10 +2,10 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,15 @@ MOST_RECORDS, MOST_EVENTS = 50_000, 10_000
 _GRADIENTS = ("weight", "bias", "output")
 
 
-class Writer(Protocol):
+class ScalarWriter(Protocol):
     """What takes scalars, such as torch.utils.tensorboard.SummaryWriter."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> object:
         """Take a number."""
+
+
+# Or a function that takes all numbers of a step, by their tags, and the step.
+Writer = ScalarWriter | Callable[[dict[str, float], int], object]
 
 
 class Recorder(Shown):
@@ -40,7 +44,7 @@ class Recorder(Shown):
     def __init__(self, model: nn.Module, *, every: int, writer: Writer | None) -> None:
         self.every = _checked_every(every)
         self.steps = 0
-        self._writer = _checked_writer(writer)
+        self._write = None if writer is None else _writing(writer)
         self._layers = _batch_norms(model)
         self._events = Events(self._layers)
         self._kept = deque[tuple[Record, ...]]()  # step by step
@@ -138,13 +142,13 @@ class Recorder(Shown):
         self._percentiles |= self._step.percentiles
         self._step = None
         self._keep(new)
-        self._write(
-            (_tag(name, record.layer), value, record.step)
+        numbers = [
+            (record.step, _tag(name, record.layer), value)
             for record in new
             for name, value in record.scalars()
             if not math.isnan(value)
-        )
-        self._take_events()
+        ]
+        self._hand_on([*numbers, *self._new_events()])
 
     def _keep(self, new: tuple[Record, ...]) -> None:
         self._kept.append(new)
@@ -154,18 +158,26 @@ class Recorder(Shown):
 
     def _take_events(self) -> None:
         """Take over the events of all looks, so that nothing of a look is kept, and write them."""
+        self._hand_on(self._new_events())
+
+    def _new_events(self) -> list[tuple[int, str, float]]:
         new = self._events.settle()
         self._found += new[: MOST_EVENTS - len(self._found)]
-        self._write(
-            (_tag(f"non_finite_{name}", event.layer), getattr(event, name), event.last)
+        return [
+            (event.last, _tag(f"non_finite_{name}", event.layer), getattr(event, name))
             for event in new
             for name in ("batches", "channels")
-        )
+        ]
 
-    def _write(self, scalars: Iterable[tuple[str, float, int]]) -> None:
-        if self._writer is not None:
-            for tag, value, step in scalars:
-                self._writer.add_scalar(tag, value, step)
+    def _hand_on(self, numbers: Iterable[tuple[int, str, float]]) -> None:
+        """Write all numbers of a step at once, steps in their order."""
+        if self._write is None:
+            return
+        steps = dict[int, dict[str, float]]()
+        for step, tag, value in numbers:
+            steps.setdefault(step, {})[tag] = value
+        for step in sorted(steps):
+            self._write(steps[step], step)
 
 
 def _tag(name: str, layer: str) -> str:
@@ -182,13 +194,18 @@ def _checked_every(every: int) -> int:
     return every
 
 
-def _checked_writer(writer: Writer | None) -> Writer | None:
-    if writer is not None and not callable(getattr(writer, "add_scalar", None)):
+def _writing(writer: Any) -> Callable[[dict[str, float], int], object]:
+    """Return a function of the numbers of a step, by their tags, and the step."""
+    add_scalar = getattr(writer, "add_scalar", None)
+    if callable(add_scalar):
+        return lambda numbers, step: [add_scalar(tag, numbers[tag], step) for tag in numbers]
+    if not callable(writer):
         raise TypeError(
             f"`writer` is a {type(writer).__name__}, which has no add_scalar(tag, value, step): "
-            f"pass a torch.utils.tensorboard.SummaryWriter, or None to write nothing"
+            f"pass a torch.utils.tensorboard.SummaryWriter, a function of a dict of numbers and "
+            f"the step, or None to write nothing"
         )
-    return writer
+    return cast("Callable[[dict[str, float], int], object]", writer)
 
 
 def _batch_norms(model: nn.Module) -> dict[str, nn.Module]:
