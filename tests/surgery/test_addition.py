@@ -123,7 +123,7 @@ def test_where_that_chooses_nothing_is_told_so():
 
 
 def test_an_unknown_placement_is_refused():
-    message = r"`placement` is 'before': choose from \('before_activation', 'after_activation'\)"
+    message = r"`placement` is 'before': choose from \('before_activation', 'after_activation', 'ev"
     with pytest.raises(ValueError, match=message):
         add(small(), vectors(), placement="before")
 

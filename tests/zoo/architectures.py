@@ -158,9 +158,14 @@ class UNet(Net):
 
 @awkward(
     "squeeze and excitation: a product with a gate is no passage, the gate is no output",
-    before="stem squeeze excite",
-    after="body excite",
-    alone={"body": "no activation follows: mul()", "head": "output layer"},
+    before="stem",
+    after="body",
+    alone={
+        "body": "no activation follows: mul()",
+        "squeeze": "one place per sample, after adaptive_avg_pool2d()",
+        "excite": "one place per sample",
+        "head": "output layer",
+    },
 )
 class Gated(Net):
     def parts(self):
@@ -220,10 +225,10 @@ class Pyramid(Net):
 
 
 @awkward(
-    "a head of training time is not seen in eval mode",
+    "a head of training time is judged by training mode",
     before="body",
     after="act",
-    alone={"auxiliary": "not called on this example in eval mode"},
+    alone={"auxiliary": "output layer"},
 )
 class Auxiliary(Net):
     def parts(self):

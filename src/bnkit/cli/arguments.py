@@ -23,6 +23,7 @@ PLACEMENTS: dict[str, Placement] = {
     "after": "after_activation",
     "before_activation": "before_activation",
     "after_activation": "after_activation",
+    "every_conv": "every_conv",
 }
 
 

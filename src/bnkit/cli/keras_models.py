@@ -52,7 +52,8 @@ class KerasOperation(Operation):
         """Return the plan of `add`, for which nothing is run."""
         if example is not None:
             raise ValueError("--example is for PyTorch networks: nothing is run for a Keras model")
-        return bnk.plan_addition(self.network, placement=placement)
+        # It refuses the placement that Keras models do not have.
+        return bnk.plan_addition(self.network, placement=placement)  # type: ignore[arg-type]
 
     def batches(self, data: str | None) -> Any:
         """Return the mini-batches of --data, as `bnkit.keras` takes them."""

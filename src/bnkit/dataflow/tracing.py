@@ -10,10 +10,17 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from bnkit.dataflow.calls import Dataflow
+from bnkit.dataflow.closures import copied_closures
 from bnkit.dataflow.recording import Recorder
 from bnkit.dataflow.tensors import replace_tensors, tensors_in
 from bnkit.internals import compiler_is_loaded, inside_compiled
-from bnkit.observation import evaluating, on_the_side, preserved_random_state, watching
+from bnkit.observation import (
+    evaluating,
+    on_the_side,
+    preserved_random_state,
+    set_mode,
+    watching,
+)
 
 
 class ExampleError(ValueError):
@@ -62,6 +69,21 @@ def observe(model: nn.Module, example: Any) -> Dataflow:
         return observe_in_its_mode(model, example)
 
 
+def observe_in_training(model: nn.Module, example: Any) -> Dataflow | None:
+    """Return the dataflow of a copy of `model` in training mode; None where it fails in it.
+
+    That is so for an example with one value per channel. It shows what runs in training alone, such
+    as the auxiliary heads of image models.
+
+    >>> observe_in_training(nn.Sequential(nn.BatchNorm1d(2)), torch.zeros(1, 2)) is None
+    True
+    """
+    try:
+        return observe_in_its_mode(set_mode(duplicate(model), training=True), example)
+    except ExampleError:
+        return None
+
+
 def observe_in_its_mode(model: nn.Module, example: Any) -> Dataflow:
     """Return the dataflow of `model` itself in the mode that it is in, which may change it."""
     with on_the_side(model, mode=nullcontext), _eagerly():
@@ -98,10 +120,14 @@ def duplicate(model: nn.Module) -> nn.Module:
         raise TypeError(f"`model` is a {type(model).__name__}: pass a torch.nn.Module")
     for path, module in model.named_modules():
         _refuse_uncopiable(f"layer '{path}'" if path else "the model", module)
+    memo = _copies_of_computed_tensors(model)
+    fill = copied_closures(model, memo)
     try:
         # A copy made in inference mode could not be trained; one made by a constructor draws.
         with torch.inference_mode(mode=False), preserved_random_state():
-            return copy.deepcopy(model, _copies_of_computed_tensors(model))
+            made = copy.deepcopy(model, memo)
+            fill()
+            return made
     except Exception as error:
         raise ValueError(
             f"`model` ({type(model).__name__}) cannot be copied: {error}. bnkit changes a copy and "

@@ -73,9 +73,9 @@ class Settings:
     target: Annotated[
         float, Shown(REPORTED, "accuracy, from 0 to 1, whose first step is reported")
     ] = 0.9
-    placement: Annotated[Placement, Shown(NORMALISED, "before or after the activation")] = (
-        "before_activation"
-    )
+    placement: Annotated[
+        Placement, Shown(NORMALISED, "before or after the activation, or every_conv")
+    ] = "before_activation"
     momentum: Annotated[
         float, Shown(NORMALISED, "torch's: Keras' and TensorFlow's 0.99 is 0.01 here")
     ] = 0.1

@@ -1,14 +1,23 @@
 """`add`: the twin of a network with batch norm in the places where it belongs."""
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Annotated, Any, Literal, TypedDict, Unpack, get_args
 
 from torch import nn
 
-from bnkit.dataflow import Call, Dataflow, ExampleError, duplicate, observe
+from bnkit.dataflow import (
+    Call,
+    Dataflow,
+    ExampleError,
+    duplicate,
+    observe,
+    observe_in_training,
+)
 from bnkit.norms import NOT_CHOSEN, Where
 from bnkit.options import Default, with_options
 from bnkit.surgery.placement import (
+    NOT_CALLED,
     after_activation,
     before_activation,
     functional_layers,
@@ -19,7 +28,7 @@ from bnkit.surgery.plan import LeftAlone, Plan, in_order_of
 from bnkit.surgery.segment import Segment, segment_after
 from bnkit.surgery.verification import SurgeryError
 
-Placement = Literal["before_activation", "after_activation"]
+Placement = Literal["before_activation", "after_activation", "every_conv"]
 
 
 class AdditionOptions(TypedDict, total=False):
@@ -39,8 +48,12 @@ def add(model: nn.Module, example: Any, **options: Unpack[AdditionOptions]) -> n
     or the model's output normalise that output; the bias that this makes redundant is dropped
     (Ioffe and Szegedy 2015, section 3.2). The output layer is never normalised. `example` is a
     tensor, a tuple of positional or a dict of keyword arguments, on which the model runs once in
-    eval mode. `where(path, layer)` chooses among the layers; `placement` puts the batch norm before
-    or after the activation (then biases stay). `momentum` and `eps` are torch's. `model` stays as
+    eval mode; heads that run in training alone are judged by a run in training mode. Left alone are
+    also the gates of squeeze-and-excitation and convs after a global pooling, where a batch norm
+    gets one value per channel and sample. `where(path, layer)` chooses among the layers;
+    `placement` puts the batch norm before or after the activation (then biases stay);
+    "every_conv" is before it, and also where a conv has none, as linear bottlenecks and depthwise
+    convs of MobileNetV2 and its kin have it. `momentum` and `eps` are torch's. `model` stays as
     it is, and shares nothing with the twin: make the optimizer for the twin afterwards.
 
     Raises ExampleError if the model fails on `example`, SurgeryError (both are ValueErrors) if
@@ -73,32 +86,73 @@ def plan_addition(model: nn.Module, example: Any, **options: Unpack[AdditionOpti
      0       Linear   normalise 16 features, drop bias   '1' (ReLU) follows
      2       Linear   left alone                         output layer: its result leaves the model
     """
+    return plan_in_modes(model, example, both=True, **options)
+
+
+@with_options
+def plan_in_modes(
+    model: nn.Module, example: Any, *, both: bool, **options: Unpack[AdditionOptions]
+) -> Plan:
+    """Return the plan of `add`; without `both` only for layers that run in eval mode.
+
+    >>> import torch
+    >>> plan = plan_in_modes(nn.Sequential(nn.Linear(2, 2)), torch.zeros(3, 2), both=False)
+    >>> plan.left_alone[0].why
+    'output layer: its result leaves the model'
+    """
     where, placement = options["where"], options["placement"]
     if placement not in get_args(Placement):
         raise ValueError(f"`placement` is {placement!r}: choose from {get_args(Placement)}")
     subject = duplicate(model)
     flow = observe(subject, example)
+    found = _changes(model, subject, flow, options)
+    idle = {left.layer for left in found.left_alone if left.why == NOT_CALLED}
+    training = observe_in_training(model, example) if idle and both else None
+    if training is not None:  # heads that run in training mode alone, judged by that
+        chosen = {path for path in idle if training.calls_of(path)}
+        others = _changes(model, subject, training, {**options, "where": where}, only=chosen)
+        kept = [left for left in found.left_alone if left.layer not in chosen]
+        found = Plan((*found.edits, *others.edits), (*kept, *others.left_alone))
+    changed = {edit.layer for edit in found.edits}
+    rest = [left for left in found.left_alone if left.layer not in changed]  # a layer has one row
+    return Plan(in_order_of(subject, found.edits), in_order_of(subject, rest))
+
+
+def _changes(
+    model: nn.Module,
+    subject: nn.Module,
+    flow: Dataflow,
+    options: AdditionOptions,
+    *,
+    only: AbstractSet[str] | None = None,
+) -> Plan:
+    """Return the edits for the layers as `flow` has them, all of them or `only` these."""
+    placement = options["placement"]
     numbers = {"momentum": options["momentum"], "eps": options["eps"]}
     objections = objections_to_layers(subject, flow)
-    chosen, left_alone = _choose(model, flow, objections, where)
-    if placement == "before_activation":
-        edits = [before_activation(flow, call, segment, numbers) for call, segment in chosen]
-    else:
+    asked = {path: why for path, why in objections.items() if only is None or path in only}
+    chosen, left_alone = _choose(model, flow, asked, options["where"], placement)
+    if only is None:
+        left_alone = [*functional_layers(flow), *left_alone]
+    if placement == "after_activation":
         edits, refused = after_activation(flow, chosen, objections, numbers)
-        left_alone += refused
-    changed = {edit.layer for edit in edits}
-    rest = [left for left in left_alone if left.layer not in changed]  # a layer has one row
-    return Plan(in_order_of(subject, edits), in_order_of(subject, rest))
+        return Plan(tuple(edits), (*left_alone, *refused))
+    edits = [before_activation(flow, call, segment, numbers) for call, segment in chosen]
+    return Plan(tuple(edits), tuple(left_alone))
 
 
 def _choose(
-    model: nn.Module, flow: Dataflow, objections: Mapping[str, str | None], where: Where | None
+    model: nn.Module,
+    flow: Dataflow,
+    objections: Mapping[str, str | None],
+    where: Where | None,
+    placement: Placement,
 ) -> tuple[list[tuple[Call, Segment]], list[LeftAlone]]:
     chosen: list[tuple[Call, Segment]] = []
-    left_alone = list(functional_layers(flow))
+    left_alone: list[LeftAlone] = []
     for path, objection in objections.items():
         layer = model.get_submodule(path)  # the original, in which `where` may look for its own
-        found = objection or _place(flow, path, layer, where)
+        found = objection or _place(flow, path, layer, where, placement)
         if isinstance(found, str):
             left_alone.append(LeftAlone(path, type(layer).__name__, found))
         else:
@@ -107,14 +161,15 @@ def _choose(
 
 
 def _place(
-    flow: Dataflow, path: str, layer: nn.Module, where: Where | None
+    flow: Dataflow, path: str, layer: nn.Module, where: Where | None, placement: Placement
 ) -> tuple[Call, Segment] | str:
     """Return the call of the layer and what follows it, or why no batch norm belongs there."""
     if where is not None and not where(path, layer):
         return NOT_CHOSEN
     (call,) = flow.calls_of(path)
     segment = segment_after(flow, call)
-    return objection_to_place(flow, call, segment) or (call, segment)
+    every_conv = placement == "every_conv"
+    return objection_to_place(flow, call, segment, every_conv=every_conv) or (call, segment)
 
 
 def nothing_to_normalise(model: nn.Module, plan: Plan, where: Where | None) -> str:

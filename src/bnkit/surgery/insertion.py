@@ -15,7 +15,7 @@ from bnkit.dataflow.tensors import replace_tensors, tensors_in
 from bnkit.moments import Moments
 from bnkit.observation import normalising_by_batch_statistics, observing_inputs, on_the_side
 from bnkit.options import with_options
-from bnkit.surgery.addition import AdditionOptions, nothing_to_normalise, plan_addition
+from bnkit.surgery.addition import AdditionOptions, nothing_to_normalise, plan_in_modes
 from bnkit.surgery.operations import Edit, make_edits
 from bnkit.surgery.plan import Plan
 from bnkit.surgery.verification import (
@@ -117,7 +117,7 @@ def plan_insertion(
     calls = calls_of(model, batches, inputs=inputs)
     first = next(calls)
     example = as_example(model, first)
-    plan = plan_addition(model, example, **options)
+    plan = plan_in_modes(model, example, both=False, **options)
     if not plan.edits:
         return Insertion((), plan.left_alone)
     moments, count = _measure(model, plan.edits, itertools.chain([first], calls))

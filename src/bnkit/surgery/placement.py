@@ -29,7 +29,8 @@ def before_activation(flow: Dataflow, call: Call, segment: Segment, options: Opt
     redundant = _has_forward_of_torch(call.module)
     bias = f", {'drop' if redundant else 'keep'} bias" if biased else ""
     action = f"normalise {layout['features']} features{bias}"
-    why = f"{segment.activations[0]} follows"
+    follows = segment.activations[0] if segment.activations else None
+    why = "a conv, and every one is chosen" if follows is None else f"{follows} follows"
     drop = {"drop_bias": biased and redundant}
     return _edit(call, action, why, side="output", **layout, **options, **drop)
 
@@ -125,6 +126,8 @@ def _axis(call: Call) -> int:
 # --- which layers can own a batch norm, which places call for one, and why others do not
 
 
+NOT_CALLED = "not called on this example in eval mode"
+
 # What a class may define to copy or pickle itself; the classes of own_batch_norm do, too.
 _COPYING = ("__copy__", "__deepcopy__", "__reduce__", "__reduce_ex__", "__getnewargs__")
 
@@ -181,7 +184,7 @@ def _objection_to_use(flow: Dataflow, path: str) -> str | None:
     if readers:
         return f"its parameters are shared: {readers[0]} reads them too"
     if not calls:
-        return "not called on this example in eval mode"
+        return NOT_CALLED
     if len(calls) > 1:
         return f"called {len(calls)} times in one forward: its outputs have several distributions"
     if not isinstance(calls[0].result, Value):
@@ -195,17 +198,85 @@ def _objection_to_parent(parent: nn.Module) -> str | None:
     return None
 
 
-def objection_to_place(flow: Dataflow, call: Call, segment: Segment) -> str | None:
-    """Return why no batch norm belongs after this call, or None."""
+def objection_to_place(
+    flow: Dataflow, call: Call, segment: Segment, *, every_conv: bool = False
+) -> str | None:
+    """Return why no batch norm belongs after this call, or None.
+
+    `every_conv` lets one follow a conv without an activation, too.
+    """
     if segment.leaves:
         return "output layer: its result leaves the model"
     if segment.normalisations:
         return f"already normalised: {segment.normalisations[0]} follows"
-    if segment.activations:
-        return objection_to_shape("output", flow.shapes[call.outputs[0]], call)
+    is_conv = not isinstance(call.module, nn.Linear)
+    if segment.activations or (every_conv and is_conv):
+        return (
+            objection_to_shape("output", flow.shapes[call.outputs[0]], call)
+            or (_objection_to_one_place(flow, call) if is_conv else None)
+            or _objection_to_gate(flow, segment)
+        )
     if segment.others:
         return f"no activation follows: {segment.others[0]} reads its output first"
     return "no activation follows: bnkit cannot find what uses its output"
+
+
+_GLOBAL_POOLINGS = ("adaptive", "mean", "amax")
+
+
+def _objection_to_one_place(flow: Dataflow, conv: Call) -> str | None:
+    """Return why a conv after a global pooling is left alone; None where it has several places.
+
+    A conv whose output has one place only because the example is small is not left alone.
+    """
+    makers = {value: call for call in flow.calls for value in call.outputs}
+    call: Call | None = conv
+    while call is not None and _has_one_place(flow, call):
+        spelled = call.name if call.module is None else type(call.module).__name__
+        if spelled.lower().startswith(_GLOBAL_POOLINGS):
+            return (
+                f"its output has one place per sample, after {call}: a batch norm would get one "
+                f"value per channel and sample"
+            )
+        call = makers.get(call.inputs[0]) if call.inputs else None
+    return None
+
+
+def _has_one_place(flow: Dataflow, call: Call) -> bool:
+    shape = flow.shapes[call.outputs[0]] if call.outputs else ()
+    return len(shape) > 2 and set(shape[2:]) == {1}
+
+
+_GATES = frozenset(["sigmoid", "hardsigmoid", "softmax"])
+_PRODUCTS = frozenset(["mul", "multiply", "__mul__", "__rmul__", "__imul__"])
+
+
+def _objection_to_gate(flow: Dataflow, segment: Segment) -> str | None:
+    """Return why a layer that opens and closes a gate is left alone; None for another layer."""
+    if segment.others or not all(_is_gate(flow, activation) for activation in segment.activations):
+        return None
+    activation = next(iter(segment.activations), None)
+    gate = f"a gate: {activation} follows, whose result only multiplies another value"
+    return None if activation is None else gate
+
+
+def _is_gate(flow: Dataflow, activation: Call) -> bool:
+    called = activation.name if activation.module is None else type(activation.module).__name__
+    readers = list(_beyond(flow, activation))
+    return called.lower().rstrip("_") in _GATES and bool(readers) and all(map(_multiplies, readers))
+
+
+def _beyond(flow: Dataflow, call: Call) -> Iterator[Call]:
+    """Yield the readers of what `call` made, through those that only move or broadcast it."""
+    for reader in flow.following(call):
+        if role_of(reader) is Role.PASSTHROUGH and len(reader.inputs) == 1:
+            yield from _beyond(flow, reader)
+        else:
+            yield reader
+
+
+def _multiplies(call: Call) -> bool:
+    return call.name.rstrip("_") in _PRODUCTS or call.name in _PRODUCTS
 
 
 def objection_to_shape(side: str, shape: tuple[int, ...], call: Call) -> str | None:

@@ -1,16 +1,18 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from bnkit.dataflow import trace
 from bnkit.parameters import shared_parameters
 from bnkit.surgery import add
+from bnkit.surgery.folding import plan_folding
 from bnkit.surgery.folding.matching import objection_to_layer, original_class
 
 
 def objection(layer, x):
     flow = trace(nn.Sequential(layer), x)
-    return objection_to_layer(flow, flow.calls_of("0")[0], {})
+    return objection_to_layer(flow, flow.calls_of("0")[0], {}, "before")
 
 
 class Named(nn.Conv2d):
@@ -35,7 +37,7 @@ def hooked():
 
 
 def pruned(name):
-    return nn.utils.prune.random_unstructured(nn.Linear(4, 3), name, 0.5)
+    return prune.random_unstructured(nn.Linear(4, 3), name, 0.5)
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(4, 3, 1), Named(4, 3, 1)], ids=str)
@@ -61,6 +63,25 @@ def test_dense_layers_that_compute_otherwise_stay(layer, why):
     assert f"'0' ({type(layer).__name__}) stays as it is: {why}" in objection(
         layer, torch.randn(2, 4)
     )
+
+
+class PadsByItself(nn.Conv2d):
+    """As convs that were ported from TensorFlow pad: in their own forward."""
+
+    def forward(self, x):
+        padded = nn.functional.pad(x, (0, 1, 0, 1))
+        return nn.functional.conv2d(padded, self.weight, self.bias, self.stride)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_conv_whose_own_forward_is_linear_in_weight_and_bias_is_taken(bias):
+    layer = PadsByItself(4, 3, 2, stride=2, bias=bias)
+    assert objection(layer, torch.randn(2, 4, 5, 5)) is None
+    flow = trace(nn.Sequential(layer), torch.randn(2, 4, 5, 5))
+    why = objection_to_layer(flow, flow.calls_of("0")[0], {}, "after")
+    assert why.endswith("its class has a forward of its own")  # what it pads with is unknown
+    model = nn.Sequential(layer, nn.BatchNorm2d(3)).eval()
+    assert plan_folding(model, torch.randn(2, 4, 5, 5)).proof.error_in_float64 < 1e-14
 
 
 def test_a_conv_with_a_weight_of_its_own_making_stays():

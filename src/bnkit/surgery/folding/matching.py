@@ -1,5 +1,6 @@
 """Which layer takes a batch norm in: the one before it, or the one after it; or why neither."""
 
+import math
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -9,11 +10,17 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from bnkit.behaviour import affine_of
-from bnkit.dataflow import Call, Dataflow, Value
+from bnkit.behaviour import Affine, affine_of
+from bnkit.dataflow import Call, Dataflow, Value, duplicate
 from bnkit.internals import FORWARDS, has_hooks
+from bnkit.observation import on_the_side
 from bnkit.roles import can_own_batch_norm, layer_kind
-from bnkit.surgery.folding.arithmetic import feature_axis, is_exact_before
+from bnkit.surgery.folding.arithmetic import (
+    after_layer,
+    feature_axis,
+    features_out,
+    is_exact_before,
+)
 from bnkit.surgery.folding.candidates import Candidate, arguments_of
 from bnkit.surgery.normalized import Normalized, NormalizedInput, NormalizedOutput
 
@@ -65,7 +72,7 @@ class Matcher:
         features = self._ends(start, route.passages, (value, axis))
         if features is None:
             return f"a feature of {layer} does not stay in one channel of it"
-        objection = objection_to_layer(self.flow, layer, self.shared)
+        objection = objection_to_layer(self.flow, layer, self.shared, "before")
         return objection or Match(candidate, layer, "before", features, len(route.passages))
 
     def after(self, candidate: Candidate) -> Match | str:
@@ -86,7 +93,7 @@ class Matcher:
         if features is None:
             return f"a feature that {layer} reads does not come from one channel of it"
         return (
-            objection_to_layer(self.flow, layer, self.shared)
+            objection_to_layer(self.flow, layer, self.shared, "after")
             or _objection_to_exactness(candidate, layer, features)
             or Match(candidate, layer, "after", features, len(route.passages))
         )
@@ -96,7 +103,7 @@ class Matcher:
             return f"it normalises what {owner} makes, which has no weight"
         features = torch.arange(len(affine_of(candidate.module).scale))
         return (
-            objection_to_layer(self.flow, owner, self.shared)
+            objection_to_layer(self.flow, owner, self.shared, side)
             or (side == "after" and _objection_to_exactness(candidate, owner, features))
             or Match(candidate, owner, side, features)
         )
@@ -138,11 +145,17 @@ def _objection_to_exactness(candidate: Candidate, layer: Call, features: Tensor)
 # --- the weight layers that can take one in
 
 
-def objection_to_layer(flow: Dataflow, call: Call, shared: Mapping[str, str]) -> str | None:
-    """Return why this weight layer cannot take a batch norm in, or None."""
+def objection_to_layer(
+    flow: Dataflow, call: Call, shared: Mapping[str, str], side: Side
+) -> str | None:
+    """Return why this weight layer, on this side of a batch norm, cannot take it in, or None."""
     assert call.module is not None
     calls, readers = flow.calls_of(call.name), flow.calls_reading(call.name)
     objection = objection_to_module(call.module)
+    if objection == _OWN_FORWARD and side == "before" and len(call.inputs) == 1:
+        takes, makes = flow.shapes[call.inputs[0]], flow.shapes[call.outputs[0]]
+        if _follows_its_weights(call.module, takes, makes):
+            objection = None
     if objection is not None:
         return f"{call} stays as it is: {objection}"
     if len(calls) > 1:
@@ -172,7 +185,7 @@ def original_class(layer: nn.Module) -> type[nn.Module]:
 def _objection_to_class(layer: nn.Module) -> str | None:
     kind, own = layer_kind(layer), original_class(layer)
     if any(getattr(own, name, None) is not getattr(kind, name, None) for name in FORWARDS):
-        return "its class has a forward of its own"
+        return _OWN_FORWARD
     if "forward" in vars(layer):
         return "its forward is set on the instance"
     return "hooks are registered on it" if has_hooks(layer) else None
@@ -186,6 +199,33 @@ def _objection_to_parameters(layer: Any) -> str | None:
     if not own["weight"].is_floating_point():
         return f"its weight is {own['weight'].dtype}"
     return None
+
+
+_OWN_FORWARD = "its class has a forward of its own"
+
+
+def _follows_its_weights(layer: nn.Module, takes: tuple[int, ...], makes: tuple[int, ...]) -> bool:
+    """Return whether a layer scales and shifts its output as its weight and bias are.
+
+    A trial of a copy on a mini-batch of these shapes shows it, in float64: so it is for convs that
+    pad by themselves, and not for those whose weights are standardised in each forward.
+    """
+    try:
+        working: Any = duplicate(layer).double()
+        x = torch.sin(1.7 * torch.arange(math.prod(takes), dtype=torch.float64)).view(takes)
+        features = features_out(layer)
+        scale = torch.linspace(0.5, 2, features, dtype=torch.float64)
+        affine = Affine(scale, torch.zeros_like(scale), scale.flip(0) - 1)
+        along = [1] * len(makes)
+        along[feature_axis(layer)] = features
+        with on_the_side(working):
+            expected = working(x) * scale.view(along) + affine.offset.view(along)
+            weight, bias = after_layer(working, affine)
+            working.weight, working.bias = nn.Parameter(weight), nn.Parameter(bias)
+            found = working(x)
+    except Exception:  # noqa: BLE001  whatever a class of another library raises
+        return False
+    return found.shape == makes and torch.allclose(found, expected, rtol=1e-10, atol=1e-10)
 
 
 # --- the routes to them, on which values move and do not change
