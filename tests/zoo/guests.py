@@ -1,0 +1,213 @@
+"""Public networks as guests: how each is built with random weights, and its smallest example.
+
+They live in an environment of their own; see `matrix.py`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Guest:
+    """One network: its library, how it is built, and an example of this shape or made anew."""
+
+    library: str
+    build: Callable[[], Any]
+    example: Callable[[], Any]
+
+
+def images(size=64, rows=2):
+    """Return a function that makes images, the same each time."""
+    return lambda: torch.randn(rows, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def _torchvision(path, size=64, **options):
+    def build():
+        import torchvision
+
+        found = torchvision.models
+        for part in path.split("."):
+            found = getattr(found, part)
+        return found(weights=None, **options)
+
+    return Guest("torchvision", build, images(size))
+
+
+def _detector(name, size=64, **options):
+    made = _torchvision(f"detection.{name}", size, weights_backbone=None, **options)
+    return Guest(made.library, made.build, lambda: ([*images(size)()],))
+
+
+def _video(name):
+    shape = (2, 3, 8, 48, 48)
+    made = _torchvision(f"video.{name}")
+    return Guest(
+        made.library,
+        made.build,
+        lambda: torch.randn(shape, generator=torch.Generator().manual_seed(1)),
+    )
+
+
+def _timm(name, size=64):
+    def build():
+        import timm
+
+        return timm.create_model(name, num_classes=10)
+
+    return Guest("timm", build, images(size))
+
+
+def _transformers(kind, config, size=64, **options):
+    def build():
+        import transformers
+
+        return getattr(transformers, kind)(getattr(transformers, config)(**options))
+
+    return Guest("transformers", build, lambda: {"pixel_values": images(size)()})
+
+
+def _segmentation(name, encoder):
+    def build():
+        import segmentation_models_pytorch
+
+        made = getattr(segmentation_models_pytorch, name)
+        return made(encoder_name=encoder, encoder_weights=None)
+
+    return Guest("segmentation-models", build, images(64))
+
+
+_ASPP = {"weights_backbone": None, "num_classes": 4}
+_SMALL = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32]}
+
+# The smallest come first, so that an interrupted run has most of them.
+GUESTS: dict[str, Guest] = {
+    "squeezenet1_1": _torchvision("squeezenet1_1"),
+    "resnet18": _torchvision("resnet18"),
+    "mobilenet_v3_small": _torchvision("mobilenet_v3_small"),
+    "mobilenet_v2": _torchvision("mobilenet_v2"),
+    "mnasnet0_5": _torchvision("mnasnet0_5"),
+    "shufflenet_v2_x0_5": _torchvision("shufflenet_v2_x0_5"),
+    "alexnet": _torchvision("alexnet"),
+    "vgg11": _torchvision("vgg11", 32),
+    "vgg11_bn": _torchvision("vgg11_bn", 32),
+    **{
+        f"timm/{name}": _timm(name)
+        for name in """
+        efficientnet_b0 mobilenetv3_small_050 repvgg_a0 regnetx_002 regnety_002 lcnet_050
+        tf_efficientnet_b0 tf_mobilenetv3_small_075 mobilenetv2_050 mnasnet_small ghostnet_050
+        repghostnet_050 resnet10t convnext_atto levit_128s mobilenetv4_conv_small
+        """.split()
+    },
+    "transformers/resnet": _transformers(
+        "ResNetForImageClassification", "ResNetConfig", embedding_size=8, **_SMALL
+    ),
+    "transformers/regnet": _transformers(
+        "RegNetForImageClassification",
+        "RegNetConfig",
+        embedding_size=8,
+        groups_width=8,
+        **_SMALL,
+    ),
+    "transformers/mobilenet_v1": _transformers(
+        "MobileNetV1ForImageClassification", "MobileNetV1Config", depth_multiplier=0.25
+    ),
+    "transformers/mobilenet_v2": _transformers(
+        "MobileNetV2ForImageClassification", "MobileNetV2Config", depth_multiplier=0.35
+    ),
+    "transformers/bit": _transformers(
+        "BitForImageClassification", "BitConfig", embedding_size=32, num_groups=4,
+        depths=[1, 1, 1, 1], hidden_sizes=[32, 64, 96, 128],
+    ),
+    "transformers/poolformer": _transformers(
+        "PoolFormerForImageClassification", "PoolFormerConfig",
+        hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1],
+    ),
+    "transformers/convnext": _transformers(
+        "ConvNextForImageClassification", "ConvNextConfig", **_SMALL
+    ),
+    "transformers/mobilevit": _transformers(
+        "MobileViTForImageClassification", "MobileViTConfig", image_size=64,
+        hidden_sizes=[16, 24, 32], neck_hidden_sizes=[8, 8, 16, 24, 32, 48, 64],
+    ),
+    "transformers/mobilevitv2": _transformers(
+        "MobileViTV2ForImageClassification", "MobileViTV2Config", image_size=64,
+        width_multiplier=0.5,
+    ),
+    "transformers/vit": _transformers(
+        "ViTForImageClassification", "ViTConfig", image_size=64, hidden_size=32,
+        num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+    ),
+    "transformers/segformer": _transformers(
+        "SegformerForSemanticSegmentation", "SegformerConfig", depths=[1, 1, 1, 1],
+        hidden_sizes=[8, 16, 24, 32], num_attention_heads=[1, 1, 2, 4], decoder_hidden_size=16,
+    ),
+    "transformers/cvt": _transformers(
+        "CvtForImageClassification", "CvtConfig", depth=[1, 1, 2], embed_dim=[16, 32, 48],
+    ),
+    "transformers/levit": _transformers("LevitForImageClassification", "LevitConfig", 224),
+    "transformers/efficientnet": _transformers(
+        "EfficientNetForImageClassification", "EfficientNetConfig", width_coefficient=0.5,
+        depth_coefficient=0.5, hidden_dim=640,
+    ),
+    "transformers/rt_detr": _transformers(
+        "RTDetrForObjectDetection", "RTDetrConfig", 64, encoder_layers=1, decoder_layers=1,
+        num_queries=10,
+    ),
+    "smp/unet_resnet18": _segmentation("Unet", "resnet18"),
+    "smp/fpn_mobilenet_v2": _segmentation("FPN", "mobilenet_v2"),
+    "smp/pan_resnet18": _segmentation("PAN", "resnet18"),
+    "smp/deeplabv3plus_resnet18": _segmentation("DeepLabV3Plus", "resnet18"),
+    "regnet_x_400mf": _torchvision("regnet_x_400mf"),
+    "regnet_y_400mf": _torchvision("regnet_y_400mf"),
+    "efficientnet_b0": _torchvision("efficientnet_b0"),
+    "mobilenet_v3_large": _torchvision("mobilenet_v3_large"),
+    "googlenet": _torchvision("googlenet", init_weights=False),
+    "r3d_18": _video("r3d_18"),
+    "mc3_18": _video("mc3_18"),
+    "r2plus1d_18": _video("r2plus1d_18"),
+    "lraspp_mobilenet_v3_large": _torchvision("segmentation.lraspp_mobilenet_v3_large", **_ASPP),
+    **{
+        f"timm/{name}": _timm(name)
+        for name in """
+        mobileone_s0 repvit_m0_9 efficientnet_lite0 fbnetc_100 spnasnet_100 hardcorenas_a mixnet_s
+        tf_mixnet_s tinynet_e ghostnetv2_100 resnet18 resnet26d skresnet18 resnext26ts gernet_s
+        ese_vovnet19b_dw dla34 dla46_c selecsls42 hrnet_w18_small rexnet_100 vgg11_bn
+        edgenext_xx_small mobilevit_xxs mobilevitv2_050 efficientformer_l1 efficientformerv2_s0
+        efficientvit_b0 fastvit_t8 starnet_s1 poolformer_s12 hgnetv2_b0 fasternet_t0 shvit_s1
+        swiftformer_xs gcresnet33ts regnetz_005 resnest14d bat_resnext26ts lambda_resnet26t
+        mobilenetv4_conv_medium resnetblur18 seresnet50 ecaresnet26t resnetv2_50
+        """.split()
+    },
+    "resnet50": _torchvision("resnet50"),
+    "resnext50_32x4d": _torchvision("resnext50_32x4d"),
+    "wide_resnet50_2": _torchvision("wide_resnet50_2"),
+    "convnext_tiny": _torchvision("convnext_tiny"),
+    "swin_t": _torchvision("swin_t"),
+    "vit_b_32": _torchvision("vit_b_32", image_size=64),
+    "fcn_resnet50": _torchvision("segmentation.fcn_resnet50", aux_loss=True, **_ASPP),
+    "deeplabv3_mobilenet_v3_large": _torchvision(
+        "segmentation.deeplabv3_mobilenet_v3_large", **_ASPP
+    ),
+    "ssdlite320_mobilenet_v3_large": _detector("ssdlite320_mobilenet_v3_large"),
+    "fasterrcnn_mobilenet_v3_large_320_fpn": _detector("fasterrcnn_mobilenet_v3_large_320_fpn"),
+    "densenet121": _torchvision("densenet121"),
+    "efficientnet_v2_s": _torchvision("efficientnet_v2_s"),
+    "inception_v3": _torchvision("inception_v3", 128, init_weights=False, aux_logits=False),
+    **{
+        f"timm/{name}": _timm(name)
+        for name in """
+        res2net50_26w_4s densenet121 dpn48b fbnetv3_b cspresnet50 cspdarknet53 tresnet_m
+        darknet53 xception41 nextvit_small efficientnet_es
+        """.split()
+    },
+    "timm/inception_v4": _timm("inception_v4", 128),
+    "timm/inception_resnet_v2": _timm("inception_resnet_v2", 128),
+    "timm/efficientvit_m0": _timm("efficientvit_m0", 224),
+    "timm/visformer_tiny": _timm("visformer_tiny", 224),
+    "timm/tiny_vit_5m_224": _timm("tiny_vit_5m_224", 224),
+    "timm/coatnet_nano_rw_224": _timm("coatnet_nano_rw_224", 224),
+    "s3d": _video("s3d"),
+}

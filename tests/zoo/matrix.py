@@ -1,0 +1,409 @@
+"""The matrix: every guest through every verb, with the error, the reason or the fault of each cell.
+
+`python tests/zoo/matrix.py run RESULTS` runs what RESULTS, a file with one line of JSON a network,
+does not hold yet: one network a process, each within a time limit, so that it can be interrupted
+and resumed. `page RESULTS` prints the table for docs/models.md. `one NAME` runs one network.
+"""
+
+import argparse
+import contextlib
+import copy
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import bnkit
+from bnkit.behaviour import behaviour_of
+from bnkit.dataflow import as_call
+from bnkit.dataflow.tensors import replace_tensors, tensors_in
+from bnkit.roles import is_batch_norm
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from zoo.guests import GUESTS
+
+LIMIT = 240  # seconds for one network
+RIGHT = {torch.float32: 1e-3, torch.float64: 1e-9}  # what rounding leaves of an exact change
+KINDS = {
+    "bnkit": {},
+    "torch": {},
+    "frozen": {},
+    "ghost": {"virtual_batch_size": 1_000_000},
+    "renorm": {},
+    "group": {},
+}
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "segmentation-models-pytorch")
+
+
+# --- one network
+
+
+def run_guest(name):
+    """Return the cells of one network by verb; each has a `state` and what was seen."""
+    guest = GUESTS[name]
+    torch.manual_seed(0)
+    fresh = guest.build()
+    example = guest.example()
+    fresh = fresh[0] if isinstance(fresh, tuple) else fresh
+    model = with_random_state(copy.deepcopy(fresh)).eval()
+    cells = {"batch norms": sum(map(is_batch_norm, model.modules()))}
+    for verb, cell in CELLS.items():
+        begun = time.process_time()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # those of the libraries
+                found = cell(fresh if verb == "diagnose" else model, example)
+        except ValueError as error:
+            found = {"state": "refused", "why": str(error)[:300]}
+        except Exception as error:  # noqa: BLE001  a cell that crashes is what is looked for
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(last.filename).name}:{last.lineno}"
+            found = {"state": "fault", "why": f"{type(error).__name__}: {error} ({where})"[:300]}
+        found["seconds"] = round(time.process_time() - begun, 1)
+        cells[verb] = found
+    return cells
+
+
+def with_random_state(model):
+    """Give all batch norms of `model` weights, biases and statistics that are not 0 and 1."""
+    generator = torch.Generator().manual_seed(0)
+    ends = {"weight": (0.8, 1.2), "bias": (-0.1, 0.1)}
+    ends |= {"running_mean": (-0.1, 0.1), "running_var": (0.6, 1.4)}
+    for layer in model.modules():
+        for name, (low, high) in ends.items() if is_batch_norm(layer) else ():
+            tensor = getattr(layer, name, None)
+            if tensor is not None:
+                with torch.no_grad():
+                    random = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+                    tensor.copy_(low + (high - low) * random)
+    return model
+
+
+def outputs(model, example):
+    args, kwargs = as_call(example)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return [t for t in tensors_in(model(*args, **kwargs)) if t.is_floating_point()]
+
+
+def error_between(before, after):
+    """Return max|a − b| / max|a| over all outputs, infinite where their shapes differ."""
+    if [t.shape for t in before] != [t.shape for t in after]:
+        return float("inf")
+    pairs = [(a, b) for a, b in zip(before, after, strict=True) if a.numel()]
+    return max(
+        (float((a - b).abs().max() / a.abs().max().clamp(min=1e-30)) for a, b in pairs),
+        default=0.0,
+    )
+
+
+def same(model, changed, example, **seen):
+    """Return the cell of a change that keeps the function: its error, by runs of our own."""
+    error = error_between(outputs(model, example), outputs(changed.eval(), example))
+    state = "right" if error <= RIGHT[torch.float32] else "fault"
+    return {"state": state, "error": error, **seen}
+
+
+def reasons(plan):
+    """Return why layers were left alone, each with how many and a first one."""
+    counted = {}
+    for left in plan.left_alone:
+        words = re.sub(r"'[^']*' ?", "", left.why)  # without the names of layers
+        counted.setdefault(words[:160], []).append(left.layer)
+    return {why: [len(layers), layers[0]] for why, layers in counted.items()}
+
+
+def planned(model, example, planner, *more, **options):
+    plan = planner(model, example, *more, **options)
+    seen = {"edits": len(plan.edits), "left": reasons(plan)}
+    if not plan.edits:
+        return {"state": "left alone", **seen}
+    if plan.proof is not None:
+        seen["in float64"] = plan.proof.error_in_float64
+    return same(model, plan.apply(model), example, **seen)
+
+
+def folds(model, example):
+    return {
+        **planned(model, example, bnkit.surgery.plan_folding),
+        "by torch.fx": folded_by_fx(model),
+    }
+
+
+def folded_by_fx(model):
+    """Return how many batch norms torch.fx's fusion takes out, None where it does not trace."""
+    from torch.fx.experimental.optimization import fuse
+
+    count = sum(map(is_batch_norm, model.modules()))
+    try:
+        fused = fuse(copy.deepcopy(model).eval())
+    except Exception:  # noqa: BLE001  most networks are not traced
+        return None
+    return count - sum(map(is_batch_norm, fused.modules()))
+
+
+def removes(model, example):
+    return planned(model, example, bnkit.surgery.plan_removal)
+
+
+def accelerates(model, example):
+    return planned(model, example, bnkit.surgery.plan_acceleration)
+
+
+def adds(model, example):
+    plan = bnkit.surgery.plan_addition(model, example)
+    seen = {"edits": len(plan.edits), "left": reasons(plan)}
+    if not plan.edits:
+        return {"state": "left alone", **seen}
+    return {"state": "right", **seen, **trains(plan.apply(model), example)}
+
+
+def trains(model, example):
+    args, kwargs = as_call(example)
+    try:
+        model.train()(*args, **kwargs)
+    except Exception as error:  # noqa: BLE001  such as one value per channel, or no targets
+        return {"training": f"{type(error).__name__}: {error}"[:200]}
+    return {"training": "runs"}
+
+
+def inserts(model, example):
+    plan = bnkit.surgery.plan_insertion(model, [example], inputs=as_call)
+    seen = {"edits": len(plan.edits), "left": reasons(plan)}
+    if not plan.edits:
+        return {"state": "left alone", **seen}
+    seen["in float64"] = plan.proof.error_in_float64
+    return same(model, plan.apply(model), example, **seen)
+
+
+def converts(model, example):
+    found = {}
+    for kind, options in KINDS.items():
+        given = [example] if kind == "group" else example
+        inputs = {"inputs": as_call} if kind == "group" else {}
+        try:
+            plan = bnkit.surgery.plan_conversion(model, kind, given, **inputs, **options)
+        except ValueError as error:
+            found[kind] = {"state": "refused", "why": str(error)[:200]}
+            continue
+        seen = {"edits": len(plan.edits), "left": reasons(plan)}
+        changed = plan.apply(model)
+        if kind == "group":
+            found[kind] = {"state": "right" if plan.edits else "left alone", **seen}
+        else:
+            found[kind] = same(model, changed, example, **seen)
+    worst = max((cell["state"] for cell in found.values()), key=ORDER.index)
+    errors = [cell["error"] for cell in found.values() if "error" in cell]
+    return {"state": worst, "kinds": found, "error": max(errors, default=None)}
+
+
+ORDER = ["right", "left alone", "refused", "fault"]
+
+
+def recalibrates(model, example):
+    """Compare the statistics with those of hooks of our own, all in float64."""
+    wide = copy.deepcopy(model).double()
+    batches = [replace_tensors(example, _wide), replace_tensors(example, _moved)]
+    plan = bnkit.recalibration.plan_recalibration(wide, batches, inputs=as_call, progress=False)
+    layers = {shift.layer for shift in plan.layers}
+    seen, counts = truth(wide, layers, batches)
+    worst = 0.0
+    for path, (mean, variance) in seen.items():
+        new = plan.new[path]
+        scale = variance.sqrt() + 1e-12
+        worst = max(worst, float(((new.mean - mean).abs() / scale).max()))
+        worst = max(worst, float(((new.variance - variance).abs() / (variance + 1e-12)).max()))
+    seen = {"layers": len(layers), "left": {w: 1 for w in set(plan.left_alone.values())}}
+    state = "right" if worst <= 1e-6 else "fault"
+    return {"state": state, "error": worst, **seen, "calls": max(counts.values())}
+
+
+def truth(model, layers, batches):
+    """Return mean and unbiased variance of the inputs of layers that normalise as in training."""
+    inputs, counts = {path: [] for path in layers}, dict.fromkeys(layers, 0)
+    copied = copy.deepcopy(model).eval()
+    for path in layers:
+        layer = copied.get_submodule(path)
+
+        def note(_module, args, kwargs, path=path):
+            x = args[0] if args else next(iter(kwargs.values()))
+            inputs[path].append(x.detach().movedim(1, 0).flatten(1))
+            counts[path] += 1
+
+        layer.register_forward_pre_hook(note, with_kwargs=True)
+        layer.train()
+    for batch in batches:
+        outputs(copied, batch)
+    pooled = {path: torch.cat(parts, 1) for path, parts in inputs.items()}
+    return {path: (x.mean(1), x.var(1)) for path, x in pooled.items()}, counts
+
+
+def _wide(tensor):
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _moved(tensor):
+    return 1.5 * tensor.double() + 0.25 if tensor.is_floating_point() else tensor
+
+
+def explains(model, example):
+    gap = bnkit.explain_gap(model, example, inputs=as_call)
+    state = "right" if gap.layers else "left alone"
+    return {"state": state, "layers": len(gap.layers), "diverging": len(gap.diverging)}
+
+
+def diagnoses(model, example):
+    diagnosis = bnkit.diagnose(copy.deepcopy(model).train(), [example], inputs=as_call)
+    found = {}
+    for finding in diagnosis.findings:
+        found.setdefault(f"{finding.severity} {finding.rule}", []).append(list(finding.layers)[:2])
+    worst = diagnosis.findings[0].severity if diagnosis.findings else None
+    not_run = [str(why)[:160] for why in diagnosis.not_run]
+    state = "warned" if worst in ("warning", "error") else "right"
+    return {"state": state, "findings": found, "not run": not_run}
+
+
+def saves(model, example):
+    plan = bnkit.surgery.plan_removal(model, example)
+    changed = plan.apply(model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = bnkit.save(changed, f"{folder}/model.safetensors", plan=plan)
+        again = bnkit.load(copy.deepcopy(model), path)
+    error = error_between(outputs(changed, example), outputs(again.eval(), example))
+    return {"state": "right" if error == 0 else "fault", "error": error}
+
+
+def exports(model, example):
+    """Export the model without batch norms, as it is shipped; and the original, to compare."""
+    args, kwargs = as_call(example)
+    try:
+        torch.export.export(copy.deepcopy(model), args, kwargs)
+    except Exception as error:  # noqa: BLE001  whatever torch.export raises
+        return {"state": "left alone", "why": f"the original fails: {type(error).__name__}"}
+    changed = bnkit.surgery.plan_removal(model, example).apply(model).eval()
+    program = torch.export.export(changed, args, kwargs).module()
+    error = error_between(outputs(changed, example), outputs(program, example))
+    return {"state": "right" if error <= 1e-4 else "fault", "error": error}
+
+
+CELLS = {
+    "fold": folds,
+    "remove": removes,
+    "accelerate": accelerates,
+    "add": adds,
+    "insert": inserts,
+    "convert": converts,
+    "recalibrate": recalibrates,
+    "explain_gap": explains,
+    "diagnose": diagnoses,
+    "save": saves,
+    "export": exports,
+}
+
+
+# --- all networks
+
+
+def run_all(results, only, limit):
+    """Run what `results` does not hold, in processes of their own; each adds one line."""
+    done = {json.loads(line)["model"] for line in lines_of(results)}
+    for name in GUESTS:
+        if name in done or (only and name not in only):
+            continue
+        begun = time.monotonic()
+        record = {"model": name, "library": GUESTS[name].library, "date": time.strftime("%F")}
+        command = [sys.executable, __file__, "one", name]
+        try:
+            ended = subprocess.run(
+                command, capture_output=True, text=True, timeout=limit, check=False
+            )
+            record["cells"] = json.loads(ended.stdout.splitlines()[-1])
+        except subprocess.TimeoutExpired:
+            record["failure"] = f"not done within {limit} s"
+        except (IndexError, json.JSONDecodeError):
+            record["failure"] = ended.stderr.strip().splitlines()[-1][:300]
+        record["seconds"] = round(time.monotonic() - begun)
+        record["versions"] = versions()
+        with results.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        states = {verb: c["state"] for verb, c in record.get("cells", {}).items() if verb in CELLS}
+        print(name, record["seconds"], "s", record.get("failure", states), flush=True)
+
+
+def versions():
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def lines_of(results):
+    return results.read_text().splitlines() if results.exists() else []
+
+
+# --- the page
+
+
+def page(results):
+    """Return the table of all results, one line a network."""
+    records = [json.loads(line) for line in lines_of(results)]
+    head = ["network", "BNs", *CELLS]
+    rows = [row(record) for record in records]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+
+
+def row(record):
+    if "failure" in record:
+        return [record["model"], "", record["failure"], *[""] * (len(CELLS) - 1)]
+    cells = record["cells"]
+    shown = [shown_cell(verb, cells[verb], cells["batch norms"]) for verb in CELLS]
+    return [f"`{record['model']}`", str(cells["batch norms"]), *shown]
+
+
+def shown_cell(verb, cell, batch_norms):
+    state = cell["state"]
+    if state in ("refused", "fault"):
+        return state
+    if verb == "diagnose":
+        warned = [key.split()[1] for key in cell["findings"] if not key.startswith("info")]
+        return "quiet" if not warned else ", ".join(warned)
+    if verb == "convert":
+        done = {kind: c.get("edits", 0) for kind, c in cell["kinds"].items()}
+        return " ".join(f"{kind} {number}" for kind, number in done.items())
+    if verb in ("fold", "remove", "accelerate"):
+        return f"{cell['edits']} of {batch_norms}"
+    if verb in ("add", "insert"):
+        return str(cell["edits"])
+    if verb in ("recalibrate", "explain_gap"):
+        return str(cell.get("layers", 0))
+    return "yes" if state == "right" else "–"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("command", choices=["run", "one", "page"])
+    parser.add_argument("argument", help="the file of results, or the name of a network")
+    parser.add_argument("only", nargs="*", help="networks to run, by default all")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for one network")
+    given = parser.parse_args()
+    if given.command == "one":
+        torch.set_num_threads(1)
+        print(json.dumps(run_guest(given.argument)))
+    elif given.command == "run":
+        run_all(Path(given.argument), given.only, given.limit)
+    else:
+        print(page(Path(given.argument)))
+
+
+if __name__ == "__main__":
+    main()
