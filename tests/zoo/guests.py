@@ -5,6 +5,7 @@ They live in an environment of their own; see `matrix.py`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -26,9 +27,7 @@ def images(size=64, rows=2):
 
 def _torchvision(path, size=64, **options):
     def build():
-        import torchvision
-
-        found = torchvision.models
+        found = import_module("torchvision.models")
         for part in path.split("."):
             found = getattr(found, part)
         return found(weights=None, **options)
@@ -53,27 +52,22 @@ def _video(name):
 
 def _timm(name, size=64):
     def build():
-        import timm
-
-        return timm.create_model(name, num_classes=10)
+        return import_module("timm").create_model(name, num_classes=10)
 
     return Guest("timm", build, images(size))
 
 
 def _transformers(kind, config, size=64, **options):
     def build():
-        import transformers
-
-        return getattr(transformers, kind)(getattr(transformers, config)(**options))
+        library = import_module("transformers")
+        return getattr(library, kind)(getattr(library, config)(**options))
 
     return Guest("transformers", build, lambda: {"pixel_values": images(size)()})
 
 
 def _segmentation(name, encoder):
     def build():
-        import segmentation_models_pytorch
-
-        made = getattr(segmentation_models_pytorch, name)
+        made = getattr(import_module("segmentation_models_pytorch"), name)
         return made(encoder_name=encoder, encoder_weights=None)
 
     return Guest("segmentation-models", build, images(64))
@@ -118,42 +112,72 @@ GUESTS: dict[str, Guest] = {
         "MobileNetV2ForImageClassification", "MobileNetV2Config", depth_multiplier=0.35
     ),
     "transformers/bit": _transformers(
-        "BitForImageClassification", "BitConfig", embedding_size=32, num_groups=4,
-        depths=[1, 1, 1, 1], hidden_sizes=[32, 64, 96, 128],
+        "BitForImageClassification",
+        "BitConfig",
+        embedding_size=32,
+        num_groups=4,
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[32, 64, 96, 128],
     ),
     "transformers/poolformer": _transformers(
-        "PoolFormerForImageClassification", "PoolFormerConfig",
-        hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1],
+        "PoolFormerForImageClassification",
+        "PoolFormerConfig",
+        hidden_sizes=[8, 16, 24, 32],
+        depths=[1, 1, 1, 1],
     ),
     "transformers/convnext": _transformers(
         "ConvNextForImageClassification", "ConvNextConfig", **_SMALL
     ),
     "transformers/mobilevit": _transformers(
-        "MobileViTForImageClassification", "MobileViTConfig", image_size=64,
-        hidden_sizes=[16, 24, 32], neck_hidden_sizes=[8, 8, 16, 24, 32, 48, 64],
+        "MobileViTForImageClassification",
+        "MobileViTConfig",
+        image_size=64,
+        hidden_sizes=[16, 24, 32],
+        neck_hidden_sizes=[8, 8, 16, 24, 32, 48, 64],
     ),
     "transformers/mobilevitv2": _transformers(
-        "MobileViTV2ForImageClassification", "MobileViTV2Config", image_size=64,
+        "MobileViTV2ForImageClassification",
+        "MobileViTV2Config",
+        image_size=64,
         width_multiplier=0.5,
     ),
     "transformers/vit": _transformers(
-        "ViTForImageClassification", "ViTConfig", image_size=64, hidden_size=32,
-        num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        "ViTForImageClassification",
+        "ViTConfig",
+        image_size=64,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
     ),
     "transformers/segformer": _transformers(
-        "SegformerForSemanticSegmentation", "SegformerConfig", depths=[1, 1, 1, 1],
-        hidden_sizes=[8, 16, 24, 32], num_attention_heads=[1, 1, 2, 4], decoder_hidden_size=16,
+        "SegformerForSemanticSegmentation",
+        "SegformerConfig",
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[8, 16, 24, 32],
+        num_attention_heads=[1, 1, 2, 4],
+        decoder_hidden_size=16,
     ),
     "transformers/cvt": _transformers(
-        "CvtForImageClassification", "CvtConfig", depth=[1, 1, 2], embed_dim=[16, 32, 48],
+        "CvtForImageClassification",
+        "CvtConfig",
+        depth=[1, 1, 2],
+        embed_dim=[16, 32, 48],
     ),
     "transformers/levit": _transformers("LevitForImageClassification", "LevitConfig", 224),
     "transformers/efficientnet": _transformers(
-        "EfficientNetForImageClassification", "EfficientNetConfig", width_coefficient=0.5,
-        depth_coefficient=0.5, hidden_dim=640,
+        "EfficientNetForImageClassification",
+        "EfficientNetConfig",
+        width_coefficient=0.5,
+        depth_coefficient=0.5,
+        hidden_dim=640,
     ),
     "transformers/rt_detr": _transformers(
-        "RTDetrForObjectDetection", "RTDetrConfig", 64, encoder_layers=1, decoder_layers=1,
+        "RTDetrForObjectDetection",
+        "RTDetrConfig",
+        64,
+        encoder_layers=1,
+        decoder_layers=1,
         num_queries=10,
     ),
     "smp/unet_resnet18": _segmentation("Unet", "resnet18"),

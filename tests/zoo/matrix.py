@@ -20,10 +20,9 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch.fx.experimental.optimization import fuse
 
 import bnkit
-from bnkit.behaviour import behaviour_of
 from bnkit.dataflow import as_call
 from bnkit.dataflow.tensors import replace_tensors, tensors_in
 from bnkit.roles import is_batch_norm
@@ -141,8 +140,6 @@ def folds(model, example):
 
 def folded_by_fx(model):
     """Return how many batch norms torch.fx's fusion takes out, None where it does not trace."""
-    from torch.fx.experimental.optimization import fuse
-
     count = sum(map(is_batch_norm, model.modules()))
     try:
         fused = fuse(copy.deepcopy(model).eval())
@@ -222,7 +219,7 @@ def recalibrates(model, example):
         scale = variance.sqrt() + 1e-12
         worst = max(worst, float(((new.mean - mean).abs() / scale).max()))
         worst = max(worst, float(((new.variance - variance).abs() / (variance + 1e-12)).max()))
-    seen = {"layers": len(layers), "left": {w: 1 for w in set(plan.left_alone.values())}}
+    seen = {"layers": len(layers), "left": sorted(set(plan.left_alone.values()))}
     state = "right" if worst <= 1e-6 else "fault"
     return {"state": state, "error": worst, **seen, "calls": max(counts.values())}
 
@@ -372,20 +369,19 @@ def row(record):
 
 def shown_cell(verb, cell, batch_norms):
     state = cell["state"]
-    if state in ("refused", "fault"):
+    if state in ("refused", "fault") and verb != "convert":
         return state
     if verb == "diagnose":
         warned = [key.split()[1] for key in cell["findings"] if not key.startswith("info")]
-        return "quiet" if not warned else ", ".join(warned)
+        return ", ".join(warned) or "quiet"
     if verb == "convert":
-        done = {kind: c.get("edits", 0) for kind, c in cell["kinds"].items()}
-        return " ".join(f"{kind} {number}" for kind, number in done.items())
+        kinds = cell.get("kinds", {})
+        return " ".join(f"{kind} {c.get('edits', c['state'])}" for kind, c in kinds.items())
     if verb in ("fold", "remove", "accelerate"):
         return f"{cell['edits']} of {batch_norms}"
-    if verb in ("add", "insert"):
-        return str(cell["edits"])
-    if verb in ("recalibrate", "explain_gap"):
-        return str(cell.get("layers", 0))
+    counts = {"add": "edits", "insert": "edits", "recalibrate": "layers", "explain_gap": "layers"}
+    if verb in counts:
+        return str(cell.get(counts[verb], 0))
     return "yes" if state == "right" else "–"
 
 

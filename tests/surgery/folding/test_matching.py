@@ -106,6 +106,31 @@ INTO = {
         (2, 4, 3),
         "2",
     ),
+    "conv before it, through pooling by averages": (
+        chain(nn.Conv2d(4, 6, 3), nn.AvgPool2d(2), nn.BatchNorm2d(6)),
+        (2, 4, 8, 8),
+        "0",
+    ),
+    "dense after it, through global pooling": (
+        chain(nn.ReLU(), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)),
+        (2, 4, 3, 3),
+        "4",
+    ),
+    "conv before it, through upsampling": (
+        chain(nn.Conv2d(4, 6, 3), nn.Upsample(scale_factor=2), nn.BatchNorm2d(6)),
+        (2, 4, 6, 6),
+        "0",
+    ),
+    "conv before it, through pixel shuffle": (
+        chain(nn.Conv2d(4, 8, 3), nn.PixelShuffle(2), nn.BatchNorm2d(2)),
+        (2, 4, 6, 6),
+        "0",
+    ),
+    "conv after it, through padding by reflection": (
+        chain(nn.ReLU(), nn.BatchNorm2d(4), nn.ReflectionPad2d(1), nn.Conv2d(4, 3, 3)),
+        (2, 4, 6, 6),
+        "3",
+    ),
     "the layer before it rather than the one after it": (
         chain(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)),
         (5, 4),

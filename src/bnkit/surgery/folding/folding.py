@@ -104,6 +104,11 @@ def of_domain(candidate: Candidate) -> str:
 def _why(match: Match) -> str:
     if match.candidate.owner == match.layer.name:
         return f"it normalises the layer's own {'output' if match.side == 'before' else 'input'}"
+    if match.averages:
+        return (
+            f"the layer {match.side} it, through {', '.join(match.averages)}, which averages or "
+            f"repeats the values of each channel"
+        )
     way = "" if not match.distance else f", {match.distance} calls away that only move values"
     return f"the layer {match.side} it{way}"
 

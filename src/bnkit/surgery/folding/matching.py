@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnkit.behaviour import Affine, affine_of
@@ -32,7 +33,8 @@ Place = tuple[Value, int]  # a value, and the axis on which the features lie
 class Match:
     """A batch norm and the weight layer that takes it in.
 
-    The layer stands on that `side` of it, `distance` calls away. Feature i of the layer is channel
+    The layer stands on that `side` of it, `distance` calls away, of which the `averages` average or
+    repeat values. Feature i of the layer is channel
     `features[i]` of the batch norm, −1 where none.
     """
 
@@ -41,6 +43,7 @@ class Match:
     side: Side
     features: Tensor
     distance: int = 0
+    averages: tuple[str, ...] = ()
 
 
 @dataclass
@@ -73,7 +76,7 @@ class Matcher:
         if features is None:
             return f"a feature of {layer} does not stay in one channel of it"
         objection = objection_to_layer(self.flow, layer, self.shared, "before")
-        return objection or Match(candidate, layer, "before", features, len(route.passages))
+        return objection or _match(candidate, route, "before", features)
 
     def after(self, candidate: Candidate) -> Match | str:
         """Return the match with the layer after the batch norm, or why there is none."""
@@ -95,7 +98,7 @@ class Matcher:
         return (
             objection_to_layer(self.flow, layer, self.shared, "after")
             or _objection_to_exactness(candidate, layer, features)
-            or Match(candidate, layer, "after", features, len(route.passages))
+            or _match(candidate, route, "after", features)
         )
 
     def _owner(self, candidate: Candidate, owner: Call, side: Side) -> Match | str:
@@ -123,6 +126,11 @@ class Matcher:
             return torch.arange(shape[axis])
         lie = followed(self.flow, passages, spread(shape, axis))
         return None if lie is None else one_start_each(lie, end[1])
+
+
+def _match(candidate: Candidate, route: "Route", side: Side, features: Tensor) -> Match:
+    averages = tuple(str(call) for call in route.passages if is_averaging(call))
+    return Match(candidate, route.layer, side, features, len(route.passages), averages)
 
 
 def _axis_of(call: Call) -> int:
@@ -240,6 +248,23 @@ _FUNCTIONS = frozenset(
     swapdims permute movedim moveaxis t T mT contiguous clone __getitem__ select narrow
     """.split()
 )
+# What averages or repeats values, each channel for itself: an affine map of each channel passes
+# through it where the weights of each average sum to 1, which is tried on ones.
+_AVERAGES = {
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.Upsample, nn.UpsamplingNearest2d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.UpsamplingBilinear2d),
+    *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+    *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+    *(nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
+}
+_AVERAGING = frozenset(
+    """
+    avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+    mean interpolate upsample pad pixel_shuffle pixel_unshuffle channel_shuffle
+    native_channel_shuffle flip roll repeat_interleave
+    """.split()
+)
 _FUNCTIONAL_DROPOUTS = frozenset(
     "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout".split()
 )
@@ -312,13 +337,24 @@ class Routes:
         if len(call.inputs) != 1 or len(call.outputs) != 1 or call.parameters:
             return False
         if call.module is None:
-            return call.name in _FUNCTIONS or (
+            moves = call.name in _FUNCTIONS or (
                 call.name in _FUNCTIONAL_DROPOUTS and not _is_on(call)
             )
+            return moves or (call.name in _AVERAGING and self._averages(call))
         if call.name in self.gone:
             return True
-        changed = has_hooks(call.module) or "forward" in vars(call.module)
-        return type(call.module) in _MODULES and not changed
+        if has_hooks(call.module) or "forward" in vars(call.module):
+            return False
+        kind = type(call.module)
+        return kind in _MODULES or (kind in _AVERAGES and self._averages(call))
+
+    def _averages(self, call: Call) -> bool:
+        """Return whether the call keeps a constant, so that it keeps the shift of a map, too."""
+        try:
+            made = _called(self.flow, call, torch.ones(self.flow.shapes[call.inputs[0]]).double())
+        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+            return False
+        return torch.allclose(made, torch.ones_like(made), rtol=0, atol=1e-12)
 
 
 def _is_on(dropout: Call) -> bool:
@@ -341,9 +377,32 @@ def followed(flow: Dataflow, passages: tuple[Call, ...], features: Tensor) -> Te
 
 
 def _replayed(flow: Dataflow, call: Call, features: Tensor) -> Tensor:
-    if isinstance(call.module, nn.Flatten | nn.Unflatten):
-        return call.module(features)  # type: ignore[no-any-return]
-    if call.module is not None or call.name in _FUNCTIONAL_DROPOUTS:
+    if is_averaging(call):
+        return _averaged(flow, call, features)
+    moves = call.module is None or isinstance(call.module, nn.Flatten | nn.Unflatten)
+    return _called(flow, call, features) if moves else features
+
+
+def is_averaging(call: Call) -> bool:
+    """Return whether the call averages or repeats values rather than only moving them."""
+    return call.name in _AVERAGING if call.module is None else type(call.module) in _AVERAGES
+
+
+def _averaged(flow: Dataflow, call: Call, features: Tensor) -> Tensor:
+    """Return which feature each average is of; ValueError where it is of several."""
+    numbers = features.double()
+    mean, squares = _called(flow, call, numbers), _called(flow, call, numbers.square())
+    if not torch.allclose(squares, mean.square(), rtol=1e-9, atol=1e-9):
+        raise ValueError("several features meet in one average")
+    return mean.round().long()
+
+
+def _called(flow: Dataflow, call: Call, features: Tensor) -> Tensor:
+    """Return what the call makes of other values than it was given."""
+    if call.module is not None:
+        with torch.no_grad():
+            return call.module(features)  # type: ignore[no-any-return]
+    if call.name in _FUNCTIONAL_DROPOUTS:
         return features
 
     def stand_in(part: Any) -> Any:
@@ -356,7 +415,8 @@ def _replayed(flow: Dataflow, call: Call, features: Tensor) -> Tensor:
     first = keywords.pop("input") if "input" in keywords else arguments.pop(0)
     if any(isinstance(part, torch.dtype) for part in (*arguments, *keywords.values())):
         raise TypeError("a view as another dtype is no reshape")
-    function = getattr(Tensor, _AS_STRIDES_ALLOW.get(call.name, call.name))
+    name = _AS_STRIDES_ALLOW.get(call.name, call.name)
+    function = getattr(Tensor, name, None) or getattr(F, name)
     if not callable(function):  # an attribute such as x.mT
         return getattr(first, call.name)  # type: ignore[no-any-return]
     return function(first, *arguments, **keywords)  # type: ignore[no-any-return]
