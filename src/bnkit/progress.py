@@ -50,7 +50,7 @@ class Count:
 
 @contextmanager
 def counting(what: str, total: int | None, *, done: int = 0, shown: bool = True) -> Iterator[Count]:
-    """Show a bar for `total` things, on stderr or in a notebook; yield what counts one more as done.
+    """Show a bar for `total` things, on stderr or in a notebook; yield what counts one as done.
 
     >>> with counting("trials", 2, shown=False) as count:
     ...     count("the first")

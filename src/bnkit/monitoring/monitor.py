@@ -21,9 +21,9 @@ class Monitor(Recorder):
     tells of NaN and infinities, also between two records. `writer` is anything with
     add_scalar(tag, value, step), as TensorBoard's SummaryWriter, or a function of all numbers of a
     step, a dict by their tags, and the step, as other loggers take them; it gets the numbers once
-    the step is over, the last ones from `close`. `str()` gives a table of the last step, `to_json()`
-    all that is kept: the last 50,000 records, in whole steps, and the first 10,000 events, some
-    35 MB; a writer gets everything.
+    the step is over, the last ones from `close`. `str()` gives a table of the last step,
+    `to_json()` all that is kept: the last 50,000 records, in whole steps, and the first 10,000
+    events, some 35 MB; a writer gets everything.
 
     Training is the same to the bit with and without it, except that what torch.compile compiled
     runs as written in the steps that are recorded. `model` may be wrapped, by
