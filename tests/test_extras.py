@@ -1,5 +1,6 @@
 """The light core: what works beside torch, numpy, rich and safetensors, and what is said else."""
 
+import os
 import re
 import subprocess
 import sys
@@ -127,3 +128,76 @@ def test_python_m_bnkit_is_the_program():
     command = [sys.executable, "-m", "bnkit", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert re.fullmatch(r"bnkit \d+\.\d+\.\d+, torch \S+, Python \S+\n", done.stdout)
+
+
+# What other distributions add
+
+OWN = """
+from pathlib import Path
+
+from torch import nn
+
+from bnkit.diagnosis.finding import Finding
+from bnkit.diagnosis.rules.table import Rule
+from bnkit.experiments.networks import Network
+
+
+def look(evidence):
+    yield Finding("too-few-layers", "info", (), {}, "It is small.", "Add layers.")
+
+
+RULE = Rule("too-few-layers", "The network is small", look, folder=Path(__file__).parent)
+NETWORK = Network(lambda *_, **options: nn.Flatten(), "nothing but a flattening")
+"""
+PAGE = """# The network is small
+
+It cannot learn much.
+
+## Measured
+Nothing.
+
+## Severity
+Information.
+
+## Fix
+Add layers.
+
+## Example
+None.
+"""
+ENTRIES = """
+[bnkit.rules]
+too-few-layers = own_parts:RULE
+[bnkit.networks]
+flat = own_parts:NETWORK
+"""
+ASKED = """
+import bnkit
+from torch import nn
+from bnkit.diagnosis.explanation import manual
+from bnkit.experiments.networks import network
+
+found = bnkit.diagnose(nn.Linear(1, 1)).findings
+print([finding.rule for finding in found], network("flat").summary)
+print("too-few-layers" in manual())
+"""
+
+
+def test_rules_and_networks_of_other_distributions_join_by_entry_points(tmp_path):
+    (tmp_path / "own_parts.py").write_text(OWN)
+    (tmp_path / "too-few-layers.md").write_text(PAGE)
+    metadata = tmp_path / "own-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(ENTRIES)
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", ASKED],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert done.stdout.splitlines() == ["['too-few-layers'] nothing but a flattening", "True"], (
+        done.stderr
+    )

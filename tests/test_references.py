@@ -61,7 +61,26 @@ def test_several_threads_put_it_there_once(folder, monkeypatch):
 
 @pytest.mark.parametrize("text", ["", "module", "module:", ":name", ":"])
 def test_text_of_another_form_is_answered_with_the_form(text):
-    assert refused(text) == f"{text!r} is not a reference: write it as package.module:function"
+    assert refused(text) == (
+        f"{text!r} is not a reference: write it as package.module:function, or as "
+        f"folder/file.py:function"
+    )
+
+
+def test_a_file_is_a_module_of_the_current_folder(folder):
+    (folder / "deep").mkdir()
+    (folder / "deep" / "net.py").write_text("def build(): return 3\n")
+    assert import_reference("deep/net.py:build")() == 3
+    assert import_reference(f"{folder}/deep/net.py:build")() == 3
+    assert refused("deep/none.py:build") == (
+        f"'deep/none.py:build': there is no file 'deep/none.py' in {folder}"
+    )
+
+
+def test_a_file_elsewhere_is_refused_with_what_to_do(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("elsewhere") / "net.py"
+    path.touch()
+    assert f"the file is not in the current folder, {folder}: go to" in refused(f"{path}:build")
 
 
 def test_a_module_that_is_absent_is_named_with_the_folder(folder):
@@ -74,10 +93,19 @@ def test_a_module_that_is_absent_is_named_with_the_folder(folder):
 @pytest.mark.parametrize(
     ("source", "error"),
     [
-        ("raise RuntimeError('no licence')", "RuntimeError: no licence"),
-        ("import references_missing", "ModuleNotFoundError: No module named 'references_missing'"),
+        (
+            "raise RuntimeError('no licence')",
+            "RuntimeError: no licence (references_bad.py, line 1)",
+        ),
+        (
+            "import references_missing",
+            "ModuleNotFoundError: No module named 'references_missing' (references_bad.py, line 1)",
+        ),
         ("1 +", "SyntaxError: invalid syntax (references_bad.py, line 1)"),
-        ("import sys; sys.exit(3)", "SystemExit: 3"),  # a script without a guard
+        (
+            "import sys; sys.exit(3)",
+            "SystemExit: 3 (references_bad.py, line 1)",
+        ),  # a script without a guard
     ],
 )
 def test_a_module_that_raises_on_import_is_named_with_its_error(folder, source, error):
@@ -106,6 +134,9 @@ def test_a_function_that_works_is_called():
     assert called(lambda: [1], "data") == [1]
 
 
+NOT_FOUND = "FileNotFoundError: [Errno 2] No such file (LINE)"
+
+
 class Broken:
     def __call__(self):
         raise KeyError("weights")
@@ -118,9 +149,12 @@ def fail():
 @pytest.mark.parametrize(
     ("function", "text"),
     [
-        (fail, "`build` (fail) fails: FileNotFoundError: [Errno 2] No such file"),
-        (Broken(), "`build` (Broken) fails: KeyError: 'weights'"),
-        (partial(fail), "`build` (partial) fails: FileNotFoundError: [Errno 2] No such file"),
+        (fail, f"`build` (fail) fails: {NOT_FOUND}"),
+        (Broken(), "`build` (Broken) fails: KeyError: 'weights' (LINE)"),
+        (
+            partial(fail),
+            "`build` (partial) fails: FileNotFoundError: [Errno 2] No such file (LINE)",
+        ),
         ((1, 2), "`build` (tuple) fails: TypeError: 'tuple' object is not callable"),
     ],
     ids=["function", "object", "partial", "no function"],
@@ -128,7 +162,7 @@ def fail():
 def test_a_function_that_fails_is_named_with_its_error(function, text):
     with pytest.raises(ValueError, match="fails") as raised:
         called(function, "build")
-    assert str(raised.value) == text
+    assert re.sub(r"\(\S*test_references.py, line \d+\)", "(LINE)", str(raised.value)) == text
     assert raised.value.__cause__ is not None
 
 

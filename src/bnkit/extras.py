@@ -1,7 +1,9 @@
-"""What `pip install bnkit` leaves out: the extras, and the line that installs one."""
+"""What `pip install bnkit` leaves out, the line that installs it, and what others add."""
 
 import sys
+from importlib.metadata import entry_points
 from importlib.util import find_spec
+from typing import Any
 
 # Of each extra of pyproject.toml the modules, and the distributions that they come with.
 EXTRAS: dict[str, dict[str, str]] = {
@@ -43,6 +45,18 @@ def require(extra: str, what: str) -> None:
             f"{what} needs {names}, which {'are' if len(missing) > 1 else 'is'} not installed: "
             f'pip install "bnkit[{extra}]"'
         )
+
+
+def joined(group: str) -> dict[str, Any]:
+    """Return what installed distributions add to bnkit under an entry point of this group.
+
+    The groups are "bnkit.commands" (functions for the command line), "bnkit.rules" (of the doctor),
+    "bnkit.networks" (of comparisons) and "bnkit.claims".
+
+    >>> joined("bnkit.nothing")
+    {}
+    """
+    return {entry.name: entry.load() for entry in entry_points(group=group)}
 
 
 def _is_there(module: str) -> bool:

@@ -18,6 +18,16 @@ def one_of(table: Mapping[str, Entry], name: str, kind: str) -> Entry:
     return table[name]
 
 
+def one_beginning(table: Mapping[str, Entry], typed: str, kind: str) -> Entry:
+    """Return the entry whose name this is, or the only one whose name begins so, as `one_of` does.
+
+    >>> one_beginning({"stale-statistics": 1, "unfolded": 2}, "stale", "rule")
+    1
+    """
+    begun = [name for name in table if name.startswith(typed)] if typed not in table else []
+    return one_of(table, begun[0] if len(begun) == 1 else typed, kind)
+
+
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> str:
     """Return the message that `name` is none of `choices`, with those that look like it.
 

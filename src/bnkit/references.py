@@ -3,7 +3,9 @@
 import difflib
 import importlib
 import sys
+import sysconfig
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +24,14 @@ def import_reference(reference: str) -> Callable[..., Any]:
     Traceback (most recent call last):
     ValueError: 'math:sqroot': module 'math' has no 'sqroot'; did you mean 'sqrt'?
     """
-    module_name, colon, name = reference.partition(":")
+    module_name, colon, name = reference.rpartition(":")
     if not (module_name and colon and name):
-        raise ValueError(f"{reference!r} is not a reference: write it as package.module:function")
+        raise ValueError(
+            f"{reference!r} is not a reference: write it as package.module:function, or as "
+            f"folder/file.py:function"
+        )
+    if module_name.endswith(".py"):
+        module_name = _module_in(reference, Path(module_name))
     module = _module(reference, module_name)
     found = getattr(module, name, None)
     if found is None:
@@ -66,7 +73,8 @@ def blaming(what: str) -> Iterator[None]:
 def message_of(error: BaseException) -> str:
     r"""Return the type and the message of an error of the user's code, as text that can be written.
 
-    Its `str` may fail, hold lone surrogates (as names of files do) or be very long.
+    Its `str` may fail, hold lone surrogates (as names of files do) or be very long. The file and
+    line of the user's code that raised it follow, where that is known.
 
     >>> message_of(ValueError("no \udcff"))
     'ValueError: no \\udcff'
@@ -77,7 +85,25 @@ def message_of(error: BaseException) -> str:
         text = f"its message cannot be shown ({type(failure).__name__})"
     text = text.encode("utf-8", "backslashreplace").decode()
     shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]} …"
-    return f"{type(error).__name__}: {shown}"
+    return f"{type(error).__name__}: {shown}{_place_of(error)}"
+
+
+# Code that is not the user's: packages, Python's own, and bnkit.
+_NOT_THEIRS = (
+    str(Path(__file__).parent),
+    *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
+)
+
+
+def _place_of(error: BaseException) -> str:
+    """Return the innermost place in the user's code, as " (net.py, line 7)"."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [f for f in frames if not f.filename.startswith(("<", *_NOT_THEIRS))]
+    if not theirs:
+        return ""
+    path, here = Path(theirs[-1].filename), Path.cwd()
+    shown = path.relative_to(here) if path.is_relative_to(here) else path
+    return f" ({shown}, line {theirs[-1].lineno})"
 
 
 def called(function: Callable[[], Any], argument: str) -> Any:
@@ -90,6 +116,20 @@ def called(function: Callable[[], Any], argument: str) -> Any:
     name = getattr(function, "__qualname__", type(function).__name__)
     with blaming(f"`{argument}` ({name}) fails"):
         return function()
+
+
+def _module_in(reference: str, file: Path) -> str:
+    """Return the name by which the module in a file can be imported from the current folder."""
+    here = Path.cwd()
+    path = file.resolve()
+    if not path.is_file():
+        raise ValueError(f"{reference!r}: there is no file {str(file)!r} in {here}")
+    if not path.is_relative_to(here):
+        raise ValueError(
+            f"{reference!r}: the file is not in the current folder, {here}: go to the folder in "
+            f"which its imports work, or install its package and write package.module:function"
+        )
+    return ".".join(path.relative_to(here).with_suffix("").parts)
 
 
 _searching = threading.Lock()  # sys.path is one for all threads

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from bnkit.cli.arguments import listed, numbers, random_example, settings, texts
 
@@ -20,9 +21,34 @@ def test_what_is_no_number_is_refused_with_the_kind_that_is_wanted():
 
 
 def test_an_example_is_random_and_of_the_shape():
-    example = random_example("2,3,5")
+    example = random_example(["2,3,5"])
     assert example.shape == (2, 3, 5)
     assert example.std() > 0
+
+
+def test_examples_are_arguments_by_position_or_by_name():
+    ids, images = random_example(["2,300:7", "2,3:float16"])
+    assert (ids.min(), ids.max(), images.dtype) == (0, 6, torch.float16)
+    named = random_example(["ids=2,5:7", "mask=2,5:bool"])
+    assert {name: each.dtype for name, each in named.items()} == {
+        "ids": torch.int64,
+        "mask": torch.bool,
+    }
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["2,3:sizes"], "'sizes' is neither a dtype of torch"),
+        (["2,3:0"], "'0' is neither a dtype of torch"),
+        (["2,3:"], "'' is neither a dtype of torch"),
+        (["a=2", "3"], "name all of them, each once, or none"),
+        (["a=2", "a=3"], "name all of them, each once, or none"),
+    ],
+)
+def test_an_example_that_is_not_understood_is_answered_with_the_form(texts, message):
+    with pytest.raises(ValueError, match=message):
+        random_example(texts)
 
 
 @pytest.mark.parametrize("text", ["num_groups", "=8", ""])

@@ -28,10 +28,15 @@ def test_without_a_rule_all_are_listed_a_line_each():
 
 
 def test_an_unknown_rule_is_answered_by_near_ones_and_the_list():
-    code, stdout, stderr = run("explain stale-statistic")
+    code, stdout, stderr = run("explain stale-statistik")
     assert (code, stdout) == (2, "")
-    assert "unknown rule 'stale-statistic': did you mean 'stale-statistics'" in stderr
+    assert "unknown rule 'stale-statistik': did you mean 'stale-statistics'" in stderr
     assert all(rule.slug in stderr for rule in RULES)
+
+
+def test_a_rule_is_found_by_how_it_alone_begins():
+    assert run("explain stale")[1] == run("explain stale-statistics")[1]
+    assert run("explain no")[0] == 2  # noisy-statistics and non-finite
 
 
 def test_json_holds_one_rule_or_the_list():

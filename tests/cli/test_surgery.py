@@ -1,5 +1,6 @@
 import inspect
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,9 +98,60 @@ def test_add_answers_wrong_use_in_one_sentence(text, message):
 
 
 def test_add_says_what_it_found_where_nothing_can_be_normalised():
-    code, stdout, _ = run("add torch.nn:Identity --example 8,4")
-    assert code == 0
+    code, stdout, stderr = run("add torch.nn:Identity --example 8,4")
+    assert code == 1
     assert "layer" in stdout
+    assert "Nothing was changed" in stderr
+
+
+def test_add_takes_data_paths_and_a_checkpoint_and_writes_the_twin(own, tmp_path):
+    plain = own.build()
+    torch.save(plain.state_dict(), "plain.pt")
+    code, stdout, _ = run(
+        "add own_networks.py:build --data own_networks:dictionaries --where 2 "
+        "--checkpoint plain.pt --out twin.safetensors"
+    )
+    assert code == 0
+    assert [line.split()[0] for line in stdout.splitlines() if "normalise" in line] == ["2"]
+    twin = load(own.build(), tmp_path / "twin.safetensors")
+    assert torch.equal(twin[2].weight, plain[2].weight)
+    assert isinstance(twin[2].batchnorm, nn.BatchNorm1d)
+
+
+def test_add_takes_several_inputs_by_name():
+    source = "from torch import nn\n\nclass Two(nn.Module):\n"
+    source += "    def __init__(self):\n        super().__init__()\n"
+    source += "        self.table, self.dense = nn.Embedding(9, 4), nn.Linear(4, 4)\n"
+    source += "        self.last = nn.Linear(4, 2)\n"
+    source += "    def forward(self, ids, mask):\n"
+    source += "        return self.last(self.dense(self.table(ids)).relu() * mask)\n"
+    Path("own_two.py").write_text(source)
+    code, stdout, _ = run("add own_two:Two --example ids=3,5:9 --example mask=3,5,1:bool")
+    assert code == 0
+    assert "normalise 4 features" in stdout
+
+
+def test_a_checkpoint_in_the_place_of_the_network_is_answered_with_the_option():
+    code, _, stderr = run("fold trained.pt --example 8,4")
+    assert code == 2
+    assert "'trained.pt' is a checkpoint, which holds values and no network" in stderr
+    assert "--checkpoint trained.pt" in stderr
+
+
+def test_an_error_of_the_users_code_names_its_file_and_line():
+    Path("own_failing.py").write_text("def build():\n    raise RuntimeError('my own bug')\n")
+    code, _, stderr = run("fold own_failing:build --example 8,4")
+    assert code == 2
+    assert "RuntimeError: my own bug (own_failing.py, line 2)" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_traceback_shows_where_an_error_was_raised(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["bnkit", "--traceback", "fold"])
+    code, _, stderr = run("fold own_networks:nothing --example 8,4")
+    assert code == 2
+    assert "Traceback (most recent call last)" in stderr
+    assert "Error: 'own_networks:nothing'" in stderr
 
 
 # The verbs that change a network

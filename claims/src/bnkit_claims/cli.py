@@ -12,7 +12,7 @@ from bnkit.cli.output import chatter_on_stderr, explained, messages, print_resul
 from bnkit.experiments.comparison import Interrupted
 from bnkit.experiments.provenance import usable_cores
 from bnkit.files import strict_json, write_atomically
-from bnkit.names import one_of, unknown_name
+from bnkit.names import one_beginning, unknown_name
 from bnkit.options import showing
 from bnkit.report import write_report
 from bnkit.tables import text_table
@@ -129,7 +129,7 @@ def reproduce(
     """
     with explained():
         table = {experiment.name: experiment for experiment in EXPERIMENTS}
-        chosen = [one_of(table, name, "experiment") for name in names or []]
+        chosen = [one_beginning(table, name, "experiment") for name in names or []]
         if typed["list_them"]:
             listed = chosen or EXPERIMENTS
             rows = [(e.name, e.title, e.source, e.needs and "not run") for e in listed]

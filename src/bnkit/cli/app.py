@@ -2,6 +2,8 @@
 
 import platform
 import signal
+import sys
+import warnings
 from importlib.metadata import entry_points
 from typing import Annotated, Any
 
@@ -37,10 +39,17 @@ class Extended(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return the command of this name, or None."""
         if cmd_name in _extensions():
-            return _command(cmd_name, _extensions()[cmd_name].load())
+            function = _extensions()[cmd_name].load()
+            return _command(cmd_name, function, rich_help_panel=OTHERS)
         if cmd_name in DISTRIBUTIONS:
             return _missing(cmd_name)
-        return super().get_command(ctx, cmd_name)
+        return super().get_command(ctx, cmd_name) or self._begun(ctx, cmd_name)
+
+    def _begun(self, ctx: Any, typed: str) -> Any:
+        """Return the only command whose name begins so, or None."""
+        names = {*self.list_commands(ctx), *DISTRIBUTIONS}
+        begun = [name for name in names if typed and name.startswith(typed)]
+        return self.get_command(ctx, begun[0]) if len(begun) == 1 else None
 
 
 def _extensions() -> dict[str, Any]:
@@ -66,11 +75,7 @@ def _missing(name: str) -> Any:
     return _command(name, missing, context_settings=anything)
 
 
-app = typer.Typer(
-    cls=Extended,
-    no_args_is_help=True,
-    **LOOK,
-)
+app = typer.Typer(cls=Extended, no_args_is_help=True, **LOOK)
 
 
 def _print_versions(asked: bool) -> None:
@@ -92,29 +97,39 @@ def bnkit(
             show_default=False,
         ),
     ] = False,
+    _traceback: Annotated[
+        bool,
+        typer.Option(
+            "--traceback",
+            help="show where an error was raised; it may stand anywhere",
+            show_default=False,
+        ),
+    ] = False,
 ) -> None:
-    """Batch normalization for PyTorch: add it, prove that it helps, keep it healthy, ship it."""
+    """Batch normalization for PyTorch: add it, prove that it helps, keep it healthy, ship it.
+
+    Names of commands may be shortened to how they alone begin.
+    """
 
 
-for command in (
-    compare,
-    add,
-    insert,
-    fold,
-    convert,
-    remove,
-    standardize,
-    recalibrate,
-    doctor,
-    explain,
-    bench,
-    warmup,
-):
-    app.command()(command)
+OTHERS = "What is said of it"
+PANELS = {
+    "Would it help?": (compare,),
+    "Change a network": (add, insert, fold, convert, remove, standardize, recalibrate),
+    "Keep it healthy": (doctor, explain),
+    "Speed": (bench, warmup),
+}
+for panel, commands in PANELS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
 
 
 def main() -> None:
     """Run the command line; SIGTERM ends it as Ctrl-C does."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # of the user's packages; python -W shows them
+    if "--traceback" in sys.argv[1:]:  # it is an option of all commands
+        sys.argv = [sys.argv[0], "--traceback", *(a for a in sys.argv[1:] if a != "--traceback")]
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # as it is in the background of a script
             signal.signal(number, _interrupt_once)

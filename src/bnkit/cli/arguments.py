@@ -11,7 +11,7 @@ import typer
 from torch import Tensor
 
 from bnkit.experiments.settings import PANELS, Settings, Shown, shown_settings
-from bnkit.names import one_of
+from bnkit.names import one_beginning
 from bnkit.options import parameters_of
 from bnkit.recalibration.estimators import Estimator
 from bnkit.surgery.addition import Placement
@@ -98,12 +98,48 @@ def settings(assignments: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def random_example(example: str) -> Tensor:
-    """Return normally distributed numbers of the shape that --example says."""
-    shape = numbers(int)(example)
+def random_example(inputs: Sequence[str]) -> Any:
+    """Return the random inputs that each --example describes: a tensor, a tuple or a dict of them.
+
+    "8,3,32,32" are normally distributed numbers of this shape, "8,128:30522" integers from 0 to
+    30521, such as token ids, and "8,128:bool" numbers of a dtype; "mask=8,128:bool" is the keyword
+    argument `mask`.
+
+    >>> ids, mask = random_example(["2,3:10", "2,3:bool"])
+    >>> ids.shape, ids.dtype, mask.dtype
+    (torch.Size([2, 3]), torch.int64, torch.bool)
+    >>> list(random_example(["ids=2,3:10"]))
+    ['ids']
+    """
+    named = [_named_input(text) for text in inputs]
+    names = [name for name, _ in named if name]
+    if names and len(set(names)) < len(named):
+        raise ValueError(
+            f"--example is {' and '.join(map(repr, inputs))}: name all of them, each once, or none"
+        )
+    if names:
+        return dict(named)
+    tensors = tuple(tensor for _, tensor in named)
+    return tensors if len(tensors) > 1 else tensors[0]
+
+
+def _named_input(text: str) -> tuple[str, Tensor]:
+    name, _, described = text.rpartition("=")
+    sizes, colon, kind = described.partition(":")
+    shape = numbers(int)(sizes)
     if not shape or min(shape) < 1:
-        raise ValueError(f"--example is {example!r}: pass sizes of at least 1, as in 8,3,32,32")
-    return torch.randn(shape)
+        raise ValueError(f"--example is {text!r}: pass sizes of at least 1, as in 8,3,32,32")
+    if kind.isdecimal() and int(kind) > 0:
+        return name, torch.randint(int(kind), shape)
+    dtype = getattr(torch, kind if colon else "float32", None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(  # noqa: TRY004  it is text that the user typed
+            f"--example is {text!r}: {kind!r} is neither a dtype of torch, as float16 or bool, nor "
+            f"how many ids there are, as in 8,128:30522"
+        )
+    if dtype.is_floating_point or dtype.is_complex:
+        return name, torch.randn(shape).to(dtype)
+    return name, torch.randint(2, shape).to(dtype)
 
 
 def option(panel: str, help_text: str, *names: str, **more: Any) -> Any:
@@ -129,10 +165,12 @@ Checkpoint = Annotated[
     ),
 ]
 Example = Annotated[
-    str | None,
+    list[str] | None,
     option(
         MODEL,
-        "shape of a mini-batch of random inputs on which the network is run",
+        "shape of a mini-batch of random inputs on which the network is run; 8,128:30522 are ids "
+        "below 30522, 8,128:bool has another dtype, name=8,128 is a keyword argument; may be given "
+        "again",
         metavar="N,C,H,W",
     ),
 ]
@@ -173,7 +211,7 @@ _TYPED: dict[Any, tuple[Callable[[str], Any], Callable[[Any], str], str | None]]
     Sequence[int]: (numbers(int), listed, "N,N,…"),
     Sequence[str]: (texts, listed, "NAME,NAME,…"),
     Placement: (
-        lambda text: one_of(PLACEMENTS, text, "placement"),
+        lambda text: one_beginning(PLACEMENTS, text, "placement"),
         lambda placement: placement.removesuffix("_activation"),
         None,
     ),

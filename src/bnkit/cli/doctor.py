@@ -14,7 +14,7 @@ from bnkit.cli.operation import KERAS_FILES, Operation
 from bnkit.cli.output import chatter_on_stderr, explained, messages, print_result, say
 from bnkit.diagnosis import Diagnosis, diagnose_export
 from bnkit.diagnosis.finding import SEVERITIES, Severity
-from bnkit.names import one_of
+from bnkit.names import one_beginning
 from bnkit.options import Default, with_options
 from bnkit.references import import_reference
 from bnkit.report.diagnosis_page import checked, write_diagnosis
@@ -91,7 +91,7 @@ def doctor(
     fix, html, as_json = options["fix"], options["html"], options["as_json"]
     sarif_of = model if options["as_sarif"] else None
     with explained():
-        bar = one_of(_BARS, options["fail_on"], "fail-on")
+        bar = one_beginning(_BARS, options["fail_on"], "fail-on")
         if as_json and sarif_of:
             raise ValueError("--json and --sarif both ask for stdout: leave one out")
         if Path(model).suffix in EXPORTED:

@@ -12,7 +12,7 @@ from bnkit.cli.output import explained, print_result
 from bnkit.diagnosis.explanation import Explanation, explanation_of
 from bnkit.diagnosis.rules.table import KINDS, RULES, Rule
 from bnkit.extras import require
-from bnkit.names import one_of
+from bnkit.names import one_beginning
 from bnkit.tables import text_table
 
 _WIDTH = 88  # characters, beyond which lines of prose are hard to follow
@@ -43,7 +43,7 @@ def explain(
             print_result(_Overview(_of_keras() if keras else KINDS), as_json=as_json)
             return
         rules = [each for of_kind in _of_keras().values() for each in of_kind] if keras else RULES
-        found = explanation_of(one_of({each.slug: each for each in rules}, rule, "rule"))
+        found = explanation_of(one_beginning({each.slug: each for each in rules}, rule, "rule"))
     if sys.stdout.isatty() and not as_json:
         _show(found)
     else:

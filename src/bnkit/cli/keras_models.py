@@ -1,14 +1,14 @@
 """The commands on Keras models: `.keras` files, and functions that return such models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from torch import Tensor
 
 import bnkit.keras as bnk
-from bnkit.cli.arguments import numbers, texts
+from bnkit.cli.arguments import random_example, texts
 from bnkit.cli.operation import Operation
 from bnkit.cli.output import Counter
 from bnkit.keras.batches import inputs_in, is_array
@@ -48,12 +48,16 @@ class KerasOperation(Operation):
             )
         return getattr(bnk, name)  # type: ignore[no-any-return]  # a verb
 
-    def addition(self, example: str | None, *, placement: Placement) -> Any:
+    def addition(
+        self, example: Sequence[str] | None, data: str | None, *, where: Any, placement: Placement
+    ) -> Any:
         """Return the plan of `add`, for which nothing is run."""
-        if example is not None:
-            raise ValueError("--example is for PyTorch networks: nothing is run for a Keras model")
+        if example or data is not None:
+            raise ValueError(
+                "--example is for PyTorch networks, and --data: nothing is run for a Keras model"
+            )
         # It refuses the placement that Keras models do not have.
-        return bnk.plan_addition(self.network, placement=placement)  # type: ignore[arg-type]
+        return bnk.plan_addition(self.network, where=where, placement=placement)  # type: ignore[arg-type]
 
     def batches(self, data: str | None) -> Any:
         """Return the mini-batches of --data, as `bnkit.keras` takes them."""
@@ -63,13 +67,13 @@ class KerasOperation(Operation):
         both = isinstance(found, tuple) and len(found) == 2
         return found[0] if both and not _is_inputs(found[0]) else found  # (train, test)
 
-    def example(self, example: str | None, data: str | None) -> Any:
+    def example(self, example: Sequence[str] | None, data: str | None) -> Any:
         """Return the inputs of --example or of the first mini-batch of --data, None without."""
-        if example is not None and data is not None:
+        if example and data is not None:
             raise ValueError("the model is run on one mini-batch: give either --example or --data")
         if data is not None:
             return next(inputs_in(self.network, self.batches(data)))
-        return None if example is None else _random(example)
+        return _random(example) if example else None
 
     @property
     def paths(self) -> list[str]:
@@ -80,11 +84,11 @@ class KerasOperation(Operation):
         """Write a changed model, and say where it is; the file holds its architecture."""
         return f"Model: {save_model(network, path)}"
 
-    def diagnosis(self, example: str | None, data: str | None, skip: str) -> Diagnosis:
+    def diagnosis(self, example: Sequence[str] | None, data: str | None, skip: str) -> Diagnosis:
         """Return what is wrong with the model."""
         batches = None if data is None else self.batches(data)
-        given = batches if example is None else _random(example)
-        if data is not None and example is not None:
+        given = _random(example) if example else batches
+        if data is not None and example:
             raise ValueError("give either --example or --data")
         return bnk.diagnose(self.network, given, skip=texts(skip))
 
@@ -93,8 +97,8 @@ def _is_inputs(value: Any) -> bool:
     return is_array(value) or isinstance(value, dict | tuple)
 
 
-def _random(example: str) -> Any:
-    shape = numbers(int)(example)
-    if not shape or min(shape) < 1:
-        raise ValueError(f"--example is {example!r}: pass sizes of at least 1, as in 8,32,32,3")
-    return np.random.default_rng().standard_normal(shape).astype("float32")
+def _random(example: Sequence[str]) -> Any:
+    random = random_example(example)
+    if isinstance(random, dict):
+        return {name: tensor.numpy() for name, tensor in random.items()}
+    return random.numpy() if isinstance(random, Tensor) else [each.numpy() for each in random]

@@ -1,6 +1,6 @@
 """`Operation`: what every command that changes a network does before and after the change."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -32,6 +32,7 @@ from bnkit.surgery.plan import Plan
 from bnkit.surgery.verification import SurgeryError
 from bnkit.tables import first_few
 
+CHECKPOINTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
 KERAS_FILES = (".keras", ".h5", ".hdf5")
 
 
@@ -66,6 +67,11 @@ class Operation:
         cls, model: str, checkpoint: Path | None, out: Path | None, counter: Counter
     ) -> "Operation":
         is_file = Path(model).suffix in KERAS_FILES
+        if Path(model).suffix in CHECKPOINTS:
+            raise ValueError(
+                f"{model!r} is a checkpoint, which holds values and no network: give the function "
+                f"that builds the network, and --checkpoint {model}"
+            )
         if out is not None and out.suffix not in KERAS_FILES:
             format_of(out)  # a wrong suffix is worth no waiting
         network: Any = None if is_file else called(import_reference(model), "model")
@@ -86,13 +92,13 @@ class Operation:
         """Return the function of this name for networks of this kind."""
         return {"plan_recalibration": plan_recalibration}.get(name) or getattr(surgery, name)
 
-    def addition(self, example: str | None, *, placement: Placement) -> Any:
-        """Return the plan of `add`, on random inputs of the shape of --example."""
-        if example is None:
-            raise ValueError(
-                "--example is missing: give the shape of a mini-batch, as in --example 8,3,32,32"
-            )
-        return surgery.plan_addition(self.network, random_example(example), placement=placement)
+    def addition(
+        self, example: Sequence[str] | None, data: str | None, *, where: Any, placement: Placement
+    ) -> Any:
+        """Return the plan of `add`, on the inputs of --example or --data."""
+        return surgery.plan_addition(
+            self.network, self.example(example, data), where=where, placement=placement
+        )
 
     def batches(self, data: str | None) -> Iterable[Any]:
         """Return the mini-batches of --data, counted as they are taken."""
@@ -106,14 +112,14 @@ class Operation:
         passes = _Passes(batches, self.counter)
         return iter(passes) if isinstance(batches, Iterator) else passes
 
-    def example(self, example: str | None, data: str | None) -> Any:
+    def example(self, example: Sequence[str] | None, data: str | None) -> Any:
         """Return the inputs of --example, or of the first mini-batch of --data."""
-        if (example is None) == (data is None):
+        if bool(example) == (data is not None):
             raise ValueError(
                 "the network is run on one mini-batch: give either its shape, as in --example "
                 "8,3,32,32, or --data"
             )
-        if example is not None:
+        if example:
             return random_example(example)
         args, keywords = next(calls_of(self.network, self.batches(data)))
         return keywords or args
@@ -149,12 +155,12 @@ class Operation:
         """Write a changed network, made by these plans after those before; say where it is."""
         return f"Checkpoint: {save(network, path, plan=[*self.plans, *plans])}"
 
-    def diagnosis(self, example: str | None, data: str | None, skip: str) -> Diagnosis:
+    def diagnosis(self, example: Sequence[str] | None, data: str | None, skip: str) -> Diagnosis:
         """Return what is wrong with the network."""
         return diagnose(
             self.network,
             None if data is None else self.batches(data),
-            example=None if example is None else random_example(example),
+            example=random_example(example) if example else None,
             skip=texts(skip),
             progress=False,
         )

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, NoReturn, Protocol
@@ -49,6 +50,8 @@ def explained() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError, MissingExtraError) as error:
+        if "--traceback" in sys.argv:
+            traceback.print_exception(error)
         refuse(str(error))
 
 
@@ -79,7 +82,7 @@ def working(what: str, *, auto_refresh: bool = True) -> Iterator[Counter]:
         disable=not messages.is_terminal,  # into a file it would write empty lines
     )
     with bars:
-        task = bars.add_task(what, total=None)
+        task = bars.add_task(what, total=None, note="")
 
         def counter(items: Iterable[Any], *, total: int | None) -> Iterator[Any]:
             bars.update(task, total=total, completed=0, refresh=True)

@@ -25,42 +25,9 @@ from bnkit.cli.arguments import (
 )
 from bnkit.cli.operation import Operation
 from bnkit.cli.output import explained, print_result, say
-from bnkit.names import one_of
+from bnkit.names import one_beginning
 
 _CALIBRATED = ("group", "instance")  # kinds that compute something other than a batch norm
-
-
-def add(
-    model: Model,
-    example: Annotated[
-        str | None,
-        typer.Option(
-            help="shape of one mini-batch of inputs; Keras models need none", metavar="N,C,H,W"
-        ),
-    ] = None,
-    placement: Annotated[str, typer.Option(help="before or after the activation")] = "before",
-    out: Out = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="print the plan as JSON", show_default=False)
-    ] = False,
-) -> None:
-    """Where would batch norm go in this network, and where not, and why?
-
-    Prints the plan of `bnkit.add(model, example)`, one line a layer. The example is random,
-    normally distributed numbers of the given shape. With --out the twin is written.
-
-    - `bnkit add package.module:build --example 8,3,32,32`
-    - `bnkit add net.keras --out twin.keras`
-
-    Exit codes: 0 done, 1 nothing to write, 2 wrong use.
-    """
-    with Operation.begin("adding", model, None, out) as operation:
-        where = one_of(PLACEMENTS, placement, "placement")
-        plan = operation.addition(example, placement=where)
-    if out is None:
-        print_result(plan, as_json=as_json)
-    else:
-        operation.end(plan, as_json=as_json)
 
 
 def changing(what: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
@@ -72,13 +39,14 @@ def changing(what: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
 
     def decorate(function: Callable[..., Any]) -> Callable[..., None]:
         _, *own = inspect.signature(function).parameters.values()
+        own = [_VERIFIED[0] if parameter.name == "where" else parameter for parameter in own]
         verified = own[-1].kind is Parameter.VAR_KEYWORD
         own = own[:-1] if verified else own
 
         @wraps(function)
         def command(model: str, *, checkpoint: Any, out: Any, as_json: bool, **typed: Any) -> None:
             with Operation.begin(what, model, checkpoint, out) as operation:
-                if verified:
+                if "where" in typed:
                     typed["where"] = operation.where(typed["where"])
                 plan = function(operation, **typed)
             operation.end(plan, as_json=as_json)
@@ -104,6 +72,29 @@ _VERIFIED = _shared("where", Where), _shared("tolerance", Tolerance)
 _RESULT = _shared("out", Out), _shared("as_json", AsJson, default=False)
 
 
+@changing("adding")
+def add(
+    operation: Operation,
+    example: Example = None,
+    data: Data = None,
+    where: Any = None,
+    placement: Annotated[str, option(MODEL, "before or after the activation")] = "before",
+) -> Any:
+    """Where would batch norm go in this network, and where not, and why?
+
+    Prints the plan of `bnkit.add(model, example)`, one line a layer. The network is run on random
+    inputs of the shape of --example, or on the first mini-batch of --data. With --out the twin is
+    written, which has all weights of the network.
+
+    - `bnkit add package.module:build --example 8,3,32,32`
+    - `bnkit add package.module:build --data package.module:loaders --where 'features.*'`
+    - `bnkit add package.module:build --example ids=8,128:30522 --example mask=8,128:bool`
+    - `bnkit add net.keras --out twin.keras`
+    """
+    chosen = one_beginning(PLACEMENTS, placement, "placement")
+    return operation.addition(example, data, where=where, placement=chosen)
+
+
 @changing("inserting")
 def insert(
     operation: Operation,
@@ -122,7 +113,7 @@ def insert(
 
     In a program: `model = bnkit.load(build(), "new.safetensors")`.
     """
-    where = one_of(PLACEMENTS, placement, "placement")
+    where = one_beginning(PLACEMENTS, placement, "placement")
     batches = operation.batches(data)
     return operation.verb("plan_insertion")(operation.network, batches, placement=where, **verified)
 
@@ -252,7 +243,7 @@ def recalibrate(
             operation.network,
             operation.batches(data),
             where=operation.where(where),
-            estimator=one_of(ESTIMATORS, estimator, "estimator"),
+            estimator=one_beginning(ESTIMATORS, estimator, "estimator"),
             progress=False,
         )
     print_result(found, as_json=as_json)

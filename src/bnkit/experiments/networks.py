@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bnkit.dataflow import duplicate
+from bnkit.extras import joined
 from bnkit.names import one_of
 from bnkit.surgery import add
 from bnkit.surgery.normalized import Layout, NormalizedInput, NormalizedOutput, own_batch_norm
@@ -250,7 +251,9 @@ def network(name: str) -> Network:
       (1): Linear(in_features=64, out_features=10, bias=True)
     )
     """
-    return one_of(NETWORKS, name, "network")
+    # One's own join by an entry point of the group "bnkit.networks", which names a `Network`.
+    table: dict[str, Network] = {**NETWORKS, **joined("bnkit.networks")}
+    return one_of(table, name, "network")
 
 
 def _dense(sizes: Sequence[int], make: Callable[[], nn.Module]) -> list[nn.Module]:

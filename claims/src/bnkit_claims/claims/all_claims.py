@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from bnkit.extras import joined
 from bnkit_claims.claims import (
     activations,
     affine,
@@ -52,4 +53,4 @@ CLAIMS: tuple[Claim[Any], ...] = tuple(
         independent_layers,
         affine,
     )
-)
+) + tuple(joined("bnkit.claims").values())  # of other distributions, each entry a `Claim`

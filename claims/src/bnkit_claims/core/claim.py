@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from bnkit.experiments.settings import check_count
-from bnkit.names import one_of
+from bnkit.names import one_beginning
 from bnkit_claims.core.evidence import Evidence
 
 S = TypeVar("S", bound="ClaimSettings")
@@ -85,5 +85,4 @@ def claim_named(claims: Sequence[Claim[Any]], name: str) -> Claim[Any]:
     Raises ValueError, with near names, where there is none.
     """
     table = {claim.name: claim for claim in claims}
-    begun = [known for known in table if known.startswith(name)]
-    return one_of(table, begun[0] if len(begun) == 1 else name, "claim")
+    return one_beginning(table, name, "claim")

@@ -26,6 +26,7 @@ from bnkit.diagnosis.rules import (
     staleness,
     uses,
 )
+from bnkit.extras import joined
 
 FOLDER = Path(__file__).parents[1] / "explanations"
 Check = Callable[[Evidence], Iterable[Finding]]
@@ -123,7 +124,10 @@ def summary_of(slug: str, folder: Path = FOLDER) -> str:
         return page.readline().removeprefix("#").strip()
 
 
+# Rules of one's own join by an entry point of the group "bnkit.rules", which names a `Rule`.
+_JOINED: tuple[Rule, ...] = tuple(joined("bnkit.rules").values())
 KINDS: Mapping[str, tuple[Rule, ...]] = {
-    kind: tuple(map(rule_of, checks)) for kind, checks in _CHECKS.items()
+    **{kind: tuple(map(rule_of, checks)) for kind, checks in _CHECKS.items()},
+    **({"your own": _JOINED} if _JOINED else {}),
 }
 RULES: tuple[Rule, ...] = tuple(rule for rules in KINDS.values() for rule in rules)
