@@ -52,6 +52,15 @@ def frame_of(rows: Iterable[Mapping[str, object]]) -> Any:
     return import_module("pandas").DataFrame(rows)
 
 
+def several(count: int, noun: str) -> str:
+    """Return a count with its noun.
+
+    >>> several(1, "seed"), several(3, "seed")
+    ('1 seed', '3 seeds')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def path_or_model(path: str) -> str:
     """Return the path of a layer as tables show it: that of the model itself is empty.
 

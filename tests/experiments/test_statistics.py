@@ -5,12 +5,17 @@ import pytest
 from scipy import stats
 
 from bnkit.experiments.statistics import (
+    Mean,
     PairedDifference,
     PairedRatio,
     SuccessRate,
+    holm,
     paired_difference,
     paired_ratio,
+    rounding_variance,
+    seeds_to_win,
     sign_test,
+    smallest_step,
 )
 
 STEPS = [(400, 100), (600, 200), (900, 200), (350, 300), (100, 150)]
@@ -136,3 +141,93 @@ def test_a_difference_is_shown_in_another_unit_and_turned_round():
 def test_too_few_pairs_show_a_difference_without_an_interval_or_none_at_all():
     assert format(PairedDifference(0.5, None, None, pairs=2).times(-1), ".1f") == "-0.5"
     assert format(PairedDifference(None, None, None, pairs=0).times(-1), ".1f") == "unknown"
+
+
+VALUES = np.random.default_rng(0).normal(0.3, 1, (6, 5))  # (seeds, sweeps)
+
+
+def test_the_tests_of_a_mean_are_scipys_for_one_sweep_and_for_many():
+    many = Mean.of(VALUES)
+    expected = stats.ttest_1samp(VALUES, 0)
+    assert many.p_different() == pytest.approx(expected.pvalue, rel=1e-9)
+    for bound, scipys in zip(many.interval(0.9), expected.confidence_interval(0.9), strict=True):
+        assert bound == pytest.approx(scipys, rel=1e-9)
+    for sweep, values in enumerate(VALUES.T):
+        one = Mean.of(values)
+        assert one.p_different() == pytest.approx(many.p_different()[sweep], rel=1e-12)
+        assert isinstance(one.p_different(), float)
+
+
+def test_no_difference_is_two_one_sided_tests_of_scipy():
+    margin = 1.5
+    below = stats.ttest_1samp(VALUES, margin, alternative="less").pvalue
+    above = stats.ttest_1samp(VALUES, -margin, alternative="greater").pvalue
+    expected = np.maximum(below, above)
+    assert Mean.of(VALUES).p_within(margin) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.5, 0.5]])
+def test_under_three_seeds_a_mean_shows_nothing(values):
+    found = Mean.of(values)
+    assert (found.p_different(), found.p_within(9.0)) == (1, 1)
+    assert found.interval() == (-math.inf, math.inf)
+
+
+def test_equal_values_prove_all_but_a_distance_of_nothing():
+    found = Mean.of([0.5] * 4)
+    assert (found.p_different(), found.p_within(0.6), found.p_within(0.4)) == (0, 0, 1)
+    assert found.p_within(0.5) == Mean.of([0.0] * 4).p_different() / 2 == 0.5
+
+
+def test_the_deviation_is_at_least_that_of_rounding():
+    assert Mean.of([0.5] * 4, rounding=rounding_variance(0.1)).deviation == pytest.approx(
+        0.1 / math.sqrt(12)
+    )
+    assert Mean.of([0.0, 1.0], rounding=0.01).deviation == pytest.approx(math.sqrt(0.5))
+
+
+@pytest.mark.parametrize("mean", [0.4, 1.0, 3.0])
+def test_so_many_seeds_are_just_enough(mean):
+    found = Mean(mean, 1.0, 3)
+    enough = found.seeds_to_differ(0.05)
+    assert Mean(mean, 1.0, enough).p_different() < 0.05
+    assert enough == 3 or Mean(mean, 1.0, enough - 1).p_different() > 0.05
+    within = found.seeds_to_lie_within(4.0, 0.05)
+    assert Mean(mean, 1.0, within).p_within(4.0) < 0.05
+    assert within == 3 or Mean(mean, 1.0, within - 1).p_within(4.0) > 0.05
+
+
+def test_where_no_number_of_seeds_is_enough_there_is_none():
+    assert Mean(0.0, 1.0, 3).seeds_to_differ(0.05) is None
+    assert Mean(2.0, 1.0, 3).seeds_to_lie_within(1.0, 0.05) is None
+    assert Mean(2.0, 0.0, 1).seeds_to_differ(0.05) is None  # one seed has no spread
+    assert seeds_to_win(1, 1, 2, 0.05) is seeds_to_win(0, 0, 2, 0.05) is None
+
+
+@pytest.mark.parametrize(("wins", "losses", "seeds"), [(2, 0, 2), (3, 1, 5), (4, 0, 9)])
+def test_the_sign_test_needs_as_many_seeds(wins, losses, seeds):
+    enough = seeds_to_win(wins, losses, seeds, 0.01)
+    scaled = [count * enough // seeds for count in (wins, losses)]
+    assert sign_test(*scaled) <= 0.01
+
+
+def test_the_smallest_step_is_between_values_that_differ_by_more_than_rounding():
+    assert smallest_step([0.1 + 0.2, 0.3, 0.5]) == pytest.approx(0.2)
+    assert smallest_step([1.0]) == smallest_step([]) == smallest_step([0.0, 0.0]) == 0
+
+
+def holm_one_by_one(p_values, level):
+    """As Holm (1979) states it: the smallest first, and none after the first that is not shown."""
+    shown, left = [False] * len(p_values), len(p_values)
+    for place in sorted(range(len(p_values)), key=p_values.__getitem__):
+        if p_values[place] > level / left:
+            break
+        shown[place], left = True, left - 1
+    return shown
+
+
+def test_holms_levels_show_what_his_procedure_shows():
+    drawn = np.random.default_rng(0).uniform(0, 0.06, (500, 4))
+    shown = drawn <= holm(drawn, 0.05)
+    assert shown.tolist() == [holm_one_by_one(row.tolist(), 0.05) for row in drawn]
+    assert 0.2 < shown.mean() < 0.8

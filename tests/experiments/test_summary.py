@@ -103,7 +103,7 @@ def test_diverged_runs_count_in_the_accuracy_and_not_as_a_success():
 def test_a_run_that_reached_the_target_and_then_diverged_never_did():
     diverged = plain(0, 0.95, reached=20, outcome="diverged")
     assert summarise([diverged], TARGET).steps_to_target is None
-    ratio = comparison(diverged, twin(0, reached=20)).cell(0.1, "relu").ratio
+    ratio = comparison(diverged, twin(0, reached=20)).cell(0.1, "relu").ratios["batch norm"]
     assert (ratio.both, ratio.only_batch_norm) == (0, 1)
 
 
@@ -162,17 +162,16 @@ def test_a_cell_holds_both_sides_and_the_ratio_of_steps_seed_by_seed():
         plain(0, reached=90, rate=1.0),  # of another cell
     )
     cell = found.cell(0.1, "relu")
-    assert cell.ratio.ratio == pytest.approx(stats.gmean([2, 3, 9]))
-    assert cell.side("plain") == cell.plain == summarise(found.at(0.1, "relu", "plain"), TARGET)
-    assert cell.side("batch norm") == cell.batch_norm
-    assert cell.batch_norm.steps_to_target == 20
+    assert cell.ratios["batch norm"].ratio == pytest.approx(stats.gmean([2, 3, 9]))
+    assert cell.side("plain") == summarise(found.at(0.1, "relu", "plain"), TARGET)
+    assert cell.side("batch norm").steps_to_target == 20
 
 
 def test_pairs_in_which_one_side_never_reaches_the_target_are_counted():
     ratio = (
         comparison(plain(0, 0.5), twin(0, reached=20), plain(1, reached=30), twin(1, 0.5))
         .cell(0.1, "relu")
-        .ratio
+        .ratios["batch norm"]
     )
     assert (ratio.both, ratio.only_batch_norm, ratio.only_plain) == (0, 1, 1)
 
@@ -263,8 +262,7 @@ def test_the_verdict_pairs_every_setting_and_leaves_out_what_was_not_run():
         *(not_run(plain(1, rate=0.1)), twin(1, rate=0.1)),
         *(plain(1, rate=1.0), not_run(twin(1, rate=1.0))),
     ).verdict
-    assert (found.pairs, found.trained_plain, found.trained_batch_norm) == (2, 1, 2)
-    assert (found.only_batch_norm, found.only_plain) == (1, 0)
+    assert (found.seeds, found.pairs, found.trained) == (1, 2, (1, 2))
 
 
 def test_runs_of_different_settings_are_no_pair_in_an_interrupted_sweep():
@@ -273,7 +271,7 @@ def test_runs_of_different_settings_are_no_pair_in_an_interrupted_sweep():
         *(plain(0, 0.5, rate=0.1), not_run(plain(0, rate=1.0))),
         *(twin(0, 0.5, rate=0.1), twin(0, rate=1.0)),
     ).verdict
-    assert (found.pairs, found.only_batch_norm, found.trained_batch_norm) == (1, 0, 0)
+    assert (found.pairs, found.trained) == (1, (0, 0))
 
 
 def test_a_twin_that_trains_where_the_plain_network_diverges_helps():
@@ -286,6 +284,49 @@ def test_a_comparison_that_was_stopped_before_its_first_trial_has_nothing_to_com
     found = comparison(not_run(plain(0)), not_run(twin(0)))
     assert found.verdict.answer == "nothing to compare"
     assert "none → none" in str(found)
+
+
+def test_each_seed_gives_one_value_however_many_settings_share_it():
+    rates = (0.1, 0.3, 1.0)
+    found = comparison(
+        *(plain(seed, rate=rate) for seed in range(2) for rate in rates),
+        *(twin(seed, rate=rate) for seed in range(2) for rate in rates),
+    ).verdict
+    assert (found.pairs, found.seeds) == (6, 2)
+    assert found.answer == "not shown"  # six pairs, yet two seeds
+
+
+def test_a_run_of_an_own_target_trains_if_it_ends_finite():
+    trials = [plain(0, 0.5), plain(1, 0.6, outcome="diverged"), twin(0, 0.7), twin(1, 0.7)]
+    found = replace(comparison(*trials), own_target=True, target=0.5)
+    assert [found.trains(trial) for trial in trials] == [True, False, True, True]
+    assert found.verdict.trained == (1, 2)
+    assert "50% held-out accuracy (the best of plain)" in str(found)
+
+
+def test_what_counts_as_no_difference_of_another_metric_is_a_twentieth_of_what_was_gained():
+    error = Metric("mse", higher_is_better=False)
+    curve = Curve((10, 20, 30), (1.0,) * 3, (2.5, 1.0, 0.5))
+    trials = [replace(make(s), curve=curve, metric=0.5) for s in range(3) for make in (plain, twin)]
+    found = replace(comparison(*trials), metric=error, target=0.3)
+    assert found.quality_margin == pytest.approx(0.1)
+    assert replace(found, margin=0.2).quality_margin == 0.2
+    assert comparison(plain(0), twin(0)).quality_margin == 0.01
+    assert "0.1 of test mse" in str(found.verdict)
+
+
+def test_three_sides_are_each_compared_with_the_first():
+    group = [replace(twin(s, 0.97, reached=20), side="group norm") for s in range(4)]
+    trials = [*(plain(s, reached=80) for s in range(4)), *(twin(s, reached=80) for s in range(4))]
+    found = comparison(*trials, *group)
+    assert found.sides == ("plain", "batch norm", "group norm")
+    assert [*found.verdicts] == ["batch norm", "group norm"]
+    assert found.verdicts["group norm"].sentences[0] == "Group norm helps this network."
+    assert found.verdict.answer != "helps"
+    assert found.cells[0].ratios["group norm"].ratio == pytest.approx(4)
+    assert Comparison.from_json(json.loads(json.dumps(found.to_json()))) == found
+    lines = [line for line in str(found).splitlines() if " 0.1 " in line]
+    assert [line.split()[2] for line in lines] == ["plain", "batch", "group"]
 
 
 # Views
@@ -321,11 +362,13 @@ def test_the_judged_metric_need_not_be_accuracy():
     error = Metric("mse", higher_is_better=False)
     trials = [plain(seed, 0.5) for seed in range(3)] + [twin(seed, 0.25) for seed in range(3)]
     found = replace(comparison(*trials), target=0.3, metric=error)
-    assert found.cells[0].batch_norm.success.successes == 3
-    assert found.cells[0].plain.success.successes == 0
+    assert found.cells[0].side("batch norm").success.successes == 3
+    assert found.cells[0].side("plain").success.successes == 0
     assert "mse" in str(found)
     assert "0.5 → 0.25" in str(found)
-    assert "Its test mse differs by -0.25 with batch norm" in str(found.verdict)
+    assert "With batch norm the network's test mse differs by -0.25 from that without it" in str(
+        found
+    )
     assert Comparison.from_json(found.to_json()) == found
 
 
@@ -356,9 +399,9 @@ def test_without_pandas_a_frame_is_refused_in_one_sentence(full, monkeypatch):
 
 def test_json_holds_the_summaries_beside_the_trials(full):
     document = full.to_json()
-    assert document["verdict"]["answer"] == full.verdict.answer
+    assert document["verdicts"]["batch norm"]["answer"] == full.verdict.answer
     assert [cell["learning_rate"] for cell in document["cells"]] == [0.1, 1.0]
-    assert document["cells"][0]["batch_norm"]["success"] == {"successes": 2, "runs": 2}
+    assert document["cells"][0]["sides"]["batch norm"]["success"] == {"successes": 2, "runs": 2}
     assert len(document["trials"]) == 8
 
 

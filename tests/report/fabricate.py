@@ -133,3 +133,13 @@ def nasty(trial: TrialResult) -> TrialResult:
     if trial.seed == 1:
         return without_result(trial, "failed", f"ValueError: {NASTY}")
     return replace(trial, activation=NASTY)
+
+
+def three_sides(found: Comparison) -> Comparison:
+    """Return the comparison with group norm as well, a point behind batch norm."""
+    others = [
+        replace(t, side="group norm", key=f"{t.key} group", test_metric=t.test_metric - 0.01)
+        for t in found.trials
+        if t.side == "batch norm" and t.test_metric is not None
+    ]
+    return replace(found, trials=(*found.trials, *others))

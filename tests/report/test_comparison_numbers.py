@@ -2,10 +2,8 @@
 
 from dataclasses import replace
 
-import pytest
-
-from bnkit.report.comparison_numbers import costs, criteria, key_numbers, missing_runs, two_modes
-from report.fabricate import comparison, in_both_modes, interrupted, never_run
+from bnkit.report.comparison_numbers import METHODS, costs, key_numbers, missing_runs, two_modes
+from report.fabricate import comparison, in_both_modes, interrupted, never_run, three_sides
 
 SMALL = comparison([0.1, 3.0], ["relu"], 3)
 
@@ -16,20 +14,26 @@ def key_number(name, found=SMALL):
 
 
 def test_key_numbers_give_both_sides():
-    assert (key_number("Runs that train").plain, key_number("Runs that train").batch_norm) == (
-        "3/6",
-        "6/6",
-    )
-    rates = key_number("Largest learning rate")
-    assert (rates.plain, rates.batch_norm) == ("0.1", "3")
+    assert key_number("Runs that train").values == {"plain": "3/6", "batch norm": "6/6"}
+    assert key_number("Largest learning rate").values == {"plain": "0.1", "batch norm": "3"}
+
+
+def test_key_numbers_of_several_sides_have_one_of_each_and_say_nothing_of_two():
+    found = three_sides(comparison([0.1, 3.0], ["relu"], 3))
+    for each in key_numbers(found):
+        assert [*each.values] == ["plain", "batch norm", "group norm"]
+        assert "times as" not in each.note
+    assert key_number("Runs that train", found).values["group norm"] == "6/6"
 
 
 def test_the_largest_learning_rate_is_one_figure_that_of_the_best_activation():
     found = key_number("Largest learning rate", comparison())
-    assert (found.plain, found.batch_norm) == ("3", "3")
+    assert found.values == {"plain": "3", "batch norm": "3"}
     assert "with its best activation" in found.note
     assert "activation" not in key_number("Largest learning rate").note
-    assert key_number("Largest learning rate", comparison(change=never_run)).plain == "none"
+    assert (
+        key_number("Largest learning rate", comparison(change=never_run)).values["plain"] == "none"
+    )
 
 
 def test_the_price_is_stated():
@@ -38,9 +42,9 @@ def test_the_price_is_stated():
 
 def test_key_numbers_of_nothing_are_dashes():
     empty = comparison(change=never_run)
-    assert key_number("Test accuracy", empty).plain == "–"
-    assert key_number("Steps to the target", empty).batch_norm == "–"
-    assert key_number("Time per step (ms)", empty).plain == "–"
+    assert key_number("Test accuracy", empty).values["plain"] == "–"
+    assert key_number("Steps to the target", empty).values["batch norm"] == "–"
+    assert key_number("Time per step (ms)", empty).values["plain"] == "–"
 
 
 def test_costs_state_what_batch_norm_adds():
@@ -63,18 +67,8 @@ def test_what_was_never_measured_is_a_dash():
     assert plain.time == "–"
 
 
-@pytest.mark.parametrize("found", [SMALL, comparison(change=never_run)], ids=["helps", "nothing"])
-def test_the_criteria_lead_to_the_answer(found):
-    speaks = {criterion.speaks for criterion in criteria(found)}
-    helps = "for batch norm" in speaks and "against batch norm" not in speaks
-    assert helps == (found.verdict.answer == "helps")
-
-
-def test_criteria_name_their_thresholds():
-    reliability, speed, quality = (criterion.measured for criterion in criteria(SMALL))
-    assert "p < 0.05" in reliability
-    assert "excludes 1" in speed
-    assert "excludes 0" in quality
+def test_each_criterion_says_how_it_is_tested():
+    assert [finding.criterion for finding in SMALL.verdict.findings] == [*METHODS]
 
 
 def test_both_modes_of_batch_norm_are_compared_and_a_plain_side_without_a_gap_left_out():

@@ -123,7 +123,9 @@ def test_the_page_says_in_its_head_what_it_shows():
     found = read()
     (words,) = [a["content"] for tag, a in found.tags if tag == "meta" and
                 a.get("name") == "description"]  # fmt: skip
-    assert words.startswith("Batch norm helps this network. With batch norm 6 of 6 runs train")
+    assert words.startswith(
+        "Batch norm helps this network. Reliability: not shown. 6 of 6 runs train with "
+    )
 
 
 RECIPE = Recipe(
@@ -194,7 +196,9 @@ def test_no_string_of_a_user_becomes_markup():
     [
         pytest.param(never_run, "There are no finished pairs", id="nothing ran"),
         pytest.param(only_plain, "There are no finished pairs", id="one side only"),
-        pytest.param(never_finite, "makes no clear difference", id="no finite loss at all"),
+        pytest.param(
+            never_finite, "Not shown: whether batch norm helps", id="no finite loss at all"
+        ),
     ],
 )
 def test_a_comparison_that_shows_nothing_still_has_its_page(change, answer):

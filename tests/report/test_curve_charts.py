@@ -20,7 +20,7 @@ def names(chart):
 def test_the_table_has_a_row_for_each_evaluation_with_six_values():
     chart = metric_chart(comparison([0.1], ["relu"], 3))
     header, *rows = chart.groups[0].panels[0].drawing.data.values.splitlines()
-    assert header == "step,plain,plain_low,plain_high,batch_norm,batch_norm_low,batch_norm_high"
+    assert header == "step,side_0,side_0_low,side_0_high,side_1,side_1_low,side_1_high"
     assert len(rows) == 40
     for row in rows:
         _, plain, low, high, *batch_norm = map(float, row.split(","))

@@ -1,11 +1,13 @@
 """One picture holds the verdict, the key figures, and the curves nearest to the best setting."""
 
+from textwrap import wrap
+
 import altair as alt
 import pytest
 
 from bnkit.report.charts import export
 from bnkit.report.curve_charts import metric_chart
-from bnkit.report.summary_picture import summary_picture
+from bnkit.report.summary_picture import CHARACTERS, summary_picture
 from report.fabricate import comparison, never_run
 
 MANY = comparison([0.001, 0.003, 0.01, 0.03, 0.1, 0.3], ["sigmoid", "relu"], 1)
@@ -23,7 +25,8 @@ def titles(found):
 def test_verdict_subject_key_figures_and_curves_are_in_it():
     found = comparison()
     svg = export(picture(found))[".svg"].decode()
-    for words in (*found.verdict.sentences, "bnkit compare: mlp on digits", "24/24", "97.0%"):
+    lines = [line for sentence in found.verdict.sentences for line in wrap(sentence, CHARACTERS)]
+    for words in (*lines, "bnkit compare: mlp on digits", "24/24", "97.0%"):
         assert f">{words}<" in svg
     assert "learning rate 3" in svg
 

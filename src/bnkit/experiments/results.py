@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, TypeVar, get_args, get_origin, get_ty
 
 from bnkit.experiments.metrics import ACCURACY, Metric
 
-Side = Literal["plain", "batch norm"]
+Side = str  # its name
 SIDES: tuple[Side, Side] = ("plain", "batch norm")
 Outcome = Literal["finished", "diverged", "failed", "not run"]
 

@@ -8,12 +8,13 @@ from functools import cached_property
 from statistics import median
 from typing import Any
 
+from bnkit.experiments.criteria import Arrival, Measured
 from bnkit.experiments.metrics import ACCURACY, Metric
 from bnkit.experiments.results import FORMAT, SIDES, Side, TrialResult
 from bnkit.experiments.statistics import PairedRatio, SuccessRate, paired_ratio
 from bnkit.experiments.verdict import Verdict, judge
 from bnkit.notebooks import Shown
-from bnkit.tables import frame_of, text_table
+from bnkit.tables import frame_of, several, text_table
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,19 @@ class SideSummary:
 
 @dataclass(frozen=True)
 class Cell:
-    """One setting of the sweep: both sides over the seeds, and the paired ratio of steps."""
+    """One setting of the sweep: each side over the seeds, and the paired ratios of steps.
+
+    `ratios` holds for each side but the first how many times as many steps the first takes.
+    """
 
     learning_rate: float
     activation: str
-    plain: SideSummary
-    batch_norm: SideSummary
-    ratio: PairedRatio
+    sides: Mapping[Side, SideSummary]
+    ratios: Mapping[Side, PairedRatio]
 
     def side(self, side: Side) -> SideSummary:
         """Return the summary of this side."""
-        return self.plain if side == "plain" else self.batch_norm
+        return self.sides[side]
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,11 @@ class Comparison(Shown):
 
     `settings` and `environment` are plain names and values, for people to read; `command` repeats
     the run; `metric` is what was judged and `target` a value of it; `recipe` is None where it is
-    unknown. `str()` is a table with the verdict below.
+    unknown. With `own_target` the target is the best that the first side reached itself, and a run
+    trains if it ends finite; else it must also end at the target. `margin` is the difference of
+    the metric that counts as none, by default a point of percent, or a twentieth of what the first
+    side gained while it was trained. The verdict's level is divided by the `looks` at it. `str()`
+    is a table with the verdicts below.
     """
 
     settings: Mapping[str, Any]
@@ -89,6 +96,15 @@ class Comparison(Shown):
     trials: tuple[TrialResult, ...]
     recipe: Recipe | None = None
     metric: Metric = ACCURACY
+    own_target: bool = False
+    margin: float | None = None
+    looks: int = 1
+
+    @cached_property
+    def sides(self) -> tuple[Side, ...]:
+        """What is compared: the first, and the others, each of which is compared with it."""
+        found = tuple(dict.fromkeys(trial.side for trial in self.trials))
+        return found if len(found) > 1 else SIDES
 
     @cached_property
     def learning_rates(self) -> tuple[float, ...]:
@@ -112,15 +128,32 @@ class Comparison(Shown):
 
     def cell(self, learning_rate: float, activation: str) -> Cell:
         """Return the summary of one setting."""
-        plain, batch_norm = (self.at(learning_rate, activation, side) for side in SIDES)
-        steps = _pairs(plain, batch_norm, lambda t: t.steps_to(self.target, self.metric))
+        trials = {side: self.at(learning_rate, activation, side) for side in self.sides}
+        first, *others = self.sides
         return Cell(
             learning_rate,
             activation,
-            plain=summarise(plain, self.target, self.metric),
-            batch_norm=summarise(batch_norm, self.target, self.metric),
-            ratio=paired_ratio(steps),
+            sides={
+                side: summarise(of_side, self.target, self.metric, trains=self.trains)
+                for side, of_side in trials.items()
+            },
+            ratios={
+                other: paired_ratio(
+                    _pairs(
+                        trials[first],
+                        trials[other],
+                        lambda t: t.steps_to(self.target, self.metric),
+                    )
+                )
+                for other in others
+            },
         )
+
+    def trains(self, trial: TrialResult) -> bool:
+        """Return whether a run counts as one that trains."""
+        if self.own_target:
+            return trial.outcome == "finished"
+        return trial.succeeds(self.target, self.metric)
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -142,36 +175,99 @@ class Comparison(Shown):
         ran = [cell for cell in cells if cell.side(side).metric is not None]
         return max(ran, key=lambda cell: _merit(cell.side(side), self.metric), default=None)
 
-    def best_pairs(self, measure: Callable[[TrialResult], Any]) -> list[tuple[Any, Any]]:
-        """Return `measure` of (plain, batch norm), seed by seed, each at its own best setting."""
-        plain, batch_norm = (self._at_best(side) for side in SIDES)
-        return _pairs(plain, batch_norm, measure)
+    def best_pairs(
+        self, measure: Callable[[TrialResult], Any], other: Side | None = None
+    ) -> list[tuple[Any, Any]]:
+        """Return `measure` of (first, other), seed by seed, each at its own best setting.
+
+        `other` is the second side where none is named.
+        """
+        first, second = self.sides[0], other or self.sides[1]
+        return _pairs(self._at_best(first), self._at_best(second), measure)
 
     @cached_property
+    def verdicts(self) -> Mapping[Side, Verdict]:
+        """The verdict on each side but the first."""
+        judged = judge([self._measured(other) for other in self.sides[1:]], looks=self.looks)
+        return {verdict.other: verdict for verdict in judged}
+
+    @property
     def verdict(self) -> Verdict:
-        """What the comparison answers, and the three measurements that it rests on."""
-        tried = any(t.outcome in ("finished", "diverged") for t in self.trials)
-        successes = self._all_pairs(lambda t: t.succeeds(self.target, self.metric)) if tried else []
-        return judge(
-            successes=successes,
-            steps=self.best_pairs(lambda t: t.steps_to(self.target, self.metric)),
-            metrics=self.best_pairs(lambda t: t.test_metric),
-            metric=self.metric,
-            slowdown=self.slowdown,
-        )
+        """The verdict on the second side, which is batch norm unless other sides were named."""
+        return self.verdicts[self.sides[1]]
 
-    @cached_property
+    @property
     def slowdown(self) -> float | None:
-        """Median time of a step with batch norm divided by that without, pair by pair."""
-        pairs = self._all_pairs(lambda t: t.milliseconds_per_step)
-        ratios = [b / p for p, b in pairs if p > 0 and math.isfinite(b / p)]
+        """Median time of a step of the second side divided by that of the first, pair by pair."""
+        return self.slowdown_of(self.sides[1])
+
+    def slowdown_of(self, other: Side) -> float | None:
+        """Return the median time of a step of this side divided by that of the first."""
+        pairs = self._all_pairs(lambda t: t.milliseconds_per_step, other)
+        ratios = [b / a for a, b in pairs if a > 0 and math.isfinite(b / a)]
         return median(ratios) if ratios else None
 
-    def _all_pairs(self, measure: Callable[[TrialResult], Any]) -> list[tuple[Any, Any]]:
-        plain, batch_norm = ([t for t in self.trials if t.side == side] for side in SIDES)
-        return _pairs(
-            plain, batch_norm, measure, by=lambda t: (t.learning_rate, t.activation, t.seed)
+    @cached_property
+    def quality_margin(self) -> float:
+        """The difference of the metric that counts as none."""
+        if self.margin is not None:
+            return self.margin
+        if self.metric.percent:
+            return 0.01
+        curves = [trial.curve.metric for trial in self._at_best(self.sides[0])]
+        ends = [(known[0], known[-1]) for curve in curves if (known := _known(curve))]
+        if not ends:
+            return 0.0
+        began, ended = (median(values) for values in zip(*ends, strict=True))
+        return float(abs(ended - began or ended)) / 20
+
+    @property
+    def goal(self) -> str:
+        """The target with its metric, in words."""
+        named = f"{self.metric.chosen(self.target)} held-out {self.metric.name}"
+        return f"{named} (the best of {self.sides[0]})" if self.own_target else named
+
+    def _measured(self, other: Side) -> Measured:
+        tried = any(t.outcome in ("finished", "diverged") for t in self.trials)
+        trained: dict[int, list[tuple[bool, bool]]] = {}
+        pairs = self._all_pairs(lambda t: (t.seed, self.trains(t)), other) if tried else []
+        for (seed, first), (_, second) in pairs:
+            trained.setdefault(seed, []).append((first, second))
+        return Measured(
+            first=self.sides[0],
+            other=other,
+            runs=[len(runs) for runs in trained.values()],
+            trained=[(sum(a for a, _ in r), sum(b for _, b in r)) for r in trained.values()],
+            arrivals=self.best_pairs(self._arrival, other),
+            values=self.best_pairs(lambda t: t.test_metric, other),
+            metric=self.metric,
+            target=self.goal,
+            margin=self.quality_margin,
+            slowdown=self.slowdown_of(other),
         )
+
+    def _arrival(self, trial: TrialResult) -> Arrival:
+        reached, curve = trial.steps_to(self.target, self.metric), trial.curve.steps
+        step = self._longest if reached is None else reached
+        seconds = trial.milliseconds_per_step * step / 1000
+        if reached is None:
+            return Arrival(step, reached=False, seconds=seconds)
+        before = max((each for each in curve if each < reached), default=0)
+        return Arrival(step, before, seconds=seconds)
+
+    @cached_property
+    def _longest(self) -> int:
+        """How many steps the longest run has."""
+        return max((trial.curve.steps[-1] for trial in self.trials if trial.curve.steps), default=1)
+
+    def _all_pairs(
+        self, measure: Callable[[TrialResult], Any], other: Side
+    ) -> list[tuple[Any, Any]]:
+        first, second = (
+            [trial for trial in self.trials if trial.side == side]
+            for side in (self.sides[0], other)
+        )
+        return _pairs(first, second, measure, by=lambda t: (t.learning_rate, t.activation, t.seed))
 
     def _at_best(self, side: Side) -> tuple[TrialResult, ...]:
         cell = self.best(side)
@@ -192,7 +288,11 @@ class Comparison(Shown):
             "target": self.target,
             "command": self.command,
             "recipe": None if self.recipe is None else asdict(self.recipe),
-            "verdict": asdict(self.verdict),
+            "own_target": self.own_target,
+            "margin": self.margin,
+            "looks": self.looks,
+            "sides": list(self.sides),
+            "verdicts": {side: asdict(verdict) for side, verdict in self.verdicts.items()},
             "cells": [asdict(cell) for cell in self.cells],
             "trials": [trial.to_json() for trial in self.trials],
         }
@@ -210,7 +310,7 @@ class Comparison(Shown):
                 f"version that wrote them, or run the comparison again"
             )
         trials = tuple(TrialResult.from_json(trial) for trial in document["trials"])
-        kept = ("settings", "environment", "target", "command")
+        kept = ("settings", "environment", "target", "command", "own_target", "margin", "looks")
         recipe = document["recipe"]
         return cls(
             **{name: document[name] for name in kept},
@@ -235,28 +335,40 @@ class Comparison(Shown):
         )
 
     def __str__(self) -> str:
-        rows = [_row(cell, self.metric) for cell in self.cells]
-        seeds = "1 seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
-        legend = f"plain → batch norm, medians over {seeds}"
+        several_rows = len(self.sides) > 2
+        rows = [row for cell in self.cells for row in _rows(cell, self.metric, several_rows)]
+        legend = f"{' → '.join(self.sides)}, medians over {several(len(self.seeds), 'seed')}"
+        columns = [
+            *("activation", "learning rate", *(["side"] if several_rows else [])),
+            *(self.metric.name, "trains", "steps to target", "ratio (95%)"),
+        ]
         parts = [
             legend,
-            text_table(_columns(self.metric), rows),
+            text_table(columns, rows),
             *_absences(self.unfinished),
-            str(self.verdict),
+            *map(str, self.verdicts.values()),
         ]
         return "\n\n".join(parts)
 
 
 def summarise(
-    trials: Sequence[TrialResult], target: float, metric: Metric = ACCURACY
+    trials: Sequence[TrialResult],
+    target: float,
+    metric: Metric = ACCURACY,
+    *,
+    trains: Callable[[TrialResult], bool] | None = None,
 ) -> SideSummary:
-    """Return what the seeds of one side of one setting found."""
+    """Return what the seeds of one side of one setting found.
+
+    A run counts as one that trains where `trains` says so, by default if it ends at the target.
+    """
+    succeeds = trains or (lambda trial: trial.succeeds(target, metric))
     ran = [t for t in trials if t.outcome != "not run"]
     ends = [t.metric for t in trials if t.metric is not None]
     tests = [t.test_metric for t in trials if t.test_metric is not None]
     times = [t.milliseconds_per_step for t in trials if t.steps]
     return SideSummary(
-        success=SuccessRate(sum(t.succeeds(target, metric) for t in ran), len(ran)),
+        success=SuccessRate(sum(map(succeeds, ran)), len(ran)),
         metric=median(ends) if ends else None,
         lowest=min(ends, default=None),
         highest=max(ends, default=None),
@@ -269,24 +381,21 @@ def summarise(
     )
 
 
-# Two values in a column are of the plain network and of its twin.
-def _columns(metric: Metric) -> Sequence[str]:
-    measured = (metric.name, "trains", "steps to target")
-    return ("activation", "learning rate", *measured, "ratio (95%)")
+def _rows(cell: Cell, metric: Metric, several_rows: bool) -> list[list[str]]:
+    """Return the rows of a setting: one with all sides in each column, or one for each side."""
+    setting = [cell.activation, f"{cell.learning_rate:g}"]
+    ratios = {side: str(ratio) if ratio.both else "" for side, ratio in cell.ratios.items()}
+    sides = {side: _written(found, metric) for side, found in cell.sides.items()}
+    if several_rows:
+        return [[*setting, side, *written, ratios.get(side, "")] for side, written in sides.items()]
+    columns = (" → ".join(values) for values in zip(*sides.values(), strict=True))
+    return [[*setting, *columns, *ratios.values()]]
 
 
-def _row(cell: Cell, metric: Metric) -> list[str]:
-    sides = (cell.plain, cell.batch_norm)
-    ends = ["none" if s.metric is None else metric.written(s.metric) for s in sides]
-    steps = ["never" if s.steps_to_target is None else f"{s.steps_to_target:,.0f}" for s in sides]
-    return [
-        cell.activation,
-        f"{cell.learning_rate:g}",
-        " → ".join(ends),
-        " → ".join(str(s.success) for s in sides),
-        " → ".join(steps),
-        str(cell.ratio) if cell.ratio.both else "",
-    ]
+def _written(side: SideSummary, metric: Metric) -> tuple[str, str, str]:
+    end = "none" if side.metric is None else metric.written(side.metric)
+    steps = "never" if side.steps_to_target is None else f"{side.steps_to_target:,.0f}"
+    return end, str(side.success), steps
 
 
 def _absences(unfinished: Sequence[TrialResult]) -> list[str]:
@@ -314,14 +423,18 @@ def _merit(side: SideSummary, metric: Metric) -> tuple[float, float]:
     return merit, -(math.inf if side.steps_to_target is None else side.steps_to_target)
 
 
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
 def _pairs(
-    plain: Iterable[TrialResult],
-    batch_norm: Iterable[TrialResult],
+    first: Iterable[TrialResult],
+    other: Iterable[TrialResult],
     measure: Callable[[TrialResult], Any],
     by: Callable[[TrialResult], Any] = lambda trial: trial.seed,
 ) -> list[tuple[Any, Any]]:
     """Pair the trials of both sides that were run and agree in `by`."""
     # A pair of which one trial is missing says nothing about the difference.
-    twins = {by(t): t for t in batch_norm if t.outcome != "not run"}
-    pairs = [(t, twins[by(t)]) for t in plain if t.outcome != "not run" and by(t) in twins]
+    twins = {by(t): t for t in other if t.outcome != "not run"}
+    pairs = [(t, twins[by(t)]) for t in first if t.outcome != "not run" and by(t) in twins]
     return [(measure(t), measure(twin)) for t, twin in pairs]

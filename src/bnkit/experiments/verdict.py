@@ -1,153 +1,263 @@
-"""`Verdict`: one plain answer, by criteria that were written down before any run."""
+"""`Verdict`: what the seeds show of one side against the first, by criteria fixed in advance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from bnkit.experiments.metrics import ACCURACY, Metric
-from bnkit.experiments.statistics import (
-    PairedDifference,
-    PairedRatio,
-    paired_difference,
-    paired_ratio,
-    sign_test,
+import numpy as np
+from numpy.typing import ArrayLike
+
+from bnkit.experiments.criteria import (
+    Criterion,
+    CriterionTests,
+    Measured,
+    capital,
+    quality,
+    reliability,
+    speed,
 )
+from bnkit.experiments.statistics import LEAST_SEEDS, MOST_SEEDS, PairedRatio, holm
+from bnkit.tables import several
 
-Answer = Literal["helps", "hurts", "mixed", "no clear difference", "nothing to compare"]
+Word = Literal["better", "worse", "no difference", "not shown"]
+Answer = Literal["helps", "hurts", "mixed", "no difference", "not shown", "nothing to compare"]
 
-LEVEL = 0.05  # of the sign test, as of the 95% intervals
+LEVEL = 0.05  # the probability of a false word, over all findings and looks
+LOOKS = (3, 5, 8, 12, 20)  # the numbers of seeds at which `seeds="auto"` looks
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the seeds show of one criterion: a word, a sentence, and the numbers behind them.
+
+    `estimate` is of reliability how much larger the share of runs that train is on the other side,
+    of speed how many times as many steps the first takes to the target, and of quality by how much
+    the metric of the other differs. `low` and `high` bound it with this `confidence`: the word
+    rests on them, but that of reliability on `p_value`. A difference below `margin` counts as
+    none, in words `bound`. By the spread seen `to_differ` seeds in all would be enough to show a
+    difference, and `to_agree` that it is below the margin; None where 1,000 would not.
+    """
+
+    criterion: Criterion
+    word: Word
+    sentence: str
+    estimate: float | None
+    low: float | None
+    high: float | None
+    confidence: float
+    margin: float
+    p_value: float
+    bound: str
+    to_differ: int | None
+    to_agree: int | None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer, and the three measurements that it follows from.
+    """The answer on one side against the first, and the three findings that it follows from.
 
-    1. Reliability: over all pairs, those in which only one side trains (`only_batch_norm`,
-       `only_plain`), by an exact sign test at 5% (`p_value`).
-    2. Speed: the paired ratio of `steps` to the target, each side at its own best setting; it
-       counts where its 95% interval excludes 1.
-    3. Quality: the paired difference of the `metric` on test data, each side at its own best
-       setting; it counts where its 95% interval excludes 0.
+    1. Reliability: whether more runs of a seed train, by an exact sign test over the seeds.
+    2. Speed: how many times as many steps to the target, each side at its own best setting, by a
+       paired t-test of the logarithm. A run that never gets there counts with the length of the
+       longest run; a pair in which neither does is left out.
+    3. Quality: the paired difference of the metric on test data, each side at its own best
+       setting, by a paired t-test.
 
-    Batch norm "helps" if one of them speaks for it and none against, "hurts" in the reverse case;
-    "mixed" is both, "no clear difference" neither. `slowdown` is the price: the time of a step
-    with batch norm divided by that without; it decides nothing.
+    The unit of each test is the seed. A finding is "no difference" where two one-sided tests show
+    it to be smaller than a margin: a quarter of the runs, 1.25 times the steps, and of quality a
+    point of percent or else the margin that the comparison states. Levels are Holm's over all
+    findings of a comparison, and divided over its looks.
+
+    The other side "helps" if a finding is better and none worse, "hurts" in the reverse case;
+    "mixed" is both. There is "no difference" larger than the margins if speed and quality show
+    none, and as many runs train on both sides for each seed, or reliability shows none either.
+    All else is "not shown": by the spread seen `more_seeds` would be enough for one of these; None
+    where 1,000 would not.
+
+    `steps` is the ratio of the pairs that both get to the target, with its 95% interval, and
+    `trained` how many of the `pairs` of runs train, first and other. `slowdown` is the price, the
+    time of a step of the other divided by that of the first; it decides nothing.
     """
 
     answer: Answer
+    first: str
+    other: str
+    seeds: int
     pairs: int
-    trained_plain: int
-    trained_batch_norm: int
-    only_batch_norm: int
-    only_plain: int
-    p_value: float
+    trained: tuple[int, int]
+    findings: tuple[Finding, ...]
     steps: PairedRatio
-    quality: PairedDifference
     slowdown: float | None
-    metric: Metric = ACCURACY
+    more_seeds: int | None
+    sentences: tuple[str, ...]
 
-    @property
-    def sentences(self) -> tuple[str, ...]:
-        """The answer and its reasons in plain language, one sentence each."""
-        if self.answer == "nothing to compare":
-            return (_ANSWERS[self.answer],)
-        return (
-            _ANSWERS[self.answer],
-            self._reliability(),
-            self._speed(),
-            self._quality(),
-            *([] if self.slowdown is None else [self._price()]),
-        )
+    def finding(self, criterion: Criterion) -> Finding:
+        """Return what the seeds show of a criterion; KeyError where nothing was compared."""
+        return {finding.criterion: finding for finding in self.findings}[criterion]
 
     def __str__(self) -> str:
         return "\n".join(self.sentences)
 
-    def _reliability(self) -> str:
-        certainty = "clear" if self.p_value < LEVEL else "not clear"
-        return (
-            f"With batch norm {self.trained_batch_norm} of {self.pairs} runs train, without it "
-            f"{self.trained_plain} ({certainty}: sign test p = {self.p_value:.2g})."
-        )
 
-    def _speed(self) -> str:
-        if self.steps.ratio is None:
-            return "At their best settings no pair of runs reaches the target on both sides."
-        return (
-            f"Each at its own best setting, the plain network takes {self.steps} times the steps "
-            f"to the target."
-        )
-
-    def _quality(self) -> str:
-        name = f"test {self.metric.name}"
-        if self.quality.difference is None:
-            return f"No pair of runs has a {name} on both sides."
-        gap, low, high = (
-            "" if value is None else self.metric.change(value)
-            for value in (self.quality.difference, self.quality.low, self.quality.high)
-        )
-        interval = f" ({low} to {high})" if low else ""
-        return f"Its {name} differs by {gap}{self.metric.unit} with batch norm{interval}."
-
-    def _price(self) -> str:
-        return f"A training step takes {self.slowdown:.2f} times as long with batch norm."
+def judge(measured: Sequence[Measured], *, looks: int = 1) -> tuple[Verdict, ...]:
+    """Return the verdict on each pair of sides, its level divided by the `looks` at it."""
+    compared = [pair for pair in measured if pair.runs]
+    tests = [test(pair) for pair in compared for test in (reliability, speed, quality)]
+    findings = _findings(tests, LEVEL / looks)
+    verdicts = {
+        pair.other: _verdict(pair, findings[3 * n : 3 * n + 3]) for n, pair in enumerate(compared)
+    }
+    return tuple(verdicts.get(pair.other) or _nothing(pair) for pair in measured)
 
 
-_ANSWERS: dict[Answer, str] = {
-    "helps": "Batch norm helps this network.",
-    "hurts": "Batch norm hurts this network.",
-    "mixed": "Batch norm helps this network in one way and hurts it in another.",
-    "no clear difference": "Batch norm makes no clear difference to this network.",
-    "nothing to compare": "There are no finished pairs of runs to compare.",
-}
+def words(
+    p_different: ArrayLike, p_within: ArrayLike, gains: ArrayLike, level: float = LEVEL
+) -> Any:
+    """Return the word on each finding, of arrays (..., findings), at this level over all of them.
+
+    `gains` are larger than 0 where the other side is better. A difference that is shown, and is
+    shown to be smaller than the margin, is none.
+
+    >>> words([0.001, 0.2, 0.3], [0.9, 0.01, 0.4], [1.0, 0.1, -1.0]).tolist()
+    ['better', 'no difference', 'not shown']
+    """
+    different = np.asarray(p_different) <= holm(p_different, level)
+    within = np.asarray(p_within) <= holm(p_within, level)
+    sign = np.sign(gains)
+    cases = [within, different & (sign > 0), different & (sign < 0)]
+    return np.select(cases, ["no difference", "better", "worse"], "not shown")
 
 
-def judge(
-    *,
-    successes: Sequence[tuple[bool, bool]],
-    steps: Sequence[tuple[float | None, float | None]],
-    metrics: Sequence[tuple[float | None, float | None]],
-    slowdown: float | None,
-    metric: Metric = ACCURACY,
-) -> Verdict:
-    """Return the verdict on paired measurements of (plain, batch norm)."""
-    only_batch_norm = sum(b and not p for p, b in successes)
-    only_plain = sum(p and not b for p, b in successes)
-    p_value = sign_test(only_batch_norm, only_plain)
-    ratio = paired_ratio(steps)
-    measured = [(p, b) for p, b in metrics if p is not None and b is not None]
-    quality = paired_difference(measured)
-    # Each measurement votes +1, -1, or 0 where chance explains it.
-    votes = (
-        _vote(only_batch_norm - only_plain, counts=p_value < LEVEL),
-        _vote((ratio.ratio or 1) - 1, counts=ratio.excludes_one),
-        _vote(metric.merit(quality.difference or 0), counts=quality.excludes_zero),
-    )
-    return Verdict(
-        answer=_answer(votes) if successes else "nothing to compare",
-        pairs=len(successes),
-        trained_plain=sum(p for p, _ in successes),
-        trained_batch_norm=sum(b for _, b in successes),
-        only_batch_norm=only_batch_norm,
-        only_plain=only_plain,
-        p_value=p_value,
-        steps=ratio,
-        quality=quality,
-        slowdown=slowdown,
-        metric=metric,
-    )
+def answer(found: Sequence[str], *, as_reliable: bool) -> Answer:
+    """Return the answer that follows from the words on reliability, speed and quality.
 
+    `as_reliable` is whether as many runs train on both sides for each seed.
 
-def _vote(amount: float, *, counts: bool) -> int:
-    return (amount > 0) - (amount < 0) if counts else 0
-
-
-def _answer(votes: Sequence[int]) -> Answer:
-    match max(votes) > 0, min(votes) < 0:
+    >>> answer(("not shown", "better", "no difference"), as_reliable=False)
+    'helps'
+    >>> answer(("not shown", "no difference", "no difference"), as_reliable=True)
+    'no difference'
+    """
+    match "better" in found, "worse" in found:
         case True, True:
             return "mixed"
         case True, False:
             return "helps"
         case False, True:
             return "hurts"
-        case _:
-            return "no clear difference"
+    trains, *at_best = found
+    same = as_reliable or trains == "no difference"
+    return "no difference" if same and set(at_best) == {"no difference"} else "not shown"
+
+
+def _findings(tests: Sequence[CriterionTests], level: float) -> list[Finding]:
+    if not tests:
+        return []
+    p_different, p_within = [t.p_different for t in tests], [t.p_within for t in tests]
+    found = words(p_different, p_within, [test.gain for test in tests], level).tolist()
+    levels = zip(holm(p_different, level), holm(p_within, level), strict=True)
+    return [
+        # Two one-sided tests rest on the interval that leaves out their level at either end.
+        _finding(
+            test,
+            word,
+            confidence=1 - float(2 * within if word == "no difference" else different),
+            least_level=level / len(tests),
+        )
+        for test, word, (different, within) in zip(tests, found, levels, strict=True)
+    ]
+
+
+def _finding(test: CriterionTests, word: Word, *, confidence: float, least_level: float) -> Finding:
+    interval = test.interval(confidence)
+    to_differ, to_agree = test.to_differ(least_level), test.to_agree(least_level)
+    outcome = f"no difference larger than {test.bound}" if word == "no difference" else word
+    advice = _advice(_least(to_differ, to_agree), test.seeds) if word == "not shown" else ""
+    return Finding(
+        criterion=test.criterion,
+        word=word,
+        sentence=f"{capital(test.criterion)}: {outcome}. {test.told(interval)}{advice}",
+        estimate=test.estimate,
+        low=interval and interval.low,
+        high=interval and interval.high,
+        confidence=confidence,
+        margin=test.margin,
+        p_value=test.p_different,
+        bound=test.bound,
+        to_differ=to_differ,
+        to_agree=to_agree,
+    )
+
+
+def _verdict(pair: Measured, findings: Sequence[Finding]) -> Verdict:
+    seeds, (trained_first, trained_other) = len(pair.runs), zip(*pair.trained, strict=True)
+    found = answer(
+        [finding.word for finding in findings], as_reliable=trained_first == trained_other
+    )
+    _, *at_best = findings
+    agree = [finding.to_agree for finding in at_best]
+    enough = _least(
+        *(finding.to_differ for finding in findings),
+        None if None in agree else max(filter(None, agree)),
+    )
+    sentences = [_headline(pair, found, at_best, enough), *(each.sentence for each in findings)]
+    if pair.slowdown is not None:
+        price = f"A training step takes {pair.slowdown:.2f} times as long {pair.other_than_first}."
+        sentences.append(price)
+    return Verdict(
+        answer=found,
+        first=pair.first,
+        other=pair.other,
+        seeds=seeds,
+        pairs=sum(pair.runs),
+        trained=(sum(trained_first), sum(trained_other)),
+        findings=tuple(findings),
+        steps=pair.ratio,
+        slowdown=pair.slowdown,
+        more_seeds=enough - seeds if found == "not shown" and enough and enough > seeds else None,
+        sentences=tuple(sentences),
+    )
+
+
+def _nothing(pair: Measured) -> Verdict:
+    sentences = ("There are no finished pairs of runs to compare.",)
+    return Verdict(
+        "nothing to compare", pair.first, pair.other, 0, 0, (0, 0), (), pair.ratio, None, None,
+        sentences,
+    )  # fmt: skip
+
+
+def _headline(pair: Measured, found: Answer, at_best: Sequence[Finding], enough: int | None) -> str:
+    other, plain = capital(pair.other), pair.first == "plain"
+    match found:
+        case "helps" | "hurts" if plain:
+            return f"{other} {found} this network."
+        case "helps" | "hurts":
+            does = "better" if found == "helps" else "worse"
+            return f"{other} does {does} than {pair.first} in this network."
+        case "mixed" if plain:
+            return f"{other} helps this network in one way and hurts it in another."
+        case "mixed":
+            return f"{other} does better than {pair.first} in one way and worse in another."
+        case "no difference":
+            margins = " or ".join(finding.bound for finding in at_best)
+            instead = "" if plain else f" instead of {pair.first}"
+            return f"{other}{instead} makes no difference to this network larger than {margins}."
+    helps = "helps this network" if plain else f"does better than {pair.first} in this network"
+    seeds = len(pair.runs)
+    advice = _advice(enough, seeds) or (
+        f" Run at least {LEAST_SEEDS} seeds."
+        if seeds < LEAST_SEEDS
+        else f" By the spread seen, {MOST_SEEDS:,} seeds would not be enough."
+    )
+    return f"Not shown: whether {pair.other} {helps}.{advice}"
+
+
+def _advice(enough: int | None, seeds: int) -> str:
+    if enough is None or enough <= seeds:
+        return ""
+    return f" By the spread seen, {several(enough - seeds, 'more seed')} would be enough."
+
+
+def _least(*counts: int | None) -> int | None:
+    return min((count for count in counts if count is not None), default=None)

@@ -1,14 +1,13 @@
 """The numbers on the page of a comparison: at the top, in its tables, and what is missing."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from bnkit.experiments.metrics import Metric
-from bnkit.experiments.results import SIDES, Curve, Side, TrialResult
-from bnkit.experiments.statistics import PairedDifference
+from bnkit.experiments.criteria import Criterion
+from bnkit.experiments.results import Curve, Side, TrialResult
 from bnkit.experiments.summary import Cell, Comparison, SideSummary
-from bnkit.experiments.verdict import LEVEL
+from bnkit.experiments.verdict import Verdict
 from bnkit.report.formatting import (
     NOTHING,
     after_comma,
@@ -16,62 +15,91 @@ from bnkit.report.formatting import (
     milliseconds,
     number,
     ratio,
+    short_name,
     steps_to_target,
 )
 
 
 @dataclass(frozen=True)
 class KeyNumber:
-    """One quantity, without and with batch norm, and what the two mean together."""
+    """One quantity of each side, and what they mean together."""
 
     name: str
     note: str
-    plain: str
-    batch_norm: str
+    values: Mapping[Side, str]
 
 
 def key_numbers(comparison: Comparison) -> tuple[KeyNumber, ...]:
     """Return the numbers at the top of the page: what batch norm changes, and what it costs."""
-    verdict, metric, slowdown = comparison.verdict, comparison.metric, comparison.slowdown
-    target = metric.chosen(comparison.target)
-    times, gap = verdict.steps.ratio, verdict.quality.difference
-    fewer = "" if times is None else f"; plain takes {ratio(times)} times as many"
-    points = "" if gap is None else f"; {metric.change(gap)}{metric.unit} with BN"
+    metric, sides = comparison.metric, comparison.sides
+    trains = "" if comparison.own_target else f", at {comparison.goal} {metric.to_reach}"
     over = ", with its best activation" if len(comparison.activations) > 1 else ""
     return (
-        KeyNumber(
-            "Runs that train",
-            f"trains: ends finite, at {target} held-out {metric.name} {metric.to_reach}",
-            f"{verdict.trained_plain}/{verdict.pairs}",
-            f"{verdict.trained_batch_norm}/{verdict.pairs}",
-        ),
+        KeyNumber("Runs that train", f"trains: ends finite{trains}", _trained(comparison)),
         KeyNumber(
             "Steps to the target",
-            f"medians at each side's best setting{fewer}",
-            *_at_best(comparison, steps_to_target),
+            f"medians at each side's best setting{_beside(comparison, _times)}",
+            _at_best(comparison, steps_to_target),
         ),
         KeyNumber(
             f"Test {metric.name}",
-            f"medians at each side's best setting{points}",
-            *_at_best(comparison, lambda side: measured(side.test_metric, metric)),
+            f"medians at each side's best setting{_beside(comparison, _difference)}",
+            _at_best(comparison, lambda side: measured(side.test_metric, metric)),
         ),
         KeyNumber(
             "Largest learning rate",
             f"of the sweep, at which every seed trains{over}",
-            *(_largest_rate(comparison, side) for side in SIDES),
+            {side: _largest_rate(comparison, side) for side in sides},
         ),
         KeyNumber(
             "Time per step (ms)",
-            "the price" + ("" if slowdown is None else f": {ratio(slowdown)} times as long"),
-            *(milliseconds(_step_time(comparison, side)) for side in SIDES),
+            f"the price{_beside(comparison, _slowdown)}",
+            {side: milliseconds(_step_time(comparison, side)) for side in sides},
         ),
     )
 
 
-def _at_best(comparison: Comparison, written: Callable[[SideSummary], str]) -> Iterable[str]:
-    for side in SIDES:
-        cell = comparison.best(side)
-        yield NOTHING if cell is None else written(cell.side(side))
+def _beside(comparison: Comparison, told: Callable[[Comparison, Verdict], str]) -> str:
+    """Return what is told of two sides; of more there is no room for it."""
+    return told(comparison, comparison.verdict) if len(comparison.sides) == 2 else ""
+
+
+def _times(_: Comparison, verdict: Verdict) -> str:
+    times = verdict.steps.ratio
+    return "" if times is None else f"; {verdict.first} takes {ratio(times)} times as many"
+
+
+def _difference(comparison: Comparison, verdict: Verdict) -> str:
+    if not verdict.findings or (gap := verdict.finding("quality").estimate) is None:
+        return ""
+    metric = comparison.metric
+    return f"; {metric.change(gap)}{metric.unit} with {short_name(verdict.other)}"
+
+
+def _slowdown(_: Comparison, verdict: Verdict) -> str:
+    return "" if verdict.slowdown is None else f": {ratio(verdict.slowdown)} times as long"
+
+
+def _trained(comparison: Comparison) -> dict[Side, str]:
+    """How many runs of each side train: of those that both sides of a pair have, for two sides."""
+    if len(comparison.sides) == 2:
+        verdict = comparison.verdict
+        counts = zip(comparison.sides, verdict.trained, strict=True)
+        return {side: f"{trained}/{verdict.pairs}" for side, trained in counts}
+    rates = {
+        side: [cell.side(side).success for cell in comparison.cells] for side in comparison.sides
+    }
+    return {
+        side: f"{sum(r.successes for r in of_side)}/{sum(r.runs for r in of_side)}"
+        for side, of_side in rates.items()
+    }
+
+
+def _at_best(comparison: Comparison, written: Callable[[SideSummary], str]) -> dict[Side, str]:
+    best = {side: comparison.best(side) for side in comparison.sides}
+    return {
+        side: NOTHING if cell is None else written(cell.side(side)) for side, cell in best.items()
+    }
 
 
 def _largest_rate(comparison: Comparison, side: Side) -> str:
@@ -106,7 +134,7 @@ def costs(comparison: Comparison) -> tuple[Cost, ...]:
             _range([cell.side(side).buffers for cell in comparison.cells]),
             milliseconds(_step_time(comparison, side)),
         )
-        for side in SIDES
+        for side in comparison.sides
     )
 
 
@@ -116,59 +144,17 @@ def _range(counts: Sequence[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-@dataclass(frozen=True)
-class Criterion:
-    """One of the verdict's three measurements: what it is, what came out, whom it speaks for."""
-
-    name: str
-    measured: str
-    result: str
-    speaks: str
-
-
-def criteria(comparison: Comparison) -> tuple[Criterion, ...]:
-    """Return the criteria of the verdict (see `experiments.verdict.Verdict`) with their results."""
-    v = comparison.verdict
-    gap, metric = v.quality, comparison.metric
-    return (
-        Criterion(
-            "Reliability",
-            "pairs in which only one side trains, by an exact sign test; counts where p < "
-            f"{LEVEL:g}",
-            f"only batch norm: {v.only_batch_norm}, only plain: {v.only_plain}, p = "
-            f"{v.p_value:.2g}",
-            _speaks(v.only_batch_norm - v.only_plain, counts=v.p_value < LEVEL),
-        ),
-        Criterion(
-            "Speed",
-            "paired ratio of steps to the target, each side at its own best setting; counts where "
-            "the 95% interval excludes 1",
-            str(v.steps),
-            _speaks((v.steps.ratio or 1) - 1, counts=v.steps.excludes_one),
-        ),
-        Criterion(
-            "Quality",
-            f"paired difference of test {metric.name}, each side at its own best setting; counts "
-            "where the 95% interval excludes 0",
-            _change(gap, metric),
-            _speaks(metric.merit(gap.difference or 0), counts=gap.excludes_zero),
-        ),
-    )
-
-
-def _change(gap: PairedDifference, metric: Metric) -> str:
-    if gap.difference is None:
-        return f"no pair with a test {metric.name} on both sides"
-    interval = ""
-    if gap.low is not None and gap.high is not None:
-        interval = f" ({metric.change(gap.low)} to {metric.change(gap.high)})"
-    return f"{metric.change(gap.difference)}{metric.unit}{interval}"
-
-
-def _speaks(amount: float, *, counts: bool) -> str:
-    if not counts or not amount:
-        return "undecided"
-    return "for batch norm" if amount > 0 else "against batch norm"
+METHODS: Mapping[Criterion, str] = {
+    "reliability": "for each seed, how many runs train; an exact sign test over the seeds",
+    "speed": (
+        "how many times as many steps to the target, each side at its own best setting; a paired "
+        "t-test of the logarithm over the seeds"
+    ),
+    "quality": (
+        "the difference of the metric on test data, each side at its own best setting; a paired "
+        "t-test over the seeds"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -190,7 +176,9 @@ def two_modes(comparison: Comparison) -> tuple[TwoModes, ...]:
 
     A plain side whose values never differ is left out.
     """
-    everything = (_modes_at(comparison, cell, side) for cell in comparison.cells for side in SIDES)
+    everything = (
+        _modes_at(comparison, cell, side) for cell in comparison.cells for side in comparison.sides
+    )
     return tuple(row for row in everything if row and (row.widest or row.side == "batch norm"))
 
 

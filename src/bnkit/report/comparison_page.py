@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnkit.experiments.results import SIDES
 from bnkit.experiments.statistics import SuccessRate
 from bnkit.experiments.summary import Comparison
 from bnkit.extras import require
 from bnkit.files import strict_json, write_atomically
 from bnkit.report import formatting
-from bnkit.report.comparison_numbers import costs, criteria, key_numbers, missing_runs, two_modes
+from bnkit.report.comparison_numbers import METHODS, costs, key_numbers, missing_runs, two_modes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,17 +71,19 @@ def page(comparison: Comparison, charts: "Sequence[Chart]") -> str:
         comparison=comparison,
         verdict=comparison.verdict,
         cells={(cell.learning_rate, cell.activation): cell for cell in comparison.cells},
-        sides=SIDES,
+        sides=comparison.sides,
+        classes={side: f"side-{n % 8 + 1}" for n, side in enumerate(comparison.sides)},
         named=any(map(formatting.heading, comparison.activations)),
         subject=_subject(comparison),
         target=comparison.metric.chosen(comparison.target),
+        goal=comparison.goal,
         metric=comparison.metric,
         diverged=sum(trial.outcome == "diverged" for trial in comparison.trials),
         missing=missing_runs(comparison.unfinished),
         key_numbers=key_numbers(comparison),
         costs=costs(comparison),
         two_modes=two_modes(comparison),
-        criteria=criteria(comparison),
+        methods=METHODS,
         few_seeds=_few_seeds(len(comparison.seeds)),
         charts={chart.name: chart for chart in charts},
     )

@@ -1,22 +1,22 @@
 """The charts of metric and loss while training: a panel for each setting, both sides in it."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import altair as alt
 
-from bnkit.experiments.results import SIDES, Side
+from bnkit.experiments.results import Side
 from bnkit.experiments.summary import Comparison
 from bnkit.report.charts import ONCE, Chart, Group, Panel, end_names, hover, layer
 from bnkit.report.curves import Curves, Measure, Spread, curves_of
-from bnkit.report.formatting import after_comma, heading, number, several
-from bnkit.report.palette import FIELD, SIDE_COLOURS, STROKE
+from bnkit.report.formatting import after_comma, heading, number, short_name
+from bnkit.report.palette import fields_of, side_colours, stroke_of
 from bnkit.report.scales import Scale, powers
+from bnkit.tables import several
 
-NAME: dict[Side, str] = {"plain": "plain", "batch norm": "BN"}
 CROSS = {"shape": "M-1,-1L1,1M-1,1L1,-1", "size": 28, "strokeWidth": 2, "opacity": 1}
 ROOM = 112  # pixels between two panels: the names of the lines, then the labels of the axis
 DECADES = 6  # below this many powers of ten under its top, a loss is as good as zero
@@ -113,7 +113,7 @@ def loss_scale(curves: Iterable[Curves]) -> Scale:
 def _curves(comparison: Comparison, measure: Measure) -> dict[Setting, Curves]:
     return {
         (lr, activation): curves_of(
-            {side: comparison.at(lr, activation, side) for side in SIDES}, measure
+            {side: comparison.at(lr, activation, side) for side in comparison.sides}, measure
         )
         for activation in comparison.activations
         for lr in comparison.learning_rates
@@ -129,7 +129,7 @@ def _chart(
 ) -> Chart:
     seeds = len(comparison.seeds)
     lines = "one run" if seeds == 1 else f"median of {seeds} seeds, band: lowest to highest"
-    caption = [f"Dashed: plain. Solid: batch norm (BN). Line: {lines}."]
+    caption = [f"{_legend(comparison.sides)} Line: {lines}."]
     if diverged := sum(trial.outcome == "diverged" for trial in comparison.trials):
         caption.append(
             f"×: a run diverged there ({diverged} did); it counts with its last value from there "
@@ -137,12 +137,29 @@ def _chart(
         )
     return Chart(
         name=shown.name,
-        title=f"{title}: plain against batch norm (BN)",
+        title=f"{title}: {_against(comparison.sides)}",
         caption=(*caption, *notes),
         groups=tuple(_groups(comparison, curves, shown)),
         width=190,
         room=ROOM,
     )
+
+
+LINES = ("Dashed", "Solid", "Dotted", "Dash-dotted", "Thin", "Thin and dashed")  # as STROKES
+
+
+def _legend(sides: Sequence[Side]) -> str:
+    named = [f"{LINES[n % len(LINES)]}: {_with_short_name(side)}." for n, side in enumerate(sides)]
+    return " ".join(named)
+
+
+def _against(sides: Sequence[Side]) -> str:
+    first, *others = map(_with_short_name, sides)
+    return f"{first} against {', '.join(others)}"
+
+
+def _with_short_name(side: Side) -> str:
+    return side if short_name(side) == side else f"{side} ({short_name(side)})"
 
 
 def _groups(
@@ -158,7 +175,7 @@ def _groups(
             layers=_layers(curves[setting], shown, last_step),
             title=alt.Title(title, subtitle=shown.label),
             data=_table(curves[setting]),
-            colour=SIDE_COLOURS,
+            colour=side_colours(comparison.sides),
             width=300,
             hover=hover("step", list(_readings(curves[setting], shown))),
         )
@@ -175,8 +192,8 @@ def _groups(
 def _readings(curves: Curves, shown: Quantity) -> Iterable[dict[str, Any]]:
     """What the pointer reads at each step: of each side the median and, in brackets, the range."""
     found: dict[int, list[str]] = {}
-    for side in SIDES:
-        for each in curves.spreads[side]:
+    for side, spreads in curves.spreads.items():
+        for each in spreads:
             middle, low, high = map(shown.written, (each.median, each.lowest, each.highest))
             around = f" ({low} to {high})" if low != high else ""
             found.setdefault(each.step, []).append(f"{side} {middle}{around}")
@@ -188,7 +205,7 @@ def _in_words(setting: Setting, curves: Curves, shown: Quantity) -> str:
     learning_rate, activation = setting
     ends = [
         f"{side} {shown.written(end.median) if (end := curves.end(side)) else 'nothing to show'}"
-        for side in SIDES
+        for side in curves.spreads
     ]
     diverged = len(curves.divergences)
     crosses = f"; {several(diverged, 'run')} diverged" if diverged else ""
@@ -199,9 +216,10 @@ def _in_words(setting: Setting, curves: Curves, shown: Quantity) -> str:
 
 
 def _table(curves: Curves) -> alt.InlineData:
-    """One row a step with the six values of both sides, as text: a page may hold 200 of these."""
-    columns = ["step", *(f"{FIELD[side]}{end}" for side in SIDES for end in ("", "_low", "_high"))]
-    spreads = [{s.step: s for s in curves.spreads[side]} for side in SIDES]
+    """One row a step with three values of each side, as text: a page may hold 200 of these."""
+    fields = fields_of([*curves.spreads]).values()
+    columns = ["step", *(f"{field}{end}" for field in fields for end in ("", "_low", "_high"))]
+    spreads = [{s.step: s for s in of_side} for of_side in curves.spreads.values()]
     steps = sorted({step for side in spreads for step in side})
     rows = (",".join([str(step), *(_values(side.get(step)) for side in spreads)]) for step in steps)
     return alt.InlineData(
@@ -218,7 +236,8 @@ def _values(spread: Spread | None) -> str:
 
 def _layers(curves: Curves, shown: Quantity, last_step: int) -> list[alt.Chart]:
     """Bands, the target, medians, diverged runs, and names; the bands bring the axes of all."""
-    steps = Scale(0, last_step, (0, last_step // 2, last_step))
+    sides = [*curves.spreads]
+    fields, steps = fields_of(sides), Scale(0, last_step, (0, last_step // 2, last_step))
     across = steps.x("step", format=",d", labelFlush=True, title="training step")
     bands = [
         layer(
@@ -230,16 +249,24 @@ def _layers(curves: Curves, shown: Quantity, last_step: int) -> list[alt.Chart]:
             y2=f"{field}_high",
             color=alt.ColorDatum(side),
         )
-        for side, field in FIELD.items()
+        for side, field in fields.items()
     ]
     target = layer("rule", ONCE, {"opacity": 0.7}, y=alt.YDatum(shown.target))
     medians = [
-        layer("line", None, STROKE[side], x="step:Q", y=f"{field}:Q", color=alt.ColorDatum(side))
-        for side, field in FIELD.items()
+        layer(
+            "line",
+            None,
+            stroke_of(side, sides),
+            x="step:Q",
+            y=f"{field}:Q",
+            color=alt.ColorDatum(side),
+        )
+        for side, field in fields.items()
     ]
     ends = [
-        _at(end.step, end.median, side) | {"name": f"{NAME[side]} {shown.written(end.median)}"}
-        for side in SIDES
+        _at(end.step, end.median, side)
+        | {"name": f"{short_name(side)} {shown.written(end.median)}"}
+        for side in curves.spreads
         if (end := curves.end(side))
     ]
     return [
@@ -264,8 +291,9 @@ def _crosses(curves: Curves, scale: Scale) -> alt.Chart:
 def _absences(curves: Curves, scale: Scale, middle: float) -> alt.Chart:
     """A side without a curve says so, in the middle, between two lines of the grid."""
     rows = [
-        _at(middle, scale.value(0.62 - 0.25 * n), side) | {"name": f"{side}: nothing to show"}
-        for n, side in enumerate(SIDES)
+        _at(middle, scale.value(max(0.1, 0.62 - 0.25 * n)), side)
+        | {"name": f"{side}: nothing to show"}
+        for n, side in enumerate(curves.spreads)
         if curves.end(side) is None
     ]
     return layer("text", rows, {"fontSize": 11}, y="value:Q", text="name:N", **AT_VALUE)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from bnkit.experiments.results import SIDES, Curve, Side, TrialResult
+from bnkit.experiments.results import Curve, Side, TrialResult
 
 Measure = Callable[[Curve], Sequence[float | None]]
 
@@ -32,15 +32,15 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Curves:
-    """Both sides of one setting: a spread at each step that has any value, and the divergences."""
+    """The sides of one setting: a spread at each step that has any value, and the divergences."""
 
     spreads: Mapping[Side, tuple[Spread, ...]]
     divergences: tuple[Divergence, ...]
 
     @property
     def everything(self) -> tuple[Spread, ...]:
-        """The spreads of both sides."""
-        return tuple(spread for side in SIDES for spread in self.spreads[side])
+        """The spreads of all sides."""
+        return tuple(spread for side in self.spreads.values() for spread in side)
 
     def end(self, side: Side) -> Spread | None:
         """Return the last spread of this side, or None where it has none."""
@@ -53,10 +53,10 @@ def curves_of(trials: Mapping[Side, Sequence[TrialResult]], measure: Measure) ->
     A run that diverged counts with its last finite value from there on: it is not dropped. Values
     that are None or not finite are gaps, and a run that was cut short otherwise ends where it ends.
     """
-    every_trial = [trial for side in SIDES for trial in trials[side]]
+    every_trial = [trial for side in trials.values() for trial in side]
     steps = sorted({step for trial in every_trial for step in trial.curve.steps})
     return Curves(
-        spreads={side: _spreads(trials[side], measure, steps) for side in SIDES},
+        spreads={side: _spreads(of_side, measure, steps) for side, of_side in trials.items()},
         divergences=tuple(_divergences(every_trial, measure)),
     )
 

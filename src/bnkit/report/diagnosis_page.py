@@ -10,7 +10,7 @@ from bnkit.diagnosis.finding import SEVERITIES, Finding
 from bnkit.diagnosis.layer_records import LayerRecord
 from bnkit.extras import require
 from bnkit.files import write_atomically
-from bnkit.report.formatting import several
+from bnkit.tables import several
 
 ENDINGS = (".html", ".htm")
 

@@ -4,9 +4,17 @@ import math
 from collections.abc import Mapping
 
 from bnkit.experiments.metrics import Metric
+from bnkit.experiments.results import Side
 from bnkit.experiments.summary import SideSummary
 
 NOTHING = "–"
+SHORT: dict[Side, str] = {
+    "batch norm": "BN",
+    "group norm": "GN",
+    "layer norm": "LN",
+    "instance norm": "IN",
+    "ghost batch norm": "ghost BN",
+}
 
 
 def measured(value: float | None, metric: Metric) -> str:
@@ -56,15 +64,6 @@ def steps_to_target(side: SideSummary) -> str:
     if side.metric is None:
         return NOTHING
     return "never" if side.steps_to_target is None else f"{side.steps_to_target:,.0f}"
-
-
-def several(count: int, noun: str) -> str:
-    """Return a count with its noun.
-
-    >>> several(1, "seed"), several(3, "seed")
-    ('1 seed', '3 seeds')
-    """
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def counted(outcomes: Mapping[str, int]) -> str:
@@ -117,6 +116,15 @@ def short(value: float, *, digits: int = 2) -> str:
     '−0.57'
     """
     return f"{value:.{digits}g}".replace("-", "−")
+
+
+def short_name(side: Side) -> str:
+    """Return the name of a side where there is little room.
+
+    >>> short_name("batch norm"), short_name("plain")
+    ('BN', 'plain')
+    """
+    return SHORT.get(side, side)
 
 
 def heading(activation: str) -> str:

@@ -6,6 +6,7 @@ drawing serves light, dark and paper; in the exported files, which have no style
 light ones.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +14,32 @@ import altair as alt
 
 from bnkit.experiments.results import SIDES, Side
 
-FIELD: dict[Side, str] = {"plain": "plain", "batch norm": "batch_norm"}  # in the data of charts
-SIDE_COLOURS = alt.Color(scale=alt.Scale(domain=list(SIDES)), legend=None)
 # Width and dashes tell the sides apart without colour.
-STROKE: dict[Side, dict[str, Any]] = {
-    "plain": {"strokeWidth": 1.75, "strokeDash": [5, 3]},
-    "batch norm": {"strokeWidth": 2.5},
-}
+STROKES: tuple[dict[str, Any], ...] = (
+    {"strokeWidth": 1.75, "strokeDash": [5, 3]},
+    {"strokeWidth": 2.5},
+    {"strokeWidth": 2, "strokeDash": [1, 3]},
+    {"strokeWidth": 2, "strokeDash": [8, 3, 2, 3]},
+    {"strokeWidth": 1.25},
+    {"strokeWidth": 1.25, "strokeDash": [2, 2]},
+)
+STROKE: dict[Side, dict[str, Any]] = dict(zip(SIDES, STROKES, strict=False))
 FONT = "system-ui, 'Segoe UI', Helvetica, Arial, 'Liberation Sans', sans-serif"
+
+
+def fields_of(sides: Sequence[Side]) -> dict[Side, str]:
+    """Return how the sides are called in the data of charts: names of users may hold anything."""
+    return {side: f"side_{n}" for n, side in enumerate(sides)}
+
+
+def side_colours(sides: Sequence[Side]) -> alt.Color:
+    """Return the colours of the sides, in their order."""
+    return alt.Color(scale=alt.Scale(domain=list(sides)), legend=None)
+
+
+def stroke_of(side: Side, sides: Sequence[Side]) -> dict[str, Any]:
+    """Return the width and the dashes of a side's line."""
+    return STROKES[list(sides).index(side) % len(STROKES)]
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,27 @@
-"""The chart of steps to the target: for each pair of runs a ring and a dot, joined by a line."""
+"""The chart of steps to the target: for each seed a mark for each side, joined by a line."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import altair as alt
 
-from bnkit.experiments.results import SIDES, Side, TrialResult
+from bnkit.experiments.results import Side, TrialResult
 from bnkit.experiments.summary import Comparison
 from bnkit.report.charts import ONCE, Chart, Group, Panel, layer
 from bnkit.report.formatting import after_comma, heading, number
-from bnkit.report.palette import FIELD, SIDE_COLOURS
+from bnkit.report.palette import fields_of, side_colours
 from bnkit.report.scales import Scale, powers
 
 # Shape and filling tell the sides apart without colour: a ring may lie around a dot.
-MARK: dict[Side, dict[str, Any]] = {
-    "plain": {"size": 90, "filled": False, "strokeWidth": 2},
-    "batch norm": {"size": 45, "filled": True},
-}
+MARKS: tuple[dict[str, Any], ...] = (
+    {"size": 90, "filled": False, "strokeWidth": 2},
+    {"size": 45, "filled": True},
+    {"size": 70, "filled": False, "strokeWidth": 2, "shape": "diamond"},
+    {"size": 55, "filled": False, "strokeWidth": 2, "shape": "triangle-up"},
+    {"size": 50, "filled": False, "strokeWidth": 2, "shape": "square"},
+    {"size": 55, "filled": True, "shape": "cross"},
+)
+WORDS = ("Ring", "Dot", "Diamond", "Triangle", "Square", "Cross")
 ROOM_OF_A_SEED, ROOM_OF_A_SETTING = 9, 14  # pixels
 IN_ITS_ROW = {"yOffset": "seed:O"}
 # Where runs are drawn that never reach the target, and the axis ends: first to last step is 1.
@@ -31,10 +36,9 @@ def steps_chart(comparison: Comparison) -> Chart:
     )
     return Chart(
         name="steps",
-        title=f"Training steps to {comparison.metric.chosen(comparison.target)} held-out "
-        f"{comparison.metric.name}",
+        title=f"Training steps to {comparison.goal}",
         caption=(
-            "Ring: plain. Dot: batch norm. A line joins the two runs of one seed.",
+            f"{_legend(comparison.sides)} A line joins the runs of one seed.",
             "“never”: the run ended or failed without reaching the target.",
         ),
         groups=(Group("", panels),),
@@ -64,32 +68,35 @@ def _panel(comparison: Comparison, activation: str, name: str) -> Panel:
         layers=[
             _joins(comparison, scale, edge),
             layer("rule", ONCE, {"strokeDash": [2, 2]}, x=alt.XDatum(edge)),
-            *(_points(side) for side in SIDES),
+            *(_points(side, comparison.sides) for side in comparison.sides),
         ],
         title=alt.Title(heading(activation), subtitle="learning rate"),
         height=room * len(comparison.learning_rates),
         data=alt.InlineData(values=list(_rows(comparison, activation, scale.ticks[-1]))),
-        colour=SIDE_COLOURS,
+        colour=side_colours(comparison.sides),
     )
 
 
 def _rows(comparison: Comparison, activation: str, never: float) -> Iterable[dict[str, Any]]:
+    fields = fields_of(comparison.sides)
     pairs: dict[tuple[float, int], dict[Side, TrialResult]] = {}
     for trial in comparison.trials:
         if trial.activation == activation and trial.outcome != "not run":
             pairs.setdefault((trial.learning_rate, trial.seed), {})[trial.side] = trial
     for (learning_rate, seed), pair in pairs.items():
-        row = {"learning rate": number(learning_rate), "seed": seed}
+        row: dict[str, Any] = {"learning rate": number(learning_rate), "seed": seed}
         lines = [f"learning rate {number(learning_rate)}, seed {seed}"]
         for side, trial in pair.items():
             step = trial.steps_to(comparison.target, comparison.metric)
-            row[FIELD[side]] = never if step is None else step
+            row[fields[side]] = never if step is None else step
             lines.append(f"{side}: {'never' if step is None else f'{step:,} steps'}")
-        yield {**row, "reading": "\n".join(lines)}
+        steps = [row[fields[side]] for side in pair]
+        joined = {"from": min(steps), "to": max(steps)} if len(steps) > 1 else {}
+        yield {**row, **joined, "reading": "\n".join(lines)}
 
 
 def _joins(comparison: Comparison, scale: Scale, edge: float) -> Any:
-    """A line between the two runs of a pair; it brings the axes, which the other layers share."""
+    """A line between the runs of a seed; it brings the axes, which the other layers share."""
     order = [number(learning_rate) for learning_rate in comparison.learning_rates]
     named = alt.Axis(title=None, grid=True, tickBand="extent")
     label = f"datum.value > {edge} ? 'never' : format(datum.value, ',d')"
@@ -97,24 +104,29 @@ def _joins(comparison: Comparison, scale: Scale, edge: float) -> Any:
         "rule",
         None,
         {"strokeWidth": 1.5, "opacity": 0.6},
-        x=scale.x(FIELD["plain"], labelExpr=label, title="training steps to the target"),
-        x2=FIELD["batch norm"],
+        x=scale.x("from", labelExpr=label, title="training steps to the target"),
+        x2="to",
         y=alt.Y("learning rate:N", axis=named, scale=alt.Scale(domain=order)),
         **IN_ITS_ROW,
     )
-    both = (f"isValid(datum.{field})" for field in FIELD.values())
-    return joins.transform_filter(" && ".join(both))
+    return joins.transform_filter("isValid(datum.to)")
 
 
-def _points(side: Side) -> Any:
+def _legend(sides: Sequence[Side]) -> str:
+    return " ".join(f"{WORDS[n % len(WORDS)]}: {side}." for n, side in enumerate(sides))
+
+
+def _points(side: Side, sides: Sequence[Side]) -> Any:
+    field = fields_of(sides)[side]
+    mark = MARKS[list(sides).index(side) % len(MARKS)]
     points = layer(
         "point",
         None,
-        {"opacity": 1, **MARK[side]},
-        x=f"{FIELD[side]}:Q",
+        {"opacity": 1, **mark},
+        x=f"{field}:Q",
         y="learning rate:N",
         color=alt.ColorDatum(side),
         description="reading:N",
         **IN_ITS_ROW,
     )
-    return points.transform_filter(f"isValid(datum.{FIELD[side]})")
+    return points.transform_filter(f"isValid(datum.{field})")

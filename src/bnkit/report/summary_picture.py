@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from textwrap import wrap
 from typing import Any
 
 import altair as alt
@@ -9,15 +10,22 @@ import altair as alt
 from bnkit.experiments.summary import Comparison
 from bnkit.report.charts import Chart, Group, Row, layer
 from bnkit.report.comparison_numbers import KeyNumber, key_numbers
-from bnkit.report.palette import PAPER
+from bnkit.report.formatting import short_name
+from bnkit.report.palette import PAPER, fields_of
 
 WIDTH = 1150  # pixels, of which each panel has its share with the room beside it
 PANELS = 4  # at most
+CHARACTERS = 170  # of a line of reasons
 
 
 def summary_picture(comparison: Comparison, curves: Chart, subject: str) -> dict[str, Any]:
     """Return the Vega-Lite specification: of the metric, the panels nearest to the best."""
-    answer, *reasons = comparison.verdict.sentences
+    answer, *reasons = (
+        line
+        for verdict in comparison.verdicts.values()
+        for sentence in verdict.sentences
+        for line in wrap(sentence, CHARACTERS)
+    )
     group = _nearest_to_the_best(comparison, curves)
     width = min(600, WIDTH // len(group.panels) - curves.room)
     title = alt.Title(
@@ -38,7 +46,8 @@ def summary_picture(comparison: Comparison, curves: Chart, subject: str) -> dict
 
 
 def _nearest_to_the_best(comparison: Comparison, curves: Chart) -> Group:
-    best = comparison.best("batch norm") or comparison.best("plain")
+    plain, other, *_ = comparison.sides
+    best = comparison.best(other) or comparison.best(plain)
     # The panels come in the order of the settings.
     panel = curves.panels[comparison.cells.index(best) if best else 0]
     group = next(group for group in curves.groups if panel in group.panels)
@@ -48,17 +57,28 @@ def _nearest_to_the_best(comparison: Comparison, curves: Chart) -> Group:
 
 
 def _figures(numbers: Sequence[KeyNumber]) -> Any:
+    sides = [*numbers[0].values]
+    fields = fields_of(sides)
     rows: list[Row] = [
-        {"place": n, "name": each.name, "plain": each.plain, "BN": each.batch_norm}
+        {
+            "place": n,
+            "name": each.name,
+            **{fields[side]: each.values[side] for side in sides},
+        }
         for n, each in enumerate(numbers)
     ]
     place = alt.X("place:Q", axis=None, scale=alt.Scale(domain=[0, len(rows)], nice=False))
     texts = [_text(rows, place, PAPER.ink, "name:N", 14, 0, 8)]
-    for field, colour, right in (("plain", PAPER.plain, 0), ("BN", PAPER.batch_norm, 105)):
-        label = [{"place": row["place"], "name": field} for row in rows]
-        texts.append(_text(label, place, colour, "name:N", 12, right, 32))
-        texts.append(_text(rows, place, colour, f"{field}:N", 22, right, 54))
-    return alt.layer(*texts, width=WIDTH, height=64)
+    colours = (PAPER.plain, PAPER.batch_norm, *PAPER.others)
+    for n, (side, field) in enumerate(fields.items()):
+        # Two sides lie side by side, more below each other.
+        right, down = (105 * n, 0) if len(sides) == 2 else (0, 46 * n)
+        label = [{"place": row["place"], "name": short_name(side)} for row in rows]
+        colour = colours[n % len(colours)]
+        texts.append(_text(label, place, colour, "name:N", 12, right, 32 + down))
+        texts.append(_text(rows, place, colour, f"{field}:N", 22, right, 54 + down))
+    height = 64 if len(sides) == 2 else 18 + 46 * len(sides)
+    return alt.layer(*texts, width=WIDTH, height=height)
 
 
 def _text(

@@ -6,9 +6,15 @@ from typing import Any
 
 import jinja2
 
+from bnkit.experiments.criteria import capital
 from bnkit.report import formatting
+from bnkit.tables import several
 
-FILTERS = {name: value for name, value in vars(formatting).items() if isfunction(value)}
+FILTERS = {
+    "capital": capital,
+    "several": several,
+    **{name: value for name, value in vars(formatting).items() if isfunction(value)},
+}
 
 
 def filled(template: str, *folders: Path, **values: Any) -> str:
