@@ -150,7 +150,7 @@ def test_fixes_of_one_layer_agree_on_what_the_model_computes():
 def test_a_layer_that_another_fix_took_away_is_left_alone():
     # Folded into the layer before it, whose bias is one that no batch norm cancels any more.
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).eval()
     batches = [torch.randn(16, 4) for _ in range(3)]
     of_statistics = ["never-updated", "stale-statistics", "train-eval-gap"]
     found = diagnose(model, batches, progress=False, skip=of_statistics)

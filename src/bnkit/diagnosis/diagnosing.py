@@ -13,9 +13,11 @@ from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import SEVERITIES, Finding
 from bnkit.diagnosis.gathering import Given, gather
 from bnkit.diagnosis.layer_records import layer_records
+from bnkit.diagnosis.rules.staleness import unread
 from bnkit.diagnosis.rules.table import RULES, Rule
 from bnkit.norms import unwrapped
 from bnkit.options import with_options
+from bnkit.tables import first_few
 
 
 @with_options
@@ -30,7 +32,7 @@ def diagnose(
     """Return what is wrong with the batch norms of `model`, worst first, and how to fix it.
 
     `batches` are training data in any form that `bnkit.batches.calls_of` lists, and so is
-    `inputs`; all of them are run, three times each, and five to seven copies of the model are made,
+    `inputs`; all of them are run, three times each, and four to seven copies of the model are made,
     of which at most four live at a time. `example` is a tensor, a tuple of positional
     or a dict of keyword arguments on which the dataflow is seen, by default the first mini-batch.
     Without either, and where the model fails on them, only the rules look that need no run, and
@@ -109,6 +111,10 @@ def _not_run(evidence: Evidence) -> list[str]:
         why = [evidence.failure] if evidence.failure else []
     else:
         why = [f"in {mode} mode, {failure}" for mode, failure in failures.items() if failure]
+    unlike = [r for r in unread(evidence) if r.norm is not None or evidence.batches_given]
+    named = [f"{reading.path or 'the model'} ({reading.kind})" for reading in unlike]
+    if named:
+        why.append(f"the running statistics of {first_few(named)}: what they hold is not read")
     return why + [evidence.step_failure] * bool(evidence.step_failure) + evidence.notes
 
 

@@ -209,7 +209,7 @@ def test_a_symbolic_trace_of_a_function_is_read(training, severity):
 def test_a_file_needs_its_package(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnx", None)
     (tmp_path / "net.onnx").write_bytes(b"")
-    with pytest.raises(ImportError, match=r"is the path '.*net.onnx', and reading ONNX"):
+    with pytest.raises(ImportError, match=r"reading the ONNX file '.*net.onnx' needs onnx"):
         diagnose_export(tmp_path / "net.onnx")
 
 

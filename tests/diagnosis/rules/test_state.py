@@ -530,7 +530,6 @@ SICK = (
         "warning",
         batches=lambda: [batch[..., None].expand(-1, -1, 50) for batch in rows(4, batches=40)],
         measured={"effective values per channel": pytest.approx(4)},
-        fixed=False,  # a class with a forward of its own cannot be converted
     ),
     Sick(
         "virtual batches of four rows in 64",

@@ -15,6 +15,7 @@ import bnkit
 from bnkit.diagnosis.gathering import gather
 from bnkit.diagnosis.rules.table import KINDS
 from bnkit.experiments import networks
+from bnkit.roles import is_batch_norm
 from reloading import reloaded
 from surgery.sameness import verified
 
@@ -271,9 +272,17 @@ SICK = (
     Sick(
         "on-logits",
         "after the last layer",
+        lambda: nn.Sequential(nn.Linear(6, 2, bias=False), nn.BatchNorm1d(2)).eval(),
+        ("1",),
+        batches=vectors,
+    ),
+    Sick(
+        "on-logits",
+        "in a network that trains, from which no fix takes it",
         lambda: nn.Sequential(nn.Linear(6, 2, bias=False), nn.BatchNorm1d(2)),
         ("1",),
         batches=vectors,
+        fixed=False,
     ),
     Sick(
         "on-logits",
@@ -282,7 +291,7 @@ SICK = (
             Inner(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3, bias=False)),
             Inner(nn.BatchNorm1d(3)),
             nn.Softmax(1),
-        ),
+        ).eval(),
         ("1.inner.parts.0",),
         batches=vectors,
     ),
@@ -326,8 +335,15 @@ SICK = (
     Sick(
         "two-normalisations",
         "two batch norms",
-        lambda: trained(in_row(nn.BatchNorm2d(8), nn.BatchNorm2d(8))),
+        lambda: trained(in_row(nn.BatchNorm2d(8), nn.BatchNorm2d(8))).eval(),
         ("2", "1"),
+    ),
+    Sick(
+        "two-normalisations",
+        "in a network that trains, from which no fix takes one",
+        lambda: in_row(nn.BatchNorm2d(8), nn.BatchNorm2d(8)),
+        ("2", "1"),
+        fixed=False,
     ),
     Sick(
         "two-normalisations",
@@ -345,7 +361,7 @@ SICK = (
             *bnkit.add(nn.Sequential(nn.Conv2d(3, 8, 3), *head()), images()[0])[:1],
             nn.BatchNorm2d(8),
             *head(),
-        ),
+        ).eval(),
         ("1", "0.batchnorm"),
     ),
     Sick("padding-in-statistics", "zeros at the ends", sequence_net, ("1",), batches=sequences),
@@ -532,6 +548,80 @@ def always_on():
             return F.dropout(x, 0.5, training=True)
 
     return dense_with(Always())
+
+
+class Activated(nn.BatchNorm2d):
+    """A batch norm of another library that ends in an activation."""
+
+    def __init__(self, features, act=nn.ReLU):
+        super().__init__(features)
+        self.drop, self.act = nn.Identity(), act()
+
+    def forward(self, input):
+        return self.act(self.drop(super().forward(input)))
+
+
+class ByFunction(nn.BatchNorm2d):
+    """The same with a function, under a forward that names no activation."""
+
+    def forward(self, input):
+        return super().forward(input).clamp(min=0)
+
+
+def backbone(*norms):
+    """Return a feature extractor that ends in a batch norm's activation."""
+    layers = [(nn.Conv2d(8 if index else 3, 8, 3), norm) for index, norm in enumerate(norms)]
+    return nn.Sequential(*(part for pair in layers for part in pair), nn.Flatten(2))
+
+
+def pooling_between(norm):
+    return nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.MaxPool2d(2), nn.BatchNorm2d(8), *head())
+
+
+ENDING = {
+    "ours": lambda: bnkit.layers.BatchNorm2d(8, activation="relu"),
+    "of another library": lambda: Activated(8),
+    "with another activation": lambda: Activated(8, nn.SiLU),
+    "a function": lambda: ByFunction(8),
+    "made by convert": lambda: bnkit.convert(
+        nn.Sequential(bnkit.layers.BatchNorm2d(8, activation="relu")), "torch"
+    )[0],
+}
+
+
+@pytest.mark.parametrize("norm", ENDING.values(), ids=ENDING)
+def test_a_batch_norm_that_ends_in_an_activation_counts_as_one(norm):
+    torch.manual_seed(0)
+    assert found_in(backbone(norm()), images(), "on-logits") == []
+    model = pooling_between(norm())
+    assert found_in(model, images(), "two-normalisations") == []
+    (finding,) = found_in(model, images(), "after-activation")
+    assert (finding.severity, finding.layers) == ("info", ("3",))
+
+
+def test_an_accelerated_network_is_as_healthy_as_it_was():
+    torch.manual_seed(0)
+    plain = backbone(nn.BatchNorm2d(8))
+    plain.insert(2, nn.ReLU6())
+    for model in (plain, bnkit.accelerate(plain, images()[0])):
+        found = bnkit.diagnose(model.train(), images(), progress=False)
+        assert [str(each) for each in found.at_least("warning")] == []
+
+
+def test_a_batch_norm_that_ends_in_an_answer_is_on_the_logits():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Activated(8, nn.Sigmoid))
+    (finding,) = found_in(model, images(), "on-logits")
+    assert finding.layers == ("1",)
+
+
+def test_no_fix_takes_a_batch_norm_out_of_a_network_that_trains():
+    for sick in SICK:
+        model, batches = sick.seeded().train(), sick.batches()
+        fixes = [f.automatic_fix for f in found_in(model, batches, sick.rule) if f.automatic_fix]
+        for fix in fixes:
+            left = [m for m in fix(model).modules() if is_batch_norm(m)]
+            assert len(left) >= len([m for m in model.modules() if is_batch_norm(m)]), sick
 
 
 SOUND = (

@@ -4,25 +4,27 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import fx
+from torch import fx, nn
 
+from bnkit.behaviour import behaviour_of
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding
 from bnkit.diagnosis.fix import Fix, by_edit
 from bnkit.diagnosis.rules.fixes import edit
 from bnkit.diagnosis.rules.programs import findings_of, remnants_of_graph
-from bnkit.diagnosis.rules.reading import functions, readings
+from bnkit.diagnosis.rules.reading import functions, is_to_be_tried, readings
 from bnkit.internals import AnyBatchNorm
-from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.moments import Moments
+from bnkit.norms import why_same_in_both_modes
 
 
 def training_mode_export(evidence: Evidence) -> Iterator[Finding]:
     """Find batch norms that take the mini-batch's statistics in a model that is in eval mode."""
+    yield from _always_by_batch(evidence)
     if not evidence.in_eval_mode:
         return
     for norm in evidence.norms:
-        if norm.module.training and not isinstance(norm.module, FrozenBatchNorm):
+        if norm.module.training and why_same_in_both_modes(evidence.model, norm.module) is None:
             yield Finding(
                 "training-mode-export",
                 "error",
@@ -58,6 +60,28 @@ def training_mode_export(evidence: Evidence) -> Iterator[Finding]:
             "statistics, or a layer that is not a registered module, so eval() does not reach it.",
             "Pass training=self.training, or register the layer as a module.",
         )
+
+
+def _always_by_batch(evidence: Evidence) -> Iterator[Finding]:
+    """Find layers whose class normalises by the mini-batch in every mode, as a trial shows."""
+    for norm in evidence.norms:
+        tried = is_to_be_tried(norm.module) and _may_hold(norm.module)
+        if not tried or not behaviour_of(norm.module).by_batch_in_eval:
+            continue
+        yield Finding(
+            "training-mode-export",
+            "error" if evidence.in_eval_mode else "warning",
+            (norm.path,),
+            {"kind": norm.kind},
+            "This class normalises by the mini-batch in eval mode, too: the output for one example "
+            "depends on the others, and its running statistics are used nowhere.",
+            "Let its forward pass training=self.training to batch_norm, or use a layer of torch's.",
+        )
+
+
+def _may_hold(module: nn.Module) -> bool:
+    """Return whether it holds running statistics: a layer without any is another finding."""
+    return not (isinstance(module, AnyBatchNorm) and module.running_mean is None)
 
 
 def _given_statistics(path: str, moments: Moments | None) -> Fix | None:

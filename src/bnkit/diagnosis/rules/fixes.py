@@ -10,6 +10,7 @@ from bnkit.diagnosis.evidence import Evidence, once
 from bnkit.diagnosis.fix import Fix, Step, by_edit, in_turn
 from bnkit.diagnosis.rules.reading import Reading, readings
 from bnkit.internals import AnyBatchNorm
+from bnkit.norms import why_frozen, why_incomparable
 from bnkit.surgery.conversion import plan_conversion
 from bnkit.surgery.conversion.kinds import find_kind
 from bnkit.surgery.conversion.survey import Target, objection
@@ -42,6 +43,26 @@ def in_float32(reading: Reading) -> Fix | None:
     return by_edit(edit(reading.path, "use_float32", "become float32"))
 
 
+RECALIBRATE = "model = bnkit.recalibrate(model, batches)"
+
+
+def how_to_measure(evidence: Evidence, reading: Reading) -> str:
+    """Return the words on how to measure these statistics anew, with code that runs on the model.
+
+    `bnkit.recalibrate` leaves layers alone that are frozen, or whose class it does not know.
+    """
+    module: Any = reading.module
+    if module is None:
+        why: str | None = "torch's function, which it does not see"
+    else:
+        why = why_incomparable(module) or why_frozen(evidence.model, module)
+    if why is None:
+        return RECALIBRATE
+    if measuring_anew([reading]) is None:
+        return f"write them into its buffers; bnkit.recalibrate does not: {why}"
+    return f"model = diagnosis.fixed(model); bnkit.recalibrate does not: {why}"
+
+
 @once
 def measuring_trained_anew(evidence: Evidence) -> Fix | None:
     """Return `measuring_anew` of all batch norms that training has updated, each if it was seen."""
@@ -65,14 +86,6 @@ def measuring_anew(found: Sequence[Reading]) -> Fix | None:
         values[reading.names["running_var"]] = compared.given.unbiased_variance
         if "num_batches_tracked" in reading.tensors:
             values[reading.names["num_batches_tracked"]] = torch.tensor(compared.batches)
-    return writing(values)
-
-
-def writing(values: Mapping[str, Tensor]) -> Fix | None:
-    """Return the fix that writes these values, by the names of the model's tensors; None for none.
-
-    It measures, in the sense of `Step`.
-    """
     of_layers: dict[str, dict[str, Tensor]] = {}
     for path, value in values.items():
         layer, _, name = path.rpartition(".")

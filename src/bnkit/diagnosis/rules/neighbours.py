@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from bnkit.behaviour import activation_of, has_known_forward
 from bnkit.dataflow import Call, Dataflow
 from bnkit.diagnosis.evidence import Evidence, once
 from bnkit.diagnosis.finding import Finding
@@ -19,12 +20,13 @@ from bnkit.surgery.segment import role_of, segment_after
 def after_activation(evidence: Evidence) -> Iterator[Finding]:
     """Find batch norms that normalise what an activation makes."""
     for _, place, chain in chained(evidence):
-        if chain.start is not None and role_of(chain.start) is Role.ACTIVATION:
+        start = chain.start
+        if start is not None and (role_of(start) is Role.ACTIVATION or ending_of(evidence, start)):
             yield Finding(
                 "after-activation",
                 "info",
                 (place.path,),
-                {"reads": str(chain.start)},
+                {"reads": str(start)},
                 "The batch norm stands after the activation; the paper puts it before (Ioffe and "
                 "Szegedy 2015, section 3.2). Both train, so this is for information.",
                 "If before is meant, swap the two, or take it out by bnkit.remove and put it in "
@@ -37,8 +39,10 @@ def on_logits(evidence: Evidence) -> Iterator[Finding]:
     for flow, place, chain in chained(evidence):
         stretch = segment_after(flow, place.call)
         weights = chain.start is not None and role_of(chain.start) is Role.WEIGHTS
+        own = ending_of(evidence, place.call)
         goes_on = stretch.others or not all(map(_is_answer, stretch.activations))
-        if not weights or not stretch.leaves or goes_on:
+        activates = own is not None and not gives_answers(own)
+        if not weights or not stretch.leaves or goes_on or activates:
             continue
         one_of_several = len(flow.outputs) > 1
         yield Finding(
@@ -49,7 +53,8 @@ def on_logits(evidence: Evidence) -> Iterator[Finding]:
             "The batch norm is the last layer: it gives every output the same mean and spread over "
             "a mini-batch, whatever the classes in it, so neither confidence nor how frequent the "
             "classes are can be learned freely.",
-            "Leave the last layer without batch norm; in a trained model fold it away.",
+            "Leave the last layer without batch norm; in a trained model fold it away: "
+            "model = bnkit.fold(model.eval(), example).",
             _folding(evidence, [place.path]),
         )
 
@@ -59,6 +64,8 @@ def two_normalisations(evidence: Evidence) -> Iterator[Finding]:
     for flow, place, chain in chained(evidence):
         first = chain.start
         if place.value is None or first is None or not _normalises(first):
+            continue
+        if ending_of(evidence, first) is not None:  # an activation stands between the two
             continue
         yield Finding(
             "two-normalisations",
@@ -90,6 +97,16 @@ def unfolded(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
+def ending_of(evidence: Evidence, call: Call) -> nn.Module | None:
+    """Return the activation in which a batch norm ends, None for none and for other calls.
+
+    The call is of the batch norm, or of the layer that owns it.
+    """
+    own = isinstance(call.module, NormalizedOutput)
+    norm = evidence.norm(f"{call.name}.batchnorm" if own else call.name) if call.module else None
+    return None if norm is None else activation_of(norm.module)
+
+
 def _is_answer(activation: Call) -> bool:
     return gives_answers(activation.name if activation.module is None else activation.module)
 
@@ -106,8 +123,11 @@ def _norm_of(call: Call) -> str:
 def _merging(evidence: Evidence, flow: Dataflow, place: Place, first: Call) -> Fix | None:
     """Return the fix where both are batch norms of this model that are called once.
 
-    The first gets the affine map of the second as well, which is then an identity.
+    The first gets the affine map of the second as well, which is then an identity. A network that
+    trains keeps both: which of them it is to train with, a person decides.
     """
+    if not evidence.in_eval_mode:
+        return None
     path = _norm_of(first)
     norms = place.norm, evidence.norm(path)
     once = len(flow.calls_of(place.call.name)) == len(flow.calls_of(first.name)) == 1
@@ -121,7 +141,7 @@ def _merging(evidence: Evidence, flow: Dataflow, place: Place, first: Call) -> F
 
 def _is_plain(module: nn.Module) -> bool:
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    mute = getattr(module, "activation", None) is None
+    mute = has_known_forward(module) and activation_of(module) is None
     tracks = getattr(module, "running_mean", None) is not None
     return isinstance(module, kinds) and mute and tracks
 
@@ -132,8 +152,15 @@ def _foldable(evidence: Evidence) -> list[str]:
 
 
 def _folding(evidence: Evidence, paths: list[str]) -> Fix | None:
-    """Return the fix that folds these batch norms away, None where not all can be."""
-    if evidence.flow is None or not set(paths) <= set(_foldable(evidence)):
+    """Return the fix that folds these batch norms away, None where not all can be.
+
+    And None for a network that trains: no fix takes a batch norm out of it.
+    """
+    if (
+        not evidence.in_eval_mode
+        or evidence.flow is None
+        or not set(paths) <= set(_foldable(evidence))
+    ):
         return None
     chosen, example = frozenset(paths), evidence.example
     return Fix(

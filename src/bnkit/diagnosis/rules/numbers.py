@@ -9,8 +9,15 @@ import torch
 from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import Finding, Severity
 from bnkit.diagnosis.fix import Fix, by_edit, in_turn
-from bnkit.diagnosis.rules.fixes import edit, in_float32, measuring_anew
-from bnkit.diagnosis.rules.reading import HALF_PRECISION, STATISTICS, Reading, is_finite, readings
+from bnkit.diagnosis.rules.fixes import edit, how_to_measure, in_float32, measuring_anew
+from bnkit.diagnosis.rules.reading import (
+    HALF_PRECISION,
+    STATISTICS,
+    Reading,
+    is_finite,
+    is_to_be_tried,
+    readings,
+)
 from bnkit.diagnosis.rules.running_statistics import is_collapsed, measured_variance
 from bnkit.diagnosis.rules.staleness import is_young
 from bnkit.internals import AnyBatchNorm
@@ -37,8 +44,8 @@ def non_finite(evidence: Evidence) -> Iterator[Finding]:
                 bad,
                 f"{', '.join(bad)}{reading.where} cannot be computed with: the channels are NaN or "
                 f"infinite in eval mode.",
-                "Measure the statistics anew, model = bnkit.recalibrate(model, batches), or go "
-                "back to a checkpoint; bnkit's layers keep such mini-batches out.",
+                f"Measure the statistics anew, {how_to_measure(evidence, reading)}, or go back to "
+                f"a checkpoint; bnkit's layers keep such mini-batches out.",
                 measuring_anew([reading]) if only_statistics else None,
             )
     yield from _kept_out(evidence)
@@ -130,13 +137,15 @@ def momentum_convention(evidence: Evidence) -> Iterator[Finding]:
             f"Set momentum={in_torch:g}"
             + (" (1 − momentum)" if momentum < 1 else ", torch's default")
             + ", then recalibrate.",
-            None if reading.norm is None else _with_momentum_of_torch(reading),
+            _with_momentum_of_torch(reading),
         )
 
 
 def _with_momentum_of_torch(reading: Reading) -> Fix | None:
     """Return the fix of the next averages, and of those that hold the last mini-batch only."""
     assert reading.momentum is not None
+    if reading.module is None or is_to_be_tried(reading.module):
+        return None  # what the momentum of another class means is its own affair
     momentum = _in_torch(reading.momentum)
     action, options = f"momentum = {momentum:g}", {"momentum": momentum}
     set_it = by_edit(edit(reading.path, "set_numbers", action, options), needs=[reading.path])

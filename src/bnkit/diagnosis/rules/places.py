@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bnkit.behaviour import has_known_forward
 from bnkit.dataflow import Call, Dataflow, Value
 from bnkit.diagnosis.evidence import Evidence, Norm, once
-from bnkit.layers.frozen import FrozenBatchNorm
+from bnkit.norms import why_same_in_both_modes
 from bnkit.roles import Role, is_batch_norm
 from bnkit.surgery.normalized import NormalizedOutput
 from bnkit.surgery.segment import role_of
@@ -92,10 +93,8 @@ def normalises_by_batch(evidence: Evidence, norm: Norm) -> bool:
     A model in eval mode is taken as if all of it were put in training mode.
     """
     module: Any = norm.module
-    if isinstance(module, FrozenBatchNorm) or "frozen" in norm.kind.lower():
-        return False
-    without = getattr(module, "running_mean", None) is None
-    return module.training or not evidence.model.training or without
+    without = has_known_forward(module) and module.running_mean is None
+    return without or why_same_in_both_modes(evidence.model, module) is None
 
 
 def makers_of(flow: Dataflow) -> Makers:

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnkit.behaviour import behaviour_of, has_known_forward
 from bnkit.dataflow import Call, Dataflow
 from bnkit.diagnosis.evidence import Evidence, Norm, Seen, once
+from bnkit.layers.batch_norm import ActivatedBatchNorm
 from bnkit.layers.domains import DomainBatchNorm
 from bnkit.layers.masked import MaskedBatchNorm
 from bnkit.moments import Moments, dtype_of_sums
@@ -214,8 +216,8 @@ def _of_layer(evidence: Evidence, norm: Norm) -> Iterator[Reading]:
             kind=norm.kind,
             names={name: prefix + attribute for name, attribute in attributes.items()},
             tensors={name: value for name, value in tensors.items() if value is not None},
-            eps=_number(module, "eps", 0.0),
-            momentum=_number(module, "momentum", None),
+            eps=_eps_of(module),
+            momentum=_share_of(module),
             frozen=why_frozen(evidence.model, module) is not None,
             called=_is_called(evidence, norm),
             norm=norm,
@@ -243,6 +245,33 @@ def _held(module: nn.Module, attribute: str) -> Tensor | None:
 def _number(module: nn.Module, attribute: str, otherwise: Any) -> Any:
     value = getattr(module, attribute, otherwise)
     return float(value) if isinstance(value, int | float) else otherwise
+
+
+def is_to_be_tried(module: nn.Module) -> bool:
+    """Return whether only a trial says what this layer computes: its class is of another library.
+
+    >>> is_to_be_tried(nn.BatchNorm1d(2))
+    False
+    """
+    return not (has_known_forward(module) or isinstance(module, ActivatedBatchNorm))
+
+
+def _eps_of(module: nn.Module) -> float:
+    """Return the eps by which a layer divides, whatever it is called; 0.0 where that is unknown."""
+    known = behaviour_of(module).eps if is_to_be_tried(module) else None
+    return float(_number(module, "eps", 0.0) if known is None else known)
+
+
+def _share_of(module: nn.Module) -> float | None:
+    """Return the share of a new mini-batch in the running statistics; None where it is unknown.
+
+    In torch's and bnkit's layers that is the momentum. Other libraries have other conventions, so
+    the share is what a trial of the class shows.
+    """
+    if is_to_be_tried(module):
+        return behaviour_of(module).share
+    momentum: float | None = _number(module, "momentum", None)
+    return momentum
 
 
 def _comparable(module: Any) -> bool:

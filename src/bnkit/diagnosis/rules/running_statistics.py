@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bnkit.diagnosis.evidence import Evidence, once
 from bnkit.diagnosis.finding import Finding, Severity
-from bnkit.diagnosis.rules.fixes import measuring_anew
+from bnkit.diagnosis.rules.fixes import how_to_measure, measuring_anew
 from bnkit.diagnosis.rules.reading import Comparison, Reading, readings
 from bnkit.diagnosis.rules.staleness import SHARE, initial_share, off_by_more_than_chance
 
@@ -26,11 +26,12 @@ def never_updated(evidence: Evidence) -> Iterator[Finding]:
             "never-updated",
             severity,
             (reading.path,),
-            {"mini-batches tracked": reading.batches or 0},
+            {"mini-batches tracked": reading.batches or 0}
+            | ({"momentum": 0.0} if reading.momentum == 0 else {}),
             f"The running mean is 0 and the running variance 1 in every channel{reading.where}: "
             f"{why}",
             "Train, load a checkpoint with its buffers, or measure them: "
-            "model = bnkit.recalibrate(model, batches).",
+            f"{how_to_measure(evidence, reading)}.",
             measuring_anew([reading]),
         )
 
@@ -85,7 +86,7 @@ def warming_up(evidence: Evidence) -> Iterator[Finding]:
             "After so few mini-batches a share of the running statistics is still the 0 and 1 of "
             "the constructor.",
             f"Train for at least {needed} mini-batches before eval mode, raise the momentum or use "
-            f"momentum=None, or measure: model = bnkit.recalibrate(model, batches).",
+            f"momentum=None, or measure: {how_to_measure(evidence, reading)}.",
             measuring_anew([reading]),
         )
     yield from _uncounted(evidence)
@@ -122,7 +123,7 @@ def _uncounted(evidence: Evidence) -> Iterator[Finding]:
                 "The running statistics are of some mini-batches, but none is counted, and with "
                 "momentum=None the next one takes the place of all of them.",
                 "Load num_batches_tracked with the statistics, or measure: "
-                "model = bnkit.recalibrate(model, batches).",
+                f"{how_to_measure(evidence, reading)}.",
                 measuring_anew([reading]),
             )
 

@@ -2,18 +2,34 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from bnkit.dataflow import as_call
+from bnkit.dataflow import as_call, duplicate
 from bnkit.diagnosis.evidence import Evidence, once
 from bnkit.diagnosis.finding import Finding, Severity
 from bnkit.diagnosis.fix import Fix, in_turn
 from bnkit.diagnosis.rules.distances import change_of_outputs
-from bnkit.diagnosis.rules.fixes import measuring_anew, measuring_trained_anew, writing
+from bnkit.diagnosis.rules.fixes import (
+    RECALIBRATE,
+    how_to_measure,
+    measuring_anew,
+    measuring_trained_anew,
+)
 from bnkit.diagnosis.rules.places import normalises_by_batch
-from bnkit.diagnosis.rules.reading import ALL, HALF, QUARTER, Comparison, Reading, readings
+from bnkit.diagnosis.rules.reading import (
+    ALL,
+    HALF,
+    QUARTER,
+    Comparison,
+    Reading,
+    is_to_be_tried,
+    readings,
+)
+from bnkit.diagnosis.runs import rows_of
 from bnkit.norms import why_incomparable
+from bnkit.observation import follow_mode, normalising_by_batch_statistics
 from bnkit.surgery.verification import run_itself
 from bnkit.train_eval_gap import Gap, explain_gap
 
@@ -54,7 +70,7 @@ def stale_statistics(evidence: Evidence) -> Iterator[Finding]:
             f"The running statistics{reading.where} are not those of these mini-batches, and the "
             f"layer's output moves by such a share of its size."
             + (" The layer is frozen, perhaps on purpose." if reading.frozen else ""),
-            "Measure them anew: model = bnkit.recalibrate(model, batches).",
+            f"Measure them anew: {how_to_measure(evidence, reading)}.",
             _fix(evidence, reading),
         )
 
@@ -87,59 +103,68 @@ def change_of_model(evidence: Evidence) -> float:
 
     It is a root mean square over that of the fixed one's output; infinite where it cannot be run.
     """
-    behind = [off.reading for off in diverging(evidence)]
-    fix, outcome = measuring_anew(behind), evidence.outcome
-    if fix is None or outcome is None:
+    outcome, fixed = evidence.outcome, _outputs_as_measured(evidence)
+    if outcome is None or fixed is None or not diverging(evidence):
         return math.inf
-    fixed = _outputs_by(evidence, fix)
-    return math.inf if fixed is None else change_of_outputs(fixed, outcome.outputs)
-
-
-def _outputs_by(evidence: Evidence, fix: Fix) -> Sequence[Tensor] | None:
-    """Return what the fixed model makes of the example in eval mode, None where it fails."""
-    try:
-        return run_itself(fix(evidence.model), evidence.example).outputs
-    except Exception as error:  # noqa: BLE001  a model may fail on statistics it did not meet before
-        note = f"the model with other statistics fails on the example: {_named(error)}"
-        if note not in evidence.notes:
-            evidence.notes.append(note)
-        return None
-
-
-def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    return change_of_outputs(fixed, outcome.outputs)
 
 
 def change_by(evidence: Evidence, others: Mapping[Reading, tuple[Tensor, Tensor]]) -> float | None:
     """Return how far the model's output moves by `others`, mean and variance of some batch norms.
 
-    That is on the example in eval mode, from the output by the statistics of the mini-batches, over
-    the size of that; None where it cannot be run.
+    That is on the example in eval mode, from the output with all of `diverging` fixed, over the
+    size of that; None where it cannot be run.
     """
-    fix = _measured_anew(evidence)
     before = _outputs_as_measured(evidence)
-    values = {
-        reading.names[name]: value
-        for reading, moved in others.items()
-        for name, value in zip(("running_mean", "running_var"), moved, strict=True)
-        if name in reading.names
-    }
-    writes = in_turn(fix, writing(values)) if values else None
-    after = None if before is None or writes is None else _outputs_by(evidence, writes)
+    after = None if before is None else _outputs_by(evidence, _as_measured(evidence) | dict(others))
     return None if before is None or after is None else change_of_outputs(before, after)
 
 
-@once
-def _measured_anew(evidence: Evidence) -> Fix | None:
-    seen = (r for r in readings(evidence) if not r.frozen and r.compared is not None)
-    return in_turn(*(measuring_anew([reading]) for reading in seen))
+def _as_measured(evidence: Evidence) -> dict[Reading, tuple[Tensor, Tensor]]:
+    return {
+        off.reading: (off.given.mean, off.given.unbiased_variance) for off in diverging(evidence)
+    }
 
 
 @once
 def _outputs_as_measured(evidence: Evidence) -> Sequence[Tensor] | None:
-    fix = _measured_anew(evidence)
-    known = evidence.example is not None and evidence.outcome is not None
-    return _outputs_by(evidence, fix) if fix is not None and known else None
+    statistics, outcome = _as_measured(evidence), evidence.outcome
+    if outcome is None or not statistics:
+        return None if outcome is None else outcome.outputs
+    return _outputs_by(evidence, statistics)
+
+
+def _outputs_by(
+    evidence: Evidence, statistics: Mapping[Reading, tuple[Tensor, Tensor]]
+) -> Sequence[Tensor] | None:
+    """Return what the model makes of the example by these statistics, None where it fails.
+
+    They are written into the model itself while it runs.
+    """
+    held = dict(evidence.model.named_buffers())
+    values = {
+        reading.names[name]: value
+        for reading, moments in statistics.items()
+        for name, value in zip(("running_mean", "running_var"), moments, strict=True)
+        if reading.names.get(name) in held
+    }
+    own = {name: held[name].clone() for name in values}
+    try:
+        for name, value in values.items():
+            held[name].copy_(value)
+        return run_itself(evidence.model, evidence.example).outputs
+    except Exception as error:  # noqa: BLE001  a model may fail on statistics it did not meet before
+        note = f"the model with other statistics fails on the example: {_named(error)}"
+        if note not in evidence.notes:
+            evidence.notes.append(note)
+        return None
+    finally:
+        for name, value in own.items():
+            held[name].copy_(value)
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _severity_of_staleness(evidence: Evidence, reading: Reading, change: float) -> Severity:
@@ -245,6 +270,62 @@ def train_eval_gap(evidence: Evidence) -> Iterator[Finding]:
     gap = _gap(evidence)
     if gap is not None and gap.diverging:
         yield _gap_on_the_example(evidence, gap)
+    elif not behind:
+        yield from _gap_of_unread(evidence)
+
+
+def unread(evidence: Evidence) -> list[Reading]:
+    """Return the batch norms whose statistics cannot be compared with what they are given.
+
+    They are functions of torch, and classes of which it is unknown what their buffers mean.
+    """
+    return [
+        reading
+        for reading in readings(evidence)
+        if not reading.frozen
+        and (
+            "running_mean" in reading.names
+            if reading.norm is None
+            else is_to_be_tried(reading.norm.module) and reading.running_mean is None
+        )
+    ]
+
+
+def _gap_of_unread(evidence: Evidence) -> Iterator[Finding]:
+    """Yield the finding where the model alone tells that eval mode diverges from training.
+
+    It is run on the example with all batch norms taking the statistics of the mini-batch, the
+    unread ones by their own mode of training.
+    """
+    found, outcome, rows = unread(evidence), evidence.outcome, rows_of(evidence.example)
+    if not found or outcome is None or not rows:
+        return
+    paths = [reading.path for reading in found]
+
+    @contextmanager
+    def as_trained(model: nn.Module) -> Iterator[None]:
+        with normalising_by_batch_statistics(model):
+            for path in paths:
+                follow_mode(model.get_submodule(path), nn.Identity())
+            yield
+
+    try:
+        by_batch = run_itself(duplicate(evidence.model), evidence.example, mode=as_trained)
+    except Exception as error:  # noqa: BLE001  whatever the model raises by other statistics
+        evidence.notes.append(f"the gap on the example: {_named(error)}")
+        return
+    difference = change_of_outputs(by_batch.outputs, outcome.outputs)
+    threshold = max(CHANGE, 2 * math.sqrt(1.5 / rows))
+    if difference > threshold:
+        yield Finding(
+            "train-eval-gap",
+            _severity(evidence, difference, found),
+            tuple(paths),
+            {"output difference": difference, "threshold": threshold},
+            "In eval mode the model's output differs from that by the statistics of the example, "
+            "in these batch norms, whose own statistics were not read.",
+            f"Measure their statistics anew: {how_to_measure(evidence, found[0])}.",
+        )
 
 
 def _gap_on_the_example(evidence: Evidence, gap: Gap) -> Finding:
@@ -267,8 +348,8 @@ def _gap_at(
         {**dict(zip(_FIGURES, figures, strict=True)), **losses},
         "In eval mode the model's output differs from that by the statistics of the mini-batches, "
         "and this is the first layer at which the modes diverge.",
-        "bnkit.explain_gap(model, batch) shows all layers; model = bnkit.recalibrate(model, "
-        "batches) measures their statistics anew.",
+        "bnkit.explain_gap(model, batch) shows all layers. Measure the statistics anew: "
+        f"{how_to_measure(evidence, behind[0]) if behind else RECALIBRATE}.",
         in_turn(measuring_anew(behind), measuring_trained_anew(evidence)),
     )
 
