@@ -84,9 +84,6 @@ GUESTS: dict[str, Guest] = {
     "mobilenet_v2": _torchvision("mobilenet_v2"),
     "mnasnet0_5": _torchvision("mnasnet0_5"),
     "shufflenet_v2_x0_5": _torchvision("shufflenet_v2_x0_5"),
-    "alexnet": _torchvision("alexnet"),
-    "vgg11": _torchvision("vgg11", 32),
-    "vgg11_bn": _torchvision("vgg11_bn", 32),
     **{
         f"timm/{name}": _timm(name)
         for name in """
@@ -234,4 +231,7 @@ GUESTS: dict[str, Guest] = {
     "timm/tiny_vit_5m_224": _timm("tiny_vit_5m_224", 224),
     "timm/coatnet_nano_rw_224": _timm("coatnet_nano_rw_224", 224),
     "s3d": _video("s3d"),
+    "alexnet": _torchvision("alexnet"),
+    "vgg11": _torchvision("vgg11", 32),
+    "vgg11_bn": _torchvision("vgg11_bn", 32),
 }

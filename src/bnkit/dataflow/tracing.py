@@ -15,6 +15,7 @@ from bnkit.dataflow.recording import Recorder
 from bnkit.dataflow.tensors import replace_tensors, tensors_in
 from bnkit.internals import compiler_is_loaded, inside_compiled
 from bnkit.observation import (
+    Before,
     evaluating,
     on_the_side,
     preserved_random_state,
@@ -69,17 +70,21 @@ def observe(model: nn.Module, example: Any) -> Dataflow:
         return observe_in_its_mode(model, example)
 
 
-def observe_in_training(model: nn.Module, example: Any) -> Dataflow | None:
+def observe_in_training(
+    model: nn.Module, example: Any, *, before: Before | None = None
+) -> Dataflow | None:
     """Return the dataflow of a copy of `model` in training mode; None where it fails in it.
 
     That is so for an example with one value per channel. It shows what runs in training alone, such
-    as the auxiliary heads of image models.
+    as the auxiliary heads of image models. `before` sees each call, as that of `watching` does.
 
     >>> observe_in_training(nn.Sequential(nn.BatchNorm1d(2)), torch.zeros(1, 2)) is None
     True
     """
+    subject = set_mode(duplicate(model), training=True)
     try:
-        return observe_in_its_mode(set_mode(duplicate(model), training=True), example)
+        with watching(subject, before=before):
+            return observe_in_its_mode(subject, example)
     except ExampleError:
         return None
 

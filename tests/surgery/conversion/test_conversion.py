@@ -622,9 +622,9 @@ def test_batches_that_can_be_read_once_cannot_calibrate():
 
 
 def test_channels_that_groups_do_not_divide_are_an_error_with_the_layer():
-    message = r"layer '1' has 4 channels, which 32 groups do not divide: pass `num_groups`, as 4, "
+    message = r"layer '1' has 4 channels, which 3 groups do not divide: pass `num_groups`, as 1, o"
     with pytest.raises(SurgeryError, match=message):
-        convert(conv_net(), "group", [IMAGES])
+        convert(conv_net(), "group", [IMAGES], num_groups=3)
 
 
 def test_one_value_has_no_variance():
@@ -678,3 +678,47 @@ def test_models_of_the_zoo_compute_the_same_and_stay_as_they_are(model, kind):
             call(changed.eval(), example), call(start.eval(), example), strict=True
         ):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"),
+    [(1, 1), (7, 1), (8, 4), (16, 8), (24, 12), (40, 20), (64, 32), (96, 32)],
+)
+def test_the_number_of_groups_divides_each_layer(channels, groups):
+    model = nn.Sequential(nn.Conv2d(3, channels, 1), nn.BatchNorm2d(channels), nn.ReLU())
+    plan = plan_conversion(model, "group", [IMAGES])
+    assert plan.apply(model)[1].num_groups == groups
+    assert plan.edits[0].action == f"become GroupNorm(num_groups={groups})"
+
+
+def test_synchronised_layers_take_the_rank_of_the_layer_before_them_without_an_example():
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 4, 1), nn.SyncBatchNorm(4), nn.Flatten()),
+        *(nn.Linear(4, 5), nn.SyncBatchNorm(5), nn.SyncBatchNorm(6)),
+    )
+    plan = plan_conversion(model, "torch")
+    changed = plan.apply(model)
+    assert [type(changed[i]) for i in (1, 4)] == [nn.BatchNorm2d, nn.BatchNorm1d]
+    assert [left.layer for left in plan.left_alone] == ["5"]  # nothing before it fits
+
+
+def test_heads_of_training_are_converted_as_they_are_called_there():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.aux = nn.SyncBatchNorm(3), nn.SyncBatchNorm(3)
+
+        def forward(self, x):
+            return (self.body(x), self.aux(x)) if self.training else self.body(x)
+
+    changed = convert(Net(), "torch", IMAGES)
+    assert [type(changed.body), type(changed.aux)] == [nn.BatchNorm2d] * 2
+
+
+def test_nothing_to_convert_is_no_error_where_it_is_said_to_be_none():
+    model = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(SurgeryError, match="nothing in this model can be converted"):
+        convert(model, "frozen")
+    again = convert(model, "frozen", missing_ok=True)
+    assert again is not model
+    assert torch.equal(again[0].weight, model[0].weight)

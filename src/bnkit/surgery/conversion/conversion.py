@@ -25,6 +25,7 @@ from bnkit.surgery.conversion.survey import (
     part,
     rank_of,
     uses_of,
+    uses_without_example,
 )
 from bnkit.surgery.operations import Edit, make_edits, operation, replace_module, write_values
 from bnkit.surgery.plan import Plan, in_order_of
@@ -89,6 +90,7 @@ def convert(
     where: Where | None = None,
     tolerance: float | None = None,
     inputs: Inputs | None = None,
+    missing_ok: bool = False,
     **options: Any,
 ) -> nn.Module:
     """Return a copy of `model` whose batch norms are of the kind `to`, in place of what they were.
@@ -100,11 +102,12 @@ def convert(
     where `where(path, layer)` chooses them. A layer keeps its identity: parameters, buffers, hooks,
     attributes, mode, dtype, device, the places in which it is, and its activation, also as torch's,
     which is then followed by it (`FinishedBatchNorm2d`). What its class does beyond these would be
-    lost, so a class with a forward of its own stays, and `plan_conversion` says so.
+    lost, so a class that does more stays, as a trial shows, and `plan_conversion` says so.
 
     All but the last two kinds compute the same in eval mode; with an example (a tensor, a tuple of
-    positional or a dict of keyword arguments) that is proven on it, within `tolerance`
-    (by default 1e-4 in float32) in its dtype. "group" (`num_groups=32`) and "instance" compute
+    positional or a dict of keyword arguments) that is proven on it, within `tolerance` (by default
+    1e-4 in float32) in its dtype. "group" (`num_groups`, by default for each layer the largest
+    number up to 32 that divides its channels and leaves two in a group) and "instance" compute
     something else: they need mini-batches, as `bnkit.batches.calls_of` takes them, on which weight
     and bias are set so that each channel has the mean and the standard deviation that it had, and
     `plan_conversion` says how far the output moves. So do batch norms made of them. (An "instance"
@@ -116,7 +119,9 @@ def convert(
     for parameters; thawed by another kind they train as they did before. Raises SurgeryError where
     nothing can be converted, for channels that groups do not divide, and where the copy computes
     something else; ExampleError if the model fails on the example; ValueError and TypeError for
-    wrong arguments.
+    wrong arguments. With `missing_ok` a model in which nothing can be converted comes back as a
+    copy, as pipelines want it. Without an example, layers for inputs of any rank take that of the
+    weight layer before them.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU())
@@ -128,7 +133,8 @@ def convert(
     plan = plan_conversion(
         model, to, example_or_batches, where=where, tolerance=tolerance, inputs=inputs, **options
     )
-    if not plan.edits and all(left.why != ALREADY for left in plan.left_alone):
+    nothing = not plan.edits and all(left.why != ALREADY for left in plan.left_alone)
+    if nothing and not missing_ok:
         raise SurgeryError(plan.why_nothing("converted", where=where, planner="plan_conversion"))
     return plan.apply(model)
 
@@ -229,7 +235,9 @@ def _edit(path: str, layer: nn.Module, target: Target, use: Use | None) -> Edit:
     }
     edit = Edit(path, type(layer).__name__, "", _why(layer, target), "convert_layer", shared)
     named = edit.structure["options"]
-    given = ", ".join(f"{name}={named[name]!r}" for name in target.options if name in named)
+    found_for_layer = ["num_groups"] if target.kind.name == "group" else []
+    told = dict.fromkeys([*target.options, *found_for_layer])
+    given = ", ".join(f"{name}={named[name]!r}" for name in told if name in named)
     return replace(edit, action=f"({given})" if given else "")
 
 
@@ -261,7 +269,8 @@ def _plan_by_name(
     chosen, rest = choose(model, where, target, timeout)
     calibrating = any(not is_equivalent(layer, target) for _, layer in chosen)
     example = given.first_of_many(target.kind.name) if calibrating else given.example()
-    uses, functions, before = ({}, (), None) if example is None else uses_of(model, example)
+    nothing_run = uses_without_example(model), (), None
+    uses, functions, before = nothing_run if example is None else uses_of(model, example)
     able, unable = part(chosen, target, uses)
     target = _with_group(target, timeout) if able else target
     edits = [_edit(path, layer, target, uses.get(path)) for path, layer in able]

@@ -13,11 +13,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bnkit.behaviour import Behaviour, behaviour_of
-from bnkit.dataflow import duplicate, observe
+from bnkit.dataflow import duplicate, observe, observe_in_training
 from bnkit.layers.sync import SynchronisedBatchNorm
 from bnkit.norms import NOT_CHOSEN, Where
-from bnkit.observation import watching
-from bnkit.roles import is_batch_norm
+from bnkit.observation import Before, watching
+from bnkit.roles import WEIGHT_LAYERS, can_own_batch_norm, is_batch_norm, layer_kind
 from bnkit.surgery.conversion.kinds import (
     DEFAULT_GROUPS,
     Kind,
@@ -27,6 +27,7 @@ from bnkit.surgery.conversion.kinds import (
     name_and_rank,
 )
 from bnkit.surgery.conversion.recasting import own_names, state_of
+from bnkit.surgery.folding.arithmetic import features_out
 from bnkit.surgery.folding.candidates import functional_batch_norms
 from bnkit.surgery.plan import LeftAlone
 from bnkit.surgery.verification import Outcome, SurgeryError, witnessing
@@ -37,6 +38,7 @@ class Use:
     """How the model calls a layer: the shapes of its inputs, and what it gives beside them."""
 
     shapes: list[tuple[int, ...]] = field(default_factory=list)
+    rank: int | None = None  # that of the weight layer before it, where nothing was run
     residual: bool = False
     keywords: set[str] = field(default_factory=set)
 
@@ -51,7 +53,25 @@ class Target:
     def options_for(self, layer: nn.Module) -> dict[str, Any]:
         """Return the options for this layer, which keeps what it has if it is of the kind."""
         same = name_and_rank(layer)[0] == self.kind.name
-        return {**(self.kind.options_of(layer) if same else {}), **self.options}
+        own = self.kind.options_of(layer) if same else {}
+        if self.kind.family == "group" and not same:
+            own = {"num_groups": _groups_for(_channels_of(layer))}
+        return {**own, **self.options}
+
+
+def _groups_for(channels: int) -> int:
+    """Return the most groups, 32 at most, that divide the channels and have two or more each.
+
+    Wu and He 2018 (section 3.1) take 32; few channels in groups of one would be instance norm.
+    """
+    most = min(DEFAULT_GROUPS, max(channels // 2, 1))
+    return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
+
+
+def _channels_of(layer: Any) -> int:
+    found = (getattr(layer, name, None) for name in ("num_features", "num_channels", "weight"))
+    held = next(value for value in found if value is not None)
+    return len(held) if isinstance(held, Tensor) else int(held)
 
 
 def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -71,6 +91,17 @@ def uses_of(
 ) -> tuple[Mapping[str, Use], tuple[LeftAlone, ...], Outcome]:
     """Return how each layer is used in one run, functional batch norms, and what the model gave."""
     uses: dict[str, Use] = {path: Use() for path, _ in candidates(model)}
+    subject = duplicate(model)
+    with watching(subject, before=_noting(uses)), witnessing(subject) as witness:
+        flow = observe(subject, example)
+    idle = {path: use for path, use in uses.items() if not use.shapes}
+    if idle:  # such as heads that run in training mode alone
+        observe_in_training(model, example, before=_noting(idle))
+    return uses, tuple(functional_batch_norms(flow)), witness.outcome(flow.dtypes)
+
+
+def _noting(uses: Mapping[str, Use]) -> Before:
+    """Return a hook that notes how these layers are called."""
 
     def note(path: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if path not in uses:
@@ -81,10 +112,26 @@ def uses_of(
         use.residual |= any(part is not None for part in given[1:])
         use.keywords |= kwargs.keys() - {"input", "residual"}
 
-    subject = duplicate(model)
-    with watching(subject, before=note), witnessing(subject) as witness:
-        flow = observe(subject, example)
-    return uses, tuple(functional_batch_norms(flow)), witness.outcome(flow.dtypes)
+    return note
+
+
+def uses_without_example(model: nn.Module) -> Mapping[str, Use]:
+    """Return for layers of any rank that of the weight layer before them, which fits them.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SyncBatchNorm(4))
+    >>> uses_without_example(model)["1"].rank
+    2
+    """
+    uses: dict[str, Use] = {}
+    before: nn.Module | None = None
+    for path, module in model.named_modules():
+        if can_own_batch_norm(module):
+            before = module
+            continue
+        any_rank = base_of(module) is not None and name_and_rank(module)[1] is None
+        if any_rank and before is not None and features_out(before) == _channels_of(module):
+            uses[path] = Use(rank=max((WEIGHT_LAYERS[layer_kind(before)] or 3) - 2, 1))
+    return uses
 
 
 def objection(layer: Any, target: Target, use: Use | None) -> str | None:
@@ -109,6 +156,8 @@ def rank_of(layer: nn.Module, use: Use | None) -> int | None:
     if rank is not None:
         return rank
     found = {max(len(shape) - 2, 1) for shape in (use.shapes if use else ())}
+    if not found and use is not None and use.rank is not None:
+        return use.rank
     if found:
         return found.pop() if len(found) == 1 and found <= {1, 2, 3} else None
     ending = type(layer).__name__[-2:].lower()
