@@ -3,6 +3,7 @@
 import functools
 from types import MethodType
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -168,3 +169,17 @@ def test_a_proof_fails_where_a_copy_writes_into_the_original():
 
     with pytest.raises(bnkit.SurgeryError, match=r"\(Net\) writes into the original when it runs"):
         bnkit.fold(Net(), DATA[0])
+
+
+def test_arrays_and_tensors_on_a_layer_are_copied_with_it():
+    model = patched(method)
+    model[1].table, model.numbers = torch.arange(3), np.arange(3)
+    model.shared = model[0].shared = {}
+    changed = duplicate(model)
+    assert torch.equal(changed[1].table, model[1].table)
+    assert changed.numbers is not model.numbers
+    assert changed.shared is changed[0].shared
+    assert changed.shared is not model.shared
+    hooked = duplicate(model)
+    hooked[0].register_forward_hook(print)
+    assert not model[0]._forward_hooks

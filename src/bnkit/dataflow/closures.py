@@ -40,6 +40,8 @@ def copied_closures(model: nn.Module, memo: dict[int, Any]) -> Callable[[], None
     functions: dict[int, FunctionType] = {}
     for path, module in model.named_modules():
         for name, held in vars(module).items():
+            if is_plain(held):  # most of what a module holds
+                continue
             is_table = name.startswith("_") and isinstance(held, dict)
             if is_table and _HOOKS not in name:
                 continue  # parameters, buffers, children
@@ -57,6 +59,17 @@ def copied_closures(model: nn.Module, memo: dict[int, Any]) -> Callable[[], None
             _fill(made[key], function, lambda part: _copied(part, own, memo))
 
     return fill
+
+
+def is_plain(held: Any) -> bool:
+    """Return whether what a module holds is nothing, a number, a text or an empty container.
+
+    >>> is_plain({}), is_plain({"": 0}), is_plain(None)
+    (True, False, True)
+    """
+    if held is None or isinstance(held, bool | int | float | str):
+        return True
+    return isinstance(held, dict | list | tuple | set) and not held
 
 
 def _functions_in(held: Any, seen: set[int] | None = None) -> Iterator[FunctionType]:

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from collections import OrderedDict
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from bnkit.dataflow.calls import Dataflow
-from bnkit.dataflow.closures import copied_closures
+from bnkit.dataflow.closures import copied_closures, is_plain
 from bnkit.dataflow.recording import Recorder
 from bnkit.dataflow.tensors import replace_tensors, tensors_in
 from bnkit.internals import compiler_is_loaded, inside_compiled
@@ -125,7 +126,7 @@ def duplicate(model: nn.Module) -> nn.Module:
         raise TypeError(f"`model` is a {type(model).__name__}: pass a torch.nn.Module")
     for path, module in model.named_modules():
         _refuse_uncopiable(f"layer '{path}'" if path else "the model", module)
-    memo = _copies_of_computed_tensors(model)
+    memo = _copies_of_computed_tensors(model) | _empty_containers(model)
     fill = copied_closures(model, memo)
     try:
         # A copy made in inference mode could not be trained; one made by a constructor draws.
@@ -164,8 +165,21 @@ def _copies_of_computed_tensors(model: nn.Module) -> dict[int, Any]:
 
     Hooks of weight norm and pruning keep such tensors in layers, and so do models that cache.
     """
-    held = tensors_in([vars(module) for module in model.modules()])  # a config of all of them once
+    values = [value for module in model.modules() for value in vars(module).values()]
+    held = tensors_in([value for value in values if not is_plain(value)])
     return {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}
+
+
+def _empty_containers(model: nn.Module) -> dict[int, Any]:
+    """Return copies, by identity, of the empty tables that modules hold, nine each.
+
+    copy.deepcopy takes OrderedDicts apart and puts them together again: half of its time.
+    """
+    held = (value for module in model.modules() for value in vars(module).values())
+    return {id(value): type(value)() for value in held if type(value) in _TABLES and not value}
+
+
+_TABLES = (dict, OrderedDict, set)
 
 
 def _refuse_uncopiable(place: str, module: nn.Module) -> None:
