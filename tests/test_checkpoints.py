@@ -590,3 +590,29 @@ def test_values_are_left_out_of_a_plan_that_holds_them(tmp_path):
     plan = plan_insertion(build(), batches())
     path = save(plan.apply(build()), tmp_path / "a.pt", plan=plan.to_json(values=True))
     assert list(read(path).plans) == [json.loads(json.dumps(plan.to_json()))]
+
+
+class Versioned(nn.Module):
+    """As MNASNet of torchvision has it: it loads no state of which it does not know the version."""
+
+    _version = 2
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+
+    def forward(self, x):
+        return self.body(x)
+
+    def _load_from_state_dict(self, state, prefix, metadata, *rest):
+        if metadata.get("version") not in (1, 2):
+            raise ValueError("version should be set to 1 or 2")
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_classes_that_ask_for_their_version_load(tmp_path, suffix):
+    model, x = Versioned().eval(), torch.randn(3, 2)
+    plan = plan_folding(model, x)
+    path = save(plan.apply(model), tmp_path / f"model{suffix}", plan=plan)
+    assert torch.equal(load(Versioned(), path).eval()(x), plan.apply(model)(x))

@@ -6,6 +6,7 @@ one and says in which version of torch they were last seen.
 """
 
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from operator import attrgetter
@@ -183,6 +184,22 @@ def take_over_registered(module: nn.Module, made: nn.Module, names: frozenset[st
 
 _TABLES = ("_parameters", "_buffers")
 _NOT_SAVED = "_non_persistent_buffers_set"
+
+
+def with_versions(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return a state dict with the version of each of the model's classes, which some ask for.
+
+    torch keeps them beside the tensors, and files do not; without them classes take the first.
+
+    >>> layer = nn.BatchNorm1d(1)
+    >>> "_metadata" in vars(with_versions({}, layer))
+    True
+    """
+    versioned: OrderedDict[str, Tensor] = OrderedDict(state)
+    versions = getattr(model.state_dict(), "_metadata", None)
+    if versions is not None:
+        vars(versioned)["_metadata"] = versions
+    return versioned
 
 
 # --- what tensors are made of

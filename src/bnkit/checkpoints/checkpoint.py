@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bnkit.checkpoints.formats import SHOWN, format_of, listed
 from bnkit.checkpoints.plans import Document, parsed, written
 from bnkit.files import moved_into_place
+from bnkit.internals import with_versions
 from bnkit.surgery.operations import replay
 from bnkit.surgery.plan import Plan
 
@@ -100,7 +101,7 @@ class Checkpoint:
         except ValueError as error:
             raise ValueError(f"the plan of {self.path} does not fit the model: {error}") from error
         try:
-            restored.load_state_dict(self.state, strict=True)
+            restored.load_state_dict(with_versions(self.state, restored), strict=True)
         except RuntimeError as error:
             what = "; ".join(_differences(self.state, restored.state_dict())) or str(error)
             changed = " as the plan changes it" if edits else ""
