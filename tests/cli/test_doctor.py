@@ -1,5 +1,6 @@
 import importlib
 import json
+import re
 import shlex
 import sys
 import zipfile
@@ -200,3 +201,12 @@ def test_sarif_of_an_exported_program_names_its_file():
     (result,) = json.loads(run("net.pt2 --sarif")[1])["runs"][0]["results"]
     uri = result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
     assert (uri, result["ruleId"], result["level"]) == ("net.pt2", "exported-batch-norm", "note")
+
+
+def test_the_format_for_github_is_the_table_and_a_command_a_finding():
+    code, stdout, _ = run("patients:build --example 8,4 --format github")
+    commands = [line for line in stdout.splitlines() if line.startswith("::")]
+    assert code == 1
+    assert "severity" in stdout
+    assert all(re.match(r"::(error|warning|notice) file=.*,line=\d+,title=", c) for c in commands)
+    assert any(",title=bnkit%3A " in command for command in commands)

@@ -75,7 +75,7 @@ def test_weights_and_biases(run, monkeypatch):
     monkeypatch.setitem(os.environ, "WANDB_SILENT", "true")
     monitor, names = run("Weights & Biases")
     record = numbers_of(monitor)
-    summary = names["summary"]
+    summary = names["run"].summary
     assert summary["output_50/1"] == pytest.approx(record.output[1])
     assert summary["_step"] == RECORDED[-1]
     assert list(Path("wandb").glob("offline-run-*/*.wandb"))

@@ -20,6 +20,7 @@ from bnkit.references import import_reference
 from bnkit.report.diagnosis_page import checked, write_diagnosis
 
 EXPORTED = (".onnx", ".pt2")
+FORMATS = {name: name for name in ("text", "json", "sarif", "github")}
 _BARS: dict[str, Severity] = {severity: severity for severity in SEVERITIES}
 
 
@@ -44,14 +45,23 @@ class Wanted(TypedDict, total=False):
         ),
         Default(None),
     ]
+    as_format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="text, json, sarif (for code scanners) or github (the table, and annotations of "
+            "a pull request)",
+        ),
+        Default("text"),
+    ]
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="print the findings as JSON", show_default=False),
+        typer.Option("--json", help="--format json", show_default=False),
         Default(False),
     ]
     as_sarif: Annotated[
         bool,
-        typer.Option("--sarif", help="print them for code scanners", show_default=False),
+        typer.Option("--sarif", help="--format sarif", show_default=False),
         Default(False),
     ]
 
@@ -88,16 +98,14 @@ def doctor(
 
     Exit codes: 0 healthy, 1 findings of --fail-on or worse, 2 wrong use.
     """
-    fix, html, as_json = options["fix"], options["html"], options["as_json"]
-    sarif_of = model if options["as_sarif"] else None
+    fix, html = options["fix"], options["html"]
     with explained():
         bar = one_beginning(_BARS, options["fail_on"], "fail-on")
-        if as_json and sarif_of:
-            raise ValueError("--json and --sarif both ask for stdout: leave one out")
+        shown = _format(options)
         if Path(model).suffix in EXPORTED:
             _refuse_for_exported(example, data, checkpoint, skip or None, fix, html)
-            exported = _of_exported(Path(model))
-            _print(exported, as_json=as_json, sarif_of=sarif_of)
+            exported = diagnose_export(Path(model))
+            _print(exported, shown, model)
             raise typer.Exit(1 if exported.at_least(bar) else 0)
     with Operation.begin("looking at the batch norms", model, checkpoint, fix) as operation:
         if html is not None:
@@ -110,7 +118,7 @@ def doctor(
             documents = tuple(plan.to_json() for plan in changes)
             if documents:
                 File(fix, fixed.state_dict(), documents).restore(operation.network)  # it loads
-    _print(found, as_json=as_json, sarif_of=sarif_of)
+    _print(found, shown, model)
     if html is not None:
         with explained(), messages.status("drawing"), chatter_on_stderr():
             write_diagnosis(found, html)
@@ -124,11 +132,14 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _of_exported(path: Path) -> Diagnosis:
-    """Return the diagnosis of a program in a file, of which only what it still holds is known."""
-    found = diagnose_export(path)
-    held = {layer for finding in found for layer in finding.layers}
-    return Diagnosis(path.name, len(held), found)
+def _format(options: Wanted) -> str:
+    asked = one_beginning(FORMATS, options["as_format"], "format")
+    short = {"json": options["as_json"], "sarif": options["as_sarif"]}
+    formats = {name for name, given in short.items() if given} | {asked} - {"text"}
+    if len(formats) > 1:
+        both = " and ".join(f"--{name}" for name in sorted(formats))
+        raise ValueError(f"{both} both ask for stdout: leave one out")
+    return formats.pop() if formats else "text"
 
 
 def _refuse_for_exported(*options: object) -> None:
@@ -140,13 +151,16 @@ def _refuse_for_exported(*options: object) -> None:
         )
 
 
-def _print(found: Diagnosis, *, as_json: bool, sarif_of: str | None) -> None:
-    if sarif_of is None:
-        print_result(found, as_json=as_json)
-    else:
-        file, line = _source_of(sarif_of)
-        log = found.to_sarif(file=file, line=line)
-        print(json.dumps(log, indent=2), flush=True)  # noqa: T201  the output
+def _print(found: Diagnosis, shown: str, model: str) -> None:
+    if shown != "sarif":
+        print_result(found, as_json=shown == "json")
+    if shown in ("sarif", "github"):
+        file, line = _source_of(model)
+        if shown == "sarif":
+            text = json.dumps(found.to_sarif(file=file, line=line), indent=2)
+        else:
+            text = found.to_github(file=file, line=line)
+        print(text, flush=True)  # noqa: T201  the output
 
 
 def _source_of(model: str) -> tuple[str, int]:

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, Unpack
 
 from torch import nn
@@ -13,6 +14,7 @@ from bnkit.diagnosis.evidence import Evidence
 from bnkit.diagnosis.finding import SEVERITIES, Finding
 from bnkit.diagnosis.gathering import Given, gather
 from bnkit.diagnosis.layer_records import layer_records
+from bnkit.diagnosis.rules.programs import findings_of, remnants_in
 from bnkit.diagnosis.rules.staleness import unread
 from bnkit.diagnosis.rules.table import RULES, Rule
 from bnkit.norms import unwrapped
@@ -68,6 +70,33 @@ def diagnose(
         tuple(_not_run(evidence)),
         layers=layer_records(evidence),
     )
+
+
+def diagnose_export(program: Any) -> Diagnosis:
+    """Return what an exported program still holds of batch norms, worst first.
+
+    `program` is a torch.export.ExportedProgram, a torch.fx.GraphModule, an ONNX ModelProto, what
+    torch.onnx.export returns, or the path of a file: of torch.export.save where it ends in .pt2,
+    else of ONNX, which needs bnkit[onnx]. Only the graph in a file is read, so nothing in it
+    can run code. A batch norm in training mode is an error: the program normalises by whatever
+    examples come together. One in eval mode is information: it costs time that `bnkit.fold` before
+    the export saves, where a dense or conv layer feeds it. `layers` of a finding are the paths of
+    the exported layers where the program knows them, else the names of its nodes.
+
+    Raises TypeError for what is not a program, MissingExtraError for an ONNX file without
+    bnkit[onnx], FileNotFoundError for a path without a file and ValueError for a file of something
+    else.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).train()
+    >>> program = torch.export.export(model, (torch.ones(4, 2),))
+    >>> [(finding.severity, finding.layers) for finding in diagnose_export(program)]
+    [('error', ('1',))]
+    """
+    remnants = list(remnants_in(program))
+    is_file = isinstance(program, str | Path)
+    name = Path(program).name if is_file else type(program).__name__
+    return Diagnosis(name, len(remnants), tuple(findings_of(remnants)))
 
 
 def linked(findings: Sequence[Finding], rules: Sequence[Rule]) -> list[Finding]:

@@ -1,7 +1,7 @@
 """`Diagnosis`: the findings on a model, worst first, as a table, in JSON and in SARIF."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +20,7 @@ from bnkit.tables import first_few, frame_of, text_table
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _SHOWN = 8  # layers in a row of the table
+_COMMANDS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "notice"}
 _LEVELS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "note"}
 
 
@@ -39,6 +40,10 @@ class Diagnosis(Shown):
     not_run: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = RULES
     layers: tuple[LayerRecord, ...] = ()
+
+    def __iter__(self) -> Iterator[Finding]:
+        """Yield the findings, worst first."""
+        return iter(self.findings)
 
     @property
     def worst(self) -> Severity | None:
@@ -149,6 +154,22 @@ class Diagnosis(Shown):
             "runs": [{"tool": {"driver": driver}, "results": results}],
         }
 
+    def to_github(self, *, file: str = "", line: int = 1) -> str:
+        """Return the findings as commands of GitHub's workflows, which annotate a pull request.
+
+        `file` and `line` are those of `to_sarif`.
+
+        >>> found = Finding("on-logits", "info", ("fc",), {}, "Why.", "Fix.")
+        >>> print(Diagnosis("Net", 1, (found,)).to_github(file="net.py", line=7))
+        ::notice file=net.py,line=7,title=bnkit%3A on-logits::fc: Why. Fix.
+        """
+        place = f"file={_escaped(file, ':,')},line={line}," if file else ""
+        return "\n".join(
+            f"::{_COMMANDS[each.severity]} {place}title={_escaped(f'bnkit: {each.rule}', ':,')}"
+            f"::{_escaped(f'{each.place}: {each.why} {each.fix}')}"
+            for each in self.findings
+        )
+
     def _sarif_result(self, finding: Finding, physical: dict[str, Any]) -> dict[str, Any]:
         names = [rule.slug for rule in self.rules]
         measured = f" Measured: {finding.figures}." if finding.measured else ""
@@ -181,6 +202,13 @@ class Diagnosis(Shown):
         return ", ".join(
             f"{n} {s}{'s' if n > 1 and s != 'info' else ''}" for s, n in numbers.items() if n
         )
+
+
+def _escaped(text: str, more: str = "") -> str:
+    """Return text as a workflow command takes it, without line ends and these characters."""
+    for character in f"%\r\n{more}":  # the percent sign first: the others bring some
+        text = text.replace(character, f"%{ord(character):02X}")
+    return text
 
 
 def _sarif_rule(rule: Rule) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 import bnkit
+from bnkit.diagnosis import diagnose_export
 from bnkit.diagnosis.gathering import gather
-from bnkit.diagnosis.rules.programs import diagnose_export
 from bnkit.diagnosis.rules.table import KINDS
 from bnkit.layers.frozen import FrozenBatchNorm1d
 from cases import seeded
@@ -169,7 +169,7 @@ def test_an_unfolded_program_is_information_and_folding_ends_it(decompose):
     assert (finding.severity, finding.layers) == ("info", ("1.0",))
     assert "bnkit.fold" in finding.fix
     folded = bnkit.surgery.folding.fold(model, rows()[0])
-    assert diagnose_export(program(folded.eval())) == ()
+    assert not diagnose_export(program(folded.eval())).findings
 
 
 def test_a_batch_norm_that_nothing_can_take_in_is_told_apart():

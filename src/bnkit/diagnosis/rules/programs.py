@@ -1,4 +1,4 @@
-"""`diagnose_export`: the batch norms that exported programs still hold (torch.export, fx, ONNX)."""
+"""The batch norms that exported programs still hold: of torch.export, torch.fx and ONNX."""
 
 import importlib
 import json
@@ -48,29 +48,6 @@ class Remnant:
     feeder: str = ""
 
 
-def diagnose_export(program: Any) -> tuple[Finding, ...]:
-    """Return the findings on the batch norms that an exported program still holds, worst first.
-
-    `program` is a torch.export.ExportedProgram, a torch.fx.GraphModule, an ONNX ModelProto, what
-    torch.onnx.export returns, or the path of a file: of torch.export.save where it ends in .pt2,
-    else of ONNX, which needs bnkit[onnx]. Only the graph in a file is read, so nothing in it
-    can run code. A batch norm in training mode is an error: the program normalises by whatever
-    examples come together. One in eval mode is information: it costs time that `bnkit.fold` before
-    the export saves, where a dense or conv layer feeds it. `layers` are the paths of the exported
-    layers where the program knows them, else the names of its nodes.
-
-    Raises TypeError for what is not a program, MissingExtraError for an ONNX file without
-    bnkit[onnx], FileNotFoundError for a path without a file and ValueError for a file of something
-    else.
-
-    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)).train()
-    >>> program = torch.export.export(model, (torch.ones(4, 2),))
-    >>> [(finding.severity, finding.layers) for finding in diagnose_export(program)]
-    [('error', ('1',))]
-    """
-    return tuple(findings_of(_remnants(program)))
-
-
 def findings_of(remnants: Iterable[Remnant]) -> Iterator[Finding]:
     """Yield the findings on what a program still holds: an error, then information."""
     found = list(remnants)
@@ -112,7 +89,8 @@ def _layers(remnants: list[Remnant]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(remnant.path for remnant in remnants))
 
 
-def _remnants(program: Any) -> Iterable[Remnant]:
+def remnants_in(program: Any) -> Iterable[Remnant]:
+    """Return the batch norms of a program or a file, which `diagnose_export` describes."""
     if isinstance(program, str | Path):
         path = Path(program)
         if not path.is_file():
@@ -316,7 +294,16 @@ def _of_onnx_graph(graph: Any) -> Iterator[Remnant]:
             feeder = getattr(makers.get(node.input[0]), "op_type", "")
             alone = readers[node.input[0]] == 1
             taken = feeder if alone and feeder in _ONNX_WEIGHTS else ""
-            yield Remnant(node.name or node.output[0], node.op_type, training, taken)
+            path = _path_of_scopes(node) or node.name or node.output[0]
+            yield Remnant(path, node.op_type, training, taken)
         for attribute in node.attribute:
             for branch in (getattr(attribute, "g", None), *getattr(attribute, "graphs", ())):
                 yield from _of_onnx_graph(branch) if getattr(branch, "node", None) else ()
+
+
+def _path_of_scopes(node: Any) -> str:
+    """Return the path of the layer that torch's exporter keeps, "" where there is none."""
+    kept = {each.key: each.value for each in getattr(node, "metadata_props", ())}
+    # As text: "['', 'layer1', 'layer1.0.bn1', 'batch_norm']", the operation last.
+    scopes = re.findall("'([^']*)'", kept.get("pkg.torch.onnx.name_scopes", ""))
+    return scopes[-2] if len(scopes) > 1 else ""
