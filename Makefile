@@ -5,10 +5,10 @@ SETUP := .venv/set-up
 WORKERS ?= 2
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
-.PHONY: help compare test check fuzz bench docs notebooks clean
+.PHONY: help compare test check fuzz bench docs notebooks release test-matrix clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(SETUP): pyproject.toml claims/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -18,7 +18,7 @@ $(SETUP): pyproject.toml claims/pyproject.toml constraints.txt
 	-$(BIN)/bnkit warmup
 	@touch $@
 
-compare: $(SETUP)  ## would batch norm help? digits, two minutes, a report
+compare: $(SETUP)  ## would batch norm help? digits, about a minute, a report
 	$(BIN)/bnkit compare
 
 test: $(SETUP)  ## run the tests, one torch thread for each worker
@@ -43,6 +43,12 @@ bench: $(SETUP)  ## measure, print and keep the figures
 	$(BIN)/python benchmarks/recalibration.py
 	$(BIN)/python benchmarks/monitoring.py
 
+release: $(SETUP)  ## build wheels and sdists, and try them in environments of their own
+	PYTHONPATH=tests $(BIN)/python tests/released.py
+
+test-matrix:  ## run the tests on the lowest, the pinned and the newest torch, hours, 7 GB at a time
+	$(PYTHON) tests/matrix.py $(TORCH)
+
 docs: $(SETUP)  ## serve the documentation
 	$(MKDOCS) serve
 
@@ -50,4 +56,4 @@ notebooks: $(SETUP)  ## run the notebooks of the docs anew and keep their output
 	$(BIN)/python docs/building/notebooks.py
 
 clean:  ## remove what the targets made
-	rm -rf .venv bnkit-report
+	rm -rf .venv bnkit-report build dist claims/build
