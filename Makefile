@@ -5,7 +5,7 @@ SETUP := .venv/set-up
 WORKERS ?= 2
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
-.PHONY: help compare test check fuzz bench docs notebooks release test-matrix clean
+.PHONY: help compare test check fuzz zoo bench docs notebooks release test-matrix clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,13 @@ check: $(SETUP)  ## lint, types, docs
 
 fuzz: $(SETUP)  ## 10,000 random networks through the surgery, a quarter of an hour
 	OMP_NUM_THREADS=1 BNKIT_FUZZ=2500 $(BIN)/pytest --numprocesses $(WORKERS) --quiet -rP tests/surgery -k "random_networks and not addition"
+
+# torch 2.14.1 with its torchvision; what they bring does not fit beside the tested torch
+zoo:  ## 129 public networks through every verb, two hours; resumes
+	test -d .zoo || ($(PYTHON) -m venv .zoo && .zoo/bin/pip install --quiet torch==2.14.1 torchvision==0.29.1)
+	.zoo/bin/pip install --quiet timm==1.0.31 transformers==5.24.0 segmentation-models-pytorch==0.6.0 --editable .
+	.zoo/bin/python tests/zoo/matrix.py run tests/zoo/matrix.jsonl
+	.zoo/bin/python tests/zoo/matrix.py page tests/zoo/matrix.jsonl
 
 bench: $(SETUP)  ## measure, print and keep the figures
 	$(BIN)/python benchmarks/harness.py
