@@ -14,7 +14,7 @@ import bnkit
 import users
 from bnkit.experiments import comparison
 from bnkit.experiments.comparison import Interrupted, plan_comparison
-from bnkit.experiments.results import SIDES
+from bnkit.experiments.results import SIDES, Curve
 from bnkit.experiments.settings import Settings
 from bnkit.surgery import plan_addition
 
@@ -434,3 +434,115 @@ def test_planning_draws_a_network_three_times_and_then_once_a_seed():
 
     planned(build, seeds=3)
     assert len(drawn) == 3 + 3  # tried, drawn again to compare, shown in the report; then the seeds
+
+
+# Looks and targets: `run_trials` is replaced by one that makes results up
+
+
+def made_up(value, ran=None):
+    """What runs trials at once: `value(side, seed)` is the metric at the end of each."""
+
+    def run_trials(trials, store, **_):
+        results = {}
+        for trial in trials:
+            if ran is not None:
+                ran.append((trial.side, trial.seed))
+            end = value(trial.side, trial.seed)
+            results[trial.key] = dataclasses.replace(
+                trial.not_run,
+                outcome="finished",
+                curve=Curve((1, 2, 3, 4), (1.0,) * 4, (0.1, 0.2, 0.3, end)),
+                metric=end,
+                test_metric=end,
+                steps=4,
+                seconds=0.4,
+            )
+            store.save(results[trial.key])
+        return results
+
+    return run_trials
+
+
+AUTO = {"seeds": "auto", "learning_rates": [0.1], "target": 0.5}
+CLEAR = {"plain": 0.6, "batch norm": 0.9}
+
+
+def clearly_better(side, seed):
+    return CLEAR[side] + 0.001 * (seed % 3)
+
+
+def of_no_use(side, seed):
+    return 0.7 + 0.2 * ((seed + SIDES.index(side)) % 2)
+
+
+def test_seeds_are_added_until_the_verdict_is_reached(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "run_trials", made_up(clearly_better))
+    found = planned(out=tmp_path, **AUTO).run(progress=False)
+    assert len(found.seeds) == 3
+    assert found.looks == 5
+    assert found.verdict.answer == "helps"
+
+
+def test_seeds_are_added_up_to_the_last_look(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(comparison, "run_trials", made_up(of_no_use, ran))
+    found = planned(out=tmp_path, **AUTO).run(progress=False)
+    assert len(found.seeds) == 20
+    assert found.verdict.answer == "not shown"
+    assert sorted(ran) == sorted((side, seed) for side in SIDES for seed in range(20))
+    ran.clear()
+    again = planned(out=tmp_path, **AUTO)
+    assert again.run(progress=False).trials == found.trials
+    assert ran == []
+    assert again.collect().trials == found.trials
+
+
+def test_a_resumed_sweep_runs_only_the_seeds_that_are_missing(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(comparison, "run_trials", made_up(of_no_use, ran))
+    planned(out=tmp_path, **{**AUTO, "seeds": 5}).run(progress=False)
+    assert len({seed for _, seed in ran}) == 5
+    ran.clear()
+    planned(out=tmp_path, **AUTO).run(progress=False)
+    assert {seed for _, seed in ran} == set(range(5, 20))
+
+
+def test_no_look_begins_after_the_budget_is_spent(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "run_trials", made_up(of_no_use))
+    found = planned(out=tmp_path, **AUTO, budget=1e-9).run(progress=False)
+    assert len(found.seeds) == 3
+    assert found.verdict.answer == "not shown"
+
+
+def test_collecting_stops_at_the_first_look_without_results(tmp_path):
+    found = planned(out=tmp_path, **AUTO).collect()
+    assert len(found.seeds) == 3
+    assert found.verdict.answer == "nothing to compare"
+
+
+def test_without_a_target_it_is_the_best_median_of_the_plain_side(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "run_trials", made_up(clearly_better))
+    found = planned(out=tmp_path, seeds=3).run(progress=False)
+    assert found.own_target
+    assert found.target == pytest.approx(0.601)
+    assert "60.1% held-out accuracy (the best of plain)" in str(found)
+    assert found.verdict.trained == (6, 6)
+
+
+def test_named_data_keep_their_target():
+    assert planned("mlp", "digits", **NAMED).target == 0.9
+    assert planned("mlp", "digits", **NAMED, target=0.5).target == 0.5
+    assert planned().target is None
+
+
+def test_a_target_that_no_accuracy_has_is_refused():
+    with pytest.raises(ValueError, match=r"^`target` is 90: pass a number above 0 and up to 1$"):
+        planned(target=90)
+
+
+def test_before_anything_ran_the_own_target_is_unknown(tmp_path):
+    found = planned(out=tmp_path).collect()
+    assert found.target != found.target  # NaN
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["target"] is None
+    path = bnkit.write_report(found, tmp_path / "report")
+    assert "which is unknown" in path.read_text()

@@ -7,7 +7,7 @@ import pytest
 
 from bnkit.experiments.settings import Settings, SettingsOptions
 
-WHOLE = ["seeds", "batch_size", "steps", "evaluate_every", "epochs"]
+WHOLE = ["batch_size", "steps", "evaluate_every", "epochs"]
 
 
 def refused(error=ValueError, **settings):
@@ -76,13 +76,13 @@ def test_eps_is_positive_and_finite(value):
     assert refused(eps=value) == f"`eps` holds {value!r}: pass a positive, finite number"
 
 
-@pytest.mark.parametrize("name", ["target", "momentum"])
+@pytest.mark.parametrize("name", ["momentum"])
 @pytest.mark.parametrize("value", [0, -0.5, 1.001, 90, math.nan, None, "0.9"])
 def test_shares_lie_above_zero_and_up_to_one(name, value):
     assert refused(**{name: value}) == f"`{name}` is {value!r}: pass a number above 0 and up to 1"
 
 
-@pytest.mark.parametrize("name", ["target", "momentum"])
+@pytest.mark.parametrize("name", ["momentum"])
 def test_one_is_a_share(name):
     assert getattr(Settings(**{name: 1}), name) == 1
 
@@ -105,7 +105,7 @@ def test_one_is_a_share(name):
             {"placement": "before"},
             (
                 "unknown placement 'before': did you mean 'before_activation'? "
-                "Choose from after_activation, before_activation"
+                "Choose from after_activation, before_activation, every_conv"
             ),
         ),
         (
@@ -139,3 +139,21 @@ def test_one_value_instead_of_several_is_refused(name, value):
 @pytest.mark.parametrize("value", [max, 0.05, None])
 def test_names_are_text(name, value):
     assert refused(TypeError, **{name: value}) == f"`{name}` is {value!r}: pass its name"
+
+
+@pytest.mark.parametrize("seeds", ["all", "3", 0, True, 2.5])
+def test_seeds_are_a_number_or_auto(seeds):
+    with pytest.raises(ValueError, match=r"^`seeds` is .*: pass an integer ≥ 1, or 'auto'$"):
+        Settings(seeds=seeds)
+    assert Settings(seeds="auto", budget=60).seeds == "auto"
+
+
+def test_a_budget_is_for_seeds_that_are_added():
+    with pytest.raises(ValueError, match=r"^`budget` is 60 and `seeds` is 3: a budget is for"):
+        Settings(budget=60)
+
+
+@pytest.mark.parametrize("target", [float("nan"), float("inf"), "high"])
+def test_a_target_is_a_finite_number(target):
+    with pytest.raises(ValueError, match=r"^`target` is .*: pass a finite number$"):
+        Settings(target=target)

@@ -10,7 +10,7 @@ from scipy import stats
 from bnkit.experiments.metrics import Metric
 from bnkit.experiments.results import Curve, TrialResult
 from bnkit.experiments.statistics import SuccessRate
-from bnkit.experiments.summary import Comparison, Recipe, summarise
+from bnkit.experiments.summary import Comparison, Recipe, own_best, summarise
 
 TARGET = 0.9
 
@@ -301,7 +301,7 @@ def test_a_run_of_an_own_target_trains_if_it_ends_finite():
     found = replace(comparison(*trials), own_target=True, target=0.5)
     assert [found.trains(trial) for trial in trials] == [True, False, True, True]
     assert found.verdict.trained == (1, 2)
-    assert "50% held-out accuracy (the best of plain)" in str(found)
+    assert "50.0% held-out accuracy (the best of plain)" in str(found)
 
 
 def test_what_counts_as_no_difference_of_another_metric_is_a_twentieth_of_what_was_gained():
@@ -313,6 +313,23 @@ def test_what_counts_as_no_difference_of_another_metric_is_a_twentieth_of_what_w
     assert replace(found, margin=0.2).quality_margin == 0.2
     assert comparison(plain(0), twin(0)).quality_margin == 0.01
     assert "0.1 of test mse" in str(found.verdict)
+
+
+def test_the_own_best_is_a_median_of_most_runs_at_any_setting_and_step():
+    def run(seed, values, **others):
+        curve = Curve(tuple(range(1, len(values) + 1)), (1.0,) * len(values), values)
+        return replace(plain(seed, **others), curve=curve)
+
+    trials = [
+        *(run(0, (0.2, 0.6, 0.5)), run(1, (0.3, 0.8, 0.4)), run(2, (0.1, 0.7, None))),
+        *(run(0, (0.9,), rate=1.0), run(1, (0.1,), rate=1.0), run(2, (0.1,), rate=1.0)),
+        run(0, (0.3, 0.3, 0.3, 0.99), activation="tanh"),
+        *(run(s, (0.3,), activation="tanh") for s in (1, 2)),  # 0.99 is of one run in three
+        twin(0, 0.95),
+    ]
+    assert own_best(trials) == 0.7
+    assert own_best(trials, Metric("mse", higher_is_better=False)) == 0.1
+    assert math.isnan(own_best([not_run(plain(0))]))
 
 
 def test_three_sides_are_each_compared_with_the_first():

@@ -10,7 +10,7 @@ import torch
 import typer
 from torch import Tensor
 
-from bnkit.experiments.settings import PANELS, Settings, Shown, shown_settings
+from bnkit.experiments.settings import PANELS, Seeds, Settings, Shown, shown_settings
 from bnkit.names import one_beginning
 from bnkit.options import parameters_of
 from bnkit.recalibration.estimators import Estimator
@@ -205,11 +205,27 @@ Out = Annotated[
 ESTIMATORS: dict[str, Estimator] = {name: name for name in get_args(Estimator)}
 AsJson = Annotated[bool, option(RESULT, "print all of it as JSON", "--json", show_default=False)]
 
+
+def seeds(text: str) -> Seeds:
+    """Return how many seeds, or "auto".
+
+    >>> seeds("5"), seeds("auto")
+    (5, 'auto')
+    """
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"--seeds is {text!r}: pass an integer ≥ 1, or auto") from None
+
+
 # Settings that are typed as text: the parser, how a default is shown, the metavar.
 _TYPED: dict[Any, tuple[Callable[[str], Any], Callable[[Any], str], str | None]] = {
     Sequence[float]: (numbers(float), listed, "X,X,…"),
     Sequence[int]: (numbers(int), listed, "N,N,…"),
     Sequence[str]: (texts, listed, "NAME,NAME,…"),
+    Seeds: (seeds, str, "N|auto"),
     Placement: (
         lambda text: one_beginning(PLACEMENTS, text, "placement"),
         lambda placement: placement.removesuffix("_activation"),

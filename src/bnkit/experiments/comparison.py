@@ -1,15 +1,20 @@
 """`compare`: train a network with and without batch norm, paired, and say what it changes."""
 
+import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Unpack
 
 from bnkit.experiments.experiment import Build, Experiment, experiment_of, rehearse
 from bnkit.experiments.leases import Leases
 from bnkit.experiments.loaders import OwnLoaders
+from bnkit.experiments.metrics import ACCURACY
 from bnkit.experiments.processes import run_trials
 from bnkit.experiments.provenance import (
     array_fingerprint,
@@ -28,14 +33,17 @@ from bnkit.experiments.settings import (
     training_of,
 )
 from bnkit.experiments.store import Store
-from bnkit.experiments.summary import Comparison, Recipe
+from bnkit.experiments.summary import Comparison, Recipe, own_best
 from bnkit.experiments.training import Training
 from bnkit.experiments.trials import Trial
+from bnkit.experiments.verdict import LOOKS
 from bnkit.extras import require
 from bnkit.observation import preserved_random_state, preserved_torch_settings
 from bnkit.options import parameters_of, showing
 from bnkit.progress import counting
 from bnkit.source_code import own_sources
+
+NAMED_TARGET = 0.9  # the accuracy to reach on a named data set
 
 
 class Interrupted(KeyboardInterrupt):
@@ -48,7 +56,11 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class Sweep:
-    """The trials of one comparison, named but not yet run, and the store of their results."""
+    """The trials of one comparison, named but not yet run, and the store of their results.
+
+    With `seeds="auto"` these are the trials of the first look; `grown(m, n)` gives those of the
+    seeds from m to n − 1.
+    """
 
     settings: Settings
     trials: tuple[Trial, ...]
@@ -56,6 +68,8 @@ class Sweep:
     description: dict[str, object]
     recipe: Recipe
     command: str
+    target: float | None = None  # None is the first side's own best
+    grown: Callable[[int, int], tuple[Trial, ...]] | None = None
 
     def run(
         self,
@@ -68,6 +82,7 @@ class Sweep:
     ) -> Comparison:
         """Run what has no result yet, `jobs` at a time (one a core by default); return them all.
 
+        With `seeds="auto"` seeds are added until the verdict is reached, or the budget spent.
         The other options are those of `compare`. Raises Interrupted, with what had finished, on
         Ctrl-C.
         """
@@ -80,45 +95,73 @@ class Sweep:
         check_count("jobs", jobs)
         if trial_timeout is not None:
             check_positive("trial_timeout", trial_timeout)
+        ends = time.monotonic() + (self.settings.budget or math.inf)
+        trials: list[Trial] = []
+        results: dict[str, TrialResult] = {}
         try:
-            results = self.store.prepare(trial.key for trial in self.trials)
-            waiting = [trial for trial in self.trials if trial.key not in results]
-            with counting("trials", len(self.trials), done=len(results), shown=progress) as count:
-                results |= run_trials(
-                    waiting,
-                    self.store,
-                    jobs=jobs,
-                    on_result=count,
-                    trial_timeout=trial_timeout,
-                    executor=executor,
-                    code_by_value=code_by_value,
-                    say=count.say,
-                )
+            for more in self._looks():
+                trials += more
+                results |= self.store.prepare(trial.key for trial in more)
+                waiting = [trial for trial in more if trial.key not in results]
+                done = len(trials) - len(waiting)
+                with counting("trials", len(trials), done=done, shown=progress) as count:
+                    results |= run_trials(
+                        waiting,
+                        self.store,
+                        jobs=jobs,
+                        on_result=count,
+                        trial_timeout=trial_timeout,
+                        executor=executor,
+                        code_by_value=code_by_value,
+                        say=count.say,
+                    )
+                found = self._comparison(trials, results)
+                if found.settled or time.monotonic() > ends:
+                    break
         except KeyboardInterrupt:
             raise Interrupted(self.collect()) from None
-        return self._comparison(results)
+        return found
+
+    def _looks(self) -> Iterator[Sequence[Trial]]:
+        """Yield the trials that each look adds to those before."""
+        yield self.trials
+        if self.grown is not None:
+            for before, seeds in pairwise(LOOKS):
+                yield self.grown(before, seeds)
 
     def collect(self) -> Comparison:
         """Return the comparison of the results that are there; the other trials are not run.
 
         Of those that run at this moment, the reason says where and since when.
         """
-        results = self.store.results(trial.key for trial in self.trials)
+        trials: list[Trial] = []
+        results: dict[str, TrialResult] = {}
+        for more in self._looks():
+            found = self.store.results(trial.key for trial in more)
+            if trials and not found:
+                break
+            trials, results = [*trials, *more], {**results, **found}
         leases = Leases(self.store.folder)
-        for trial in self.trials:
+        for trial in trials:
             if trial.key not in results and (holder := leases.holder(trial.key)) is not None:
                 where = f"runs on {holder.host} since {holder.since}"
                 results[trial.key] = replace(trial.not_run, reason=where)
-        return self._comparison(results)
+        return self._comparison(trials, results)
 
-    def _comparison(self, results: Mapping[str, TrialResult]) -> Comparison:
+    def _comparison(
+        self, trials: Sequence[Trial], results: Mapping[str, TrialResult]
+    ) -> Comparison:
+        found = tuple(results.get(trial.key, trial.not_run) for trial in trials)
         return Comparison(
             settings=self.description,
             environment=environment(),
-            target=self.settings.target,
+            target=own_best(found) if self.target is None else self.target,
             command=self.command,
-            trials=tuple(results.get(trial.key, trial.not_run) for trial in self.trials),
+            trials=found,
             recipe=self.recipe,
+            own_target=self.target is None,
+            margin=self.settings.margin,
+            looks=1 if self.grown is None else len(LOOKS),
         )
 
 
@@ -144,6 +187,9 @@ def compare(
     dlology, udacity, vgg, resnet, logistic) and of a data set (digits, mnist, fashion-mnist). The
     twin is `bnkit.add(build(), first batch)`. For each seed both sides begin with the same arrays
     and see the same batches. `Settings` explains the options.
+
+    With `seeds="auto"` there are 3 seeds, then 5, 8, 12 and at most 20, until the verdict says more
+    than "not shown" or until after `budget` seconds; its level is divided over these looks.
 
     Trials run in `jobs` processes (one a core). With `out`, a folder, each result is kept there,
     and an interrupted comparison resumes where it stopped; any number of processes may share one.
@@ -198,10 +244,36 @@ def plan_comparison(
         rehearse(experiment, settings)
         # What was only imported to rehearse belongs to the plan, too.
         experiment = replace(experiment, sources={**own_sources(), **experiment.sources})
-        trials = tuple(_trials(experiment, trainings, settings.seeds))
+        seeds = LOOKS[0] if settings.seeds == "auto" else settings.seeds
+        trials = tuple(_trials(experiment, trainings, range(seeds)))
         recipe = experiment.recipe
     store = Store(Path(out) / "trials", TrialResult.from_json)
-    return Sweep(settings, trials, store, _described(experiment, settings), recipe, command)
+    return Sweep(
+        settings,
+        trials,
+        store,
+        _described(experiment, settings),
+        recipe,
+        command,
+        target=_target(data, settings),
+        grown=partial(_grown, experiment, trainings) if settings.seeds == "auto" else None,
+    )
+
+
+def _target(data: object, settings: Settings) -> float | None:
+    """Return the target; None, which is the first side's own best, for data of one's own."""
+    named = NAMED_TARGET if isinstance(data, str) else None
+    target = named if settings.target is None else settings.target
+    if target is not None and ACCURACY.percent and not 0 < target <= 1:
+        raise ValueError(f"`target` is {target!r}: pass a number above 0 and up to 1")
+    return target
+
+
+def _grown(
+    experiment: Experiment, trainings: Sequence[Training], before: int, seeds: int
+) -> tuple[Trial, ...]:
+    with preserved_random_state(), preserved_torch_settings():
+        return tuple(_trials(experiment, trainings, range(before, seeds)))
 
 
 def _described(experiment: Experiment, settings: Settings) -> dict[str, object]:
@@ -210,9 +282,11 @@ def _described(experiment: Experiment, settings: Settings) -> dict[str, object]:
     return {**experiment.description, **used}
 
 
-def _trials(experiment: Experiment, trainings: Sequence[Training], seeds: int) -> Iterator[Trial]:
+def _trials(
+    experiment: Experiment, trainings: Sequence[Training], seeds: Iterable[int]
+) -> Iterator[Trial]:
     for activation in experiment.activations:
-        for seed in range(seeds):
+        for seed in seeds:
             plain = experiment.plain(activation, seed)
             for side in SIDES:
                 model = plain if side == "plain" else experiment.twin(plain, seed)

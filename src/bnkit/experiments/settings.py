@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, NamedTuple, TypedDict, get_args, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict, get_args, get_type_hints
 
 from bnkit.experiments.initialisation import parse_scheme
 from bnkit.experiments.networks import ACTIVATIONS, HIDDEN
@@ -20,6 +20,9 @@ PANELS = COMPARED, TRAINED, NORMALISED, REPORTED = (
 )
 
 
+Seeds = int | Literal["auto"]
+
+
 class Shown(NamedTuple):
     """How the command line shows a setting: in which panel, with which help, under which name."""
 
@@ -33,7 +36,9 @@ class Settings:
     """The sweep, the training, and the batch norm of one comparison.
 
     `steps` counts optimizer steps; `epochs`, where given, counts passes over the training data
-    instead. `target` is the held-out accuracy, in [0, 1], whose first step is reported. `init` is
+    instead. `seeds` are so many, or "auto": 3, 5, 8, 12 and at most 20, until the verdict says more
+    than "not shown", or until after `budget` seconds. `target` is the held-out value whose
+    first step is reported, `margin` the difference of the metric that counts as none. `init` is
     "default", "glorot", "he" or "normal:STD". `hidden`, `batch_size`, `shuffle` and `activations`
     apply to the named networks and data sets. Raises ValueError for a value out of range, and
     TypeError for one that is not a list or a name where there should be one.
@@ -50,8 +55,12 @@ class Settings:
         Sequence[str], Shown(COMPARED, ", ".join(ACTIVATIONS), "--activation")
     ] = ("sigmoid", "relu")
     seeds: Annotated[
-        int, Shown(COMPARED, "runs of each setting; under three there are no intervals")
+        Seeds,
+        Shown(COMPARED, "runs of each setting, at least three; auto adds seeds until the verdict"),
     ] = 3
+    budget: Annotated[
+        float | None, Shown(COMPARED, "seconds after which --seeds auto adds no more seeds")
+    ] = None
     hidden: Annotated[Sequence[int], Shown(COMPARED, "units of each hidden layer of mlp")] = HIDDEN
     optimizer: Annotated[str, Shown(TRAINED, "sgd, momentum (sgd with 0.9), adam or adamw")] = "sgd"
     loss: Annotated[
@@ -71,8 +80,21 @@ class Settings:
     ] = None
     evaluate_every: Annotated[int, Shown(TRAINED, "steps between two measurements")] = 25
     target: Annotated[
-        float, Shown(REPORTED, "accuracy, from 0 to 1, whose first step is reported")
-    ] = 0.9
+        float | None,
+        Shown(
+            REPORTED,
+            "held-out value whose first step is reported; the accuracy 0.9 for named data, and "
+            "else the plain side's own best median",
+        ),
+    ] = None
+    margin: Annotated[
+        float | None,
+        Shown(
+            REPORTED,
+            "difference of the metric that counts as none; by default 0.01 of a share, and else a "
+            "twentieth of what the plain side gains",
+        ),
+    ] = None
     placement: Annotated[
         Placement, Shown(NORMALISED, "before or after the activation, or every_conv")
     ] = "before_activation"
@@ -94,11 +116,19 @@ class Settings:
             if not isinstance(value := getattr(self, name), str):
                 raise TypeError(f"`{name}` is {value!r}: pass its name")
         _check_sweep(self)
-        for name in ("seeds", "batch_size", "steps", "evaluate_every"):
+        for name in ("batch_size", "steps", "evaluate_every"):
             check_count(name, getattr(self, name))
+        if self.seeds != "auto":
+            _check_seeds(self)
         if self.epochs is not None:
             check_count("epochs", self.epochs)
-        _check_between("target", self.target, 0, 1)
+        if self.target is not None and not (
+            isinstance(self.target, int | float) and math.isfinite(self.target)
+        ):
+            raise ValueError(f"`target` is {self.target!r}: pass a finite number")
+        for name in ("budget", "margin"):
+            if getattr(self, name) is not None:
+                check_positive(name, getattr(self, name))
         _check_between("momentum", self.momentum, 0, 1)
         check_positive("eps", self.eps)
         one_of(OPTIMIZERS, self.optimizer, "optimizer")
@@ -134,7 +164,8 @@ class SettingsOptions(TypedDict, total=False):
 
     learning_rates: Sequence[float]
     activations: Sequence[str]
-    seeds: int
+    seeds: Seeds
+    budget: float | None
     hidden: Sequence[int]
     optimizer: str
     loss: str
@@ -143,7 +174,8 @@ class SettingsOptions(TypedDict, total=False):
     steps: int
     epochs: int | None
     evaluate_every: int
-    target: float
+    target: float | None
+    margin: float | None
     placement: Placement
     momentum: float
     eps: float
@@ -168,6 +200,17 @@ def _check_sweep(settings: Settings) -> None:
         check_positive("learning_rates", rate)
     for size in settings.hidden:
         check_count("hidden", size)
+
+
+def _check_seeds(settings: Settings) -> None:
+    count = settings.seeds
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"`seeds` is {count!r}: pass an integer ≥ 1, or 'auto'")
+    if settings.budget is not None:
+        raise ValueError(
+            f"`budget` is {settings.budget!r} and `seeds` is {settings.seeds}: a budget is for "
+            f"seeds='auto', which adds seeds until it is spent"
+        )
 
 
 def check_count(name: str, value: object) -> None:

@@ -197,6 +197,12 @@ class Comparison(Shown):
         return self.verdicts[self.sides[1]]
 
     @property
+    def settled(self) -> bool:
+        """Whether each verdict says more than "not shown"."""
+        undecided = ("not shown", "nothing to compare")
+        return all(verdict.answer not in undecided for verdict in self.verdicts.values())
+
+    @property
     def slowdown(self) -> float | None:
         """Median time of a step of the second side divided by that of the first, pair by pair."""
         return self.slowdown_of(self.sides[1])
@@ -224,7 +230,10 @@ class Comparison(Shown):
     @property
     def goal(self) -> str:
         """The target with its metric, in words."""
-        named = f"{self.metric.chosen(self.target)} held-out {self.metric.name}"
+        if math.isnan(self.target):
+            return f"the best of {self.sides[0]}, which is unknown"
+        value = self.metric.written if self.own_target else self.metric.chosen
+        named = f"{value(self.target)} held-out {self.metric.name}"
         return f"{named} (the best of {self.sides[0]})" if self.own_target else named
 
     def _measured(self, other: Side) -> Measured:
@@ -285,7 +294,7 @@ class Comparison(Shown):
             "settings": dict(self.settings),
             "environment": dict(self.environment),
             "metric": asdict(self.metric),
-            "target": self.target,
+            "target": self.target if math.isfinite(self.target) else None,
             "command": self.command,
             "recipe": None if self.recipe is None else asdict(self.recipe),
             "own_target": self.own_target,
@@ -310,10 +319,11 @@ class Comparison(Shown):
                 f"version that wrote them, or run the comparison again"
             )
         trials = tuple(TrialResult.from_json(trial) for trial in document["trials"])
-        kept = ("settings", "environment", "target", "command", "own_target", "margin", "looks")
+        kept = ("settings", "environment", "command", "own_target", "margin", "looks")
         recipe = document["recipe"]
         return cls(
             **{name: document[name] for name in kept},
+            target=math.nan if document["target"] is None else document["target"],
             trials=trials,
             recipe=None if recipe is None else Recipe.from_json(recipe),
             metric=Metric.from_json(document["metric"]),
@@ -349,6 +359,27 @@ class Comparison(Shown):
             *map(str, self.verdicts.values()),
         ]
         return "\n\n".join(parts)
+
+
+def own_best(trials: Sequence[TrialResult], metric: Metric = ACCURACY) -> float:
+    """Return the best median over the seeds that the first side reaches, at any setting and step.
+
+    NaN where it has no value.
+    """
+    settings: dict[tuple[float, str], list[TrialResult]] = {}
+    for trial in trials:
+        if trial.side == trials[0].side and trial.outcome != "not run":
+            settings.setdefault((trial.learning_rate, trial.activation), []).append(trial)
+    medians = []
+    for runs in settings.values():
+        steps: dict[int, list[float]] = {}
+        for run in runs:
+            for step, value in zip(run.curve.steps, run.curve.metric, strict=True):
+                if value is not None and math.isfinite(value):
+                    steps.setdefault(step, []).append(value)
+        # A step that most runs never saw has the median of the few that are left.
+        medians += [median(v) for v in steps.values() if 2 * len(v) > len(runs)]
+    return max(medians, key=metric.merit, default=math.nan)
 
 
 def summarise(

@@ -1,5 +1,6 @@
 """`write_report`: the page of a comparison, its charts as files, and all its numbers."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,7 +76,7 @@ def page(comparison: Comparison, charts: "Sequence[Chart]") -> str:
         classes={side: f"side-{n % 8 + 1}" for n, side in enumerate(comparison.sides)},
         named=any(map(formatting.heading, comparison.activations)),
         subject=_subject(comparison),
-        target=comparison.metric.chosen(comparison.target),
+        target=_target(comparison),
         goal=comparison.goal,
         metric=comparison.metric,
         diverged=sum(trial.outcome == "diverged" for trial in comparison.trials),
@@ -87,6 +88,11 @@ def page(comparison: Comparison, charts: "Sequence[Chart]") -> str:
         few_seeds=_few_seeds(len(comparison.seeds)),
         charts={chart.name: chart for chart in charts},
     )
+
+
+def _target(comparison: Comparison) -> str:
+    known = math.isfinite(comparison.target)
+    return comparison.metric.chosen(comparison.target) if known else "unknown"
 
 
 def _subject(comparison: Comparison) -> str:

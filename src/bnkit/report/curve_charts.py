@@ -50,16 +50,17 @@ def metric_chart(comparison: Comparison) -> Chart:
     curves = _curves(
         comparison, lambda curve: [v if v is None else times * v for v in curve.metric]
     )
-    target = times * comparison.target
+    known = math.isfinite(comparison.target)  # the first side's own best may not be
+    target = times * comparison.target if known else 0.0
     if metric.percent:
         scale, text, unit = percent_scale(curves.values(), target), ".1f", "%"
     else:
         scale, text, unit = plain_scale(curves.values(), target), ".3g", ""
     label = f"held-out {metric.name}" + (" (%)" if metric.percent else "")
-    shown = Quantity("metric", label, scale, text, unit, target)
-    rule = f"Thin rule: the target, {metric.chosen(comparison.target)}."
+    shown = Quantity("metric", label, scale, text, unit, target if known else None)
+    rule = f"Thin rule: the target, {comparison.goal}."
     title = f"Held-out {metric.name} while training"
-    return _chart(comparison, title, curves, shown, (rule,))
+    return _chart(comparison, title, curves, shown, (rule,) if known else ())
 
 
 def loss_chart(comparison: Comparison) -> Chart:
