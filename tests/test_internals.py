@@ -68,7 +68,7 @@ def run_without(owner, name):
     y = layer(x, residual=x)
     running_var = layer.running_var.clone()
     eval_y = layer.eval()(x)
-    assert isinstance(layer, AnyBatchNorm) and isinstance(nn.SyncBatchNorm(1), AnyBatchNorm)
+    assert isinstance(layer.norm, AnyBatchNorm) and isinstance(nn.SyncBatchNorm(1), AnyBatchNorm)
     assert isinstance(nn.ConvTranspose2d(1, 1, 1), (AnyConv, AnyTransposedConv))
     assert isinstance(nn.InstanceNorm3d(1), AnyInstanceNorm)
     setattr(owner, name, kept)

@@ -68,7 +68,7 @@ IN_EVAL = "frozen: it is in eval mode inside a model in training mode"
 UNTRACKED = "frozen: its track_running_stats is False"
 ZOO = {
     "plain": (lambda: nn.BatchNorm1d(4), None, None),
-    "ours": (lambda: bnkit.BatchNorm1d(4, activation="relu"), None, None),
+    "ours.norm": (lambda: bnkit.BatchNorm1d(4, activation="relu"), None, None),
     "domains": (lambda: DomainBatchNorm1d(4, domains=("day", "night")), None, None),
     "kept": (lambda: nn.BatchNorm1d(4, momentum=0.0), "frozen: its momentum is 0", None),
     "untracked": (lambda: flagged(track_running_stats=False), UNTRACKED, None),
@@ -92,8 +92,8 @@ ROWS = torch.arange(32.0).reshape(8, 4).sin()
 def model():
     model = nn.Sequential()
     for name, (make, *_) in ZOO.items():
-        if "." not in name:
-            model.add_module(name, make())
+        if name != "block.norm":
+            model.add_module(name.partition(".")[0], make())
     model.add_module("block", BatchNormBlock())
     model.add_module("group", nn.GroupNorm(2, 4))
     model.add_module("linear", nn.Linear(4, 4))
@@ -165,7 +165,7 @@ def test_the_verbs_of_surgery_tell_of_all(model, plan):
     made = plan(model, ROWS)
     told = {row.layer for row in (*made.edits, *made.left_alone)}
     functions = {row.layer for row in made.left_alone if row.kind == "function"}
-    assert told - functions - {"group"} == set(ZOO)
+    assert told - functions - {"group", "ours"} == set(ZOO)
 
 
 def test_the_doctor_calls_the_same_layers_frozen(model):

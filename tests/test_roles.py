@@ -308,7 +308,7 @@ class Normalized(nn.Sequential):
         (Short(), Role.NORMALISATION, True),
         (ConvBatchNorm(1, 1, 1), Role.WEIGHTS, True),
         (Normalized(nn.ReLU()), Role.OTHER, False),
-        (bnkit.BatchNorm2d(1, activation="relu"), Role.NORMALISATION, True),
+        (bnkit.BatchNorm2d(1, activation="relu"), Role.OTHER, False),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value),
 )

@@ -21,8 +21,7 @@ from bnkit.dataflow.tensors import tensors_in
 from bnkit.internals import AnyBatchNorm
 from bnkit.kernels.activations import ACTIVATIONS
 from bnkit.layers.affine import activation_module
-from bnkit.layers.batch_norm import ActivatedBatchNorm
-from bnkit.layers.finished import Finished
+from bnkit.layers.batch_norm import GuardedBatchNorm
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.moments import Moments, dtype_of_sums
 from bnkit.observation import on_the_side, set_mode
@@ -159,15 +158,15 @@ def affine_of(batch_norm: nn.Module) -> Affine:
 def activation_of(batch_norm: nn.Module) -> nn.Module | None:
     """Return what follows the affine map of `batch_norm` inside it, a module; None for nothing.
 
-    >>> from bnkit.layers import BatchNorm2d
-    >>> activation_of(BatchNorm2d(3, activation="relu")), activation_of(nn.BatchNorm2d(3))
+    bnkit's layers have none: one with an activation is inside an `ActivatedNorm`.
+
+    >>> class Clipped(nn.BatchNorm1d):
+    ...     def forward(self, x):
+    ...         return super().forward(x).relu()
+    >>> activation_of(Clipped(3)), activation_of(nn.BatchNorm2d(3))
     (ReLU(), None)
     """
-    if has_known_forward(batch_norm):
-        ours = isinstance(batch_norm, ActivatedBatchNorm | Finished)
-        name: Any = batch_norm.activation if ours else None
-        return None if name is None else activation_module(name)
-    return behaviour_of(batch_norm).activation
+    return None if has_known_forward(batch_norm) else behaviour_of(batch_norm).activation
 
 
 def name_of_activation(activation: nn.Module) -> str | None:
@@ -190,15 +189,14 @@ def has_known_forward(layer: nn.Module) -> bool:
     >>> has_known_forward(nn.BatchNorm2d(3)), has_known_forward(nn.LayerNorm(3))
     (True, False)
     """
-    kind = type(layer)
+    kind: Any = type(layer)
     if not isinstance(layer, AnyBatchNorm) or "forward" in vars(layer):
         return False
-    if isinstance(layer, ActivatedBatchNorm):
+    if isinstance(layer, GuardedBatchNorm):
         in_eval = getattr(kind, "normalise_by_running_statistics", None)
-        known = in_eval is ActivatedBatchNorm.normalise_by_running_statistics
-        return known and kind.forward in (ActivatedBatchNorm.forward, FrozenBatchNorm.forward)
-    if isinstance(layer, Finished):
-        return kind.forward is Finished.forward
+        known = in_eval is GuardedBatchNorm.normalise_by_running_statistics
+        known &= kind.activated in (GuardedBatchNorm.activated, FrozenBatchNorm.activated)
+        return known and kind.forward is GuardedBatchNorm.forward
     return kind.forward in (AnyBatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
@@ -214,7 +212,7 @@ def _by_state(layer: Any) -> Behaviour:
         share=0.0 if frozen else _share(layer),
         by_batch_in_eval=mean is None and variance is None,
         by_batch_in_training=not frozen,
-        is_plain=by_batch in (None, ActivatedBatchNorm.normalise_by_batch),
+        is_plain=by_batch in (None, GuardedBatchNorm.normalise_by_batch),
         eps=layer.eps,
     )
     if mean is None or variance is None:

@@ -134,6 +134,16 @@ def children_of(module: nn.Module) -> Mapping[str, nn.Module | None]:
     return dict(module.named_children()) if children is None else children
 
 
+def child_of(module: nn.Module, name: str) -> nn.Module | None:
+    """Return the child of this name, None where it has none; asked while attributes are looked up.
+
+    >>> child_of(nn.Sequential(nn.ReLU()), "0"), child_of(nn.ReLU(), "0")
+    (ReLU(), None)
+    """
+    children: Mapping[str, nn.Module | None] = vars(module).get("_modules", {})
+    return children.get(name)
+
+
 def has_hooks(module: nn.Module, *, before: bool = True) -> bool:
     """Return whether hooks are registered on this module; without `before`, those that see outputs.
 
@@ -147,6 +157,24 @@ def has_hooks(module: nn.Module, *, before: bool = True) -> bool:
     kinds = ["_forward_hooks", "_backward_hooks"]
     kinds += ["_forward_pre_hooks", "_backward_pre_hooks"] if before else []
     return any(getattr(module, kind, ()) for kind in kinds)
+
+
+def move_call_hooks(module: nn.Module, to: nn.Module) -> None:
+    """Take the hooks on calls of `module` from it, and give them to `to`, which loses its own.
+
+    >>> layer, other = nn.ReLU(), nn.ReLU()
+    >>> handle = layer.register_forward_pre_hook(print)
+    >>> move_call_hooks(layer, other)
+    >>> has_hooks(layer), has_hooks(other)
+    (False, True)
+    """
+    new = vars(nn.Module())
+    for name in new:
+        if name.startswith(_CALL_HOOKS) and name in vars(module):
+            vars(to)[name], vars(module)[name] = vars(module)[name], new[name]
+
+
+_CALL_HOOKS = ("_forward", "_backward", "_is_full_backward_hook")
 
 
 def registered_names(module: nn.Module) -> list[str]:

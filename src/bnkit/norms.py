@@ -11,7 +11,7 @@ from torch import nn
 
 from bnkit.behaviour import BY_BATCH, NO_STATISTICS, behaviour_of, has_known_forward
 from bnkit.internals import AnyBatchNorm, inside_compiled
-from bnkit.layers.batch_norm import ActivatedBatchNorm
+from bnkit.layers.batch_norm import GuardedBatchNorm
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.layers.masked import MaskedBatchNorm
 from bnkit.roles import is_batch_norm
@@ -135,7 +135,7 @@ def why_same_in_both_modes(model: nn.Module, layer: nn.Module) -> str | None:
 
 def _is_to_be_tried(layer: nn.Module) -> bool:
     """Return whether only a trial says what the layer computes: it is not torch's or bnkit's."""
-    return not (isinstance(layer, ActivatedBatchNorm) or has_known_forward(layer))
+    return not (isinstance(layer, GuardedBatchNorm) or has_known_forward(layer))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

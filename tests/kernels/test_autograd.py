@@ -208,7 +208,7 @@ def test_an_ensemble_trains_side_by_side():
     ys = vmap(lambda p, b: functional_call(skeleton, (p, b), (x,)))(parameters, buffers)
     torch.testing.assert_close(ys, torch.stack([model(x) for model in models]))
     for name, stacked in buffers.items():
-        torch.testing.assert_close(stacked, torch.stack([getattr(m, name) for m in models]))
+        torch.testing.assert_close(stacked, torch.stack([m.get_buffer(name) for m in models]))
 
 
 @pytest.mark.usefixtures("forced")

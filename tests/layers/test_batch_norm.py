@@ -26,7 +26,7 @@ from bnkit.layers import (
     MaskedBatchNorm2d,
     SyncBatchNorm2d,
 )
-from bnkit.layers.batch_norm import ActivatedBatchNorm, BatchNormOptions
+from bnkit.layers.batch_norm import BatchNormOptions, GuardedBatchNorm
 from cases import equal
 
 PAIRS = {BatchNorm1d: nn.BatchNorm1d, BatchNorm2d: nn.BatchNorm2d, BatchNorm3d: nn.BatchNorm3d}
@@ -200,7 +200,7 @@ OTHER_KINDS = pytest.mark.parametrize(
 
 
 def test_the_shared_options_are_those_of_the_constructor_with_its_types():
-    shared = dict(inspect.signature(ActivatedBatchNorm.__init__).parameters)
+    shared = dict(inspect.signature(GuardedBatchNorm.__init__).parameters)
     del shared["self"], shared["num_features"]
     assert {name: p.annotation for name, p in shared.items()} == get_type_hints(BatchNormOptions)
 

@@ -78,8 +78,8 @@ def step(layer, x, residual, loss_weights):
     by_rows = {"y": y.detach(), "dx": x.grad}
     if residual is not None:
         by_rows["dresidual"] = residual.grad
-    gradients = {name: p.grad for name, p in layer.named_parameters()}
-    state = {name: b.clone() for name, b in layer.named_buffers()}
+    gradients = {name.removeprefix("norm."): p.grad for name, p in layer.named_parameters()}
+    state = {name.removeprefix("norm."): b.clone() for name, b in layer.named_buffers()}
     return {"rows": by_rows, "gradients": gradients, "state": state}
 
 
@@ -246,7 +246,7 @@ def called_twice(layer, x, way):
         checkpoint(layer, x, use_reentrant=way == "reentrant").cos().sum().backward()
     return {
         "rows": {"dx": x.grad},
-        "gradients": {name: p.grad for name, p in layer.named_parameters()},
+        "gradients": {name.removeprefix("norm."): p.grad for name, p in layer.named_parameters()},
         "state": layer.state_dict(),
     }
 
@@ -293,7 +293,7 @@ def on_a_value_that_is_not_finite(rank):
         bad = x.clone()
         bad[-1, 1] += poison  # on the last rank
         layer(bad[rows_of(rank, 9, SIZE)])
-    return dict(layer.named_buffers())
+    return {**layer.state_dict(), "non_finite_batches": layer.non_finite_batches}
 
 
 def test_a_value_that_is_not_finite_on_one_rank_stays_out_on_every_rank(outcomes):

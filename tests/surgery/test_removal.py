@@ -52,7 +52,10 @@ def test_all_batch_norms_go_and_the_function_stays():
     assert (fingerprint(model), random_state()) == (before, state)
     assert not any(isinstance(module, _BatchNorm) for module in plain.modules())
     assert isinstance(plain.norm, nn.Identity)
-    assert all(isinstance(part, ChannelAffine) for part in (plain.shared, plain.unused, plain.sum))
+    assert all(
+        isinstance(part, ChannelAffine)
+        for part in (plain.shared, plain.unused.norm, plain.sum.norm)
+    )
     assert_same(plain, model, images())
     torch.testing.assert_close(plain.unused(images()), model.unused(images()), rtol=1e-5, atol=1e-5)
 
@@ -65,11 +68,11 @@ def test_the_plan_says_why_a_batch_norm_is_not_folded():
             "become ChannelAffine(4)",
             "no layer takes it in: called 2 times in one forward",
         ),
-        "unused": (
+        "unused.norm": (
             "become ChannelAffine(4)",
             f"no layer takes it in: {UNSEEN}",
         ),
-        "sum": (
+        "sum.norm": (
             "become ChannelAffine(4)",
             f"no layer takes it in: before it: abs() {STANDS}; after it: it ends in a residual",
         ),

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from bnkit.functional import is_recomputing
-from bnkit.layers.batch_norm import ActivatedBatchNorm, BatchNormOptions, showing_options
+from bnkit.layers.activated import ActivatedNorm
+from bnkit.layers.batch_norm import BatchNormOptions, GuardedBatchNorm, showing_options
 from bnkit.moments import Moments
 
 
-class AccumulatedBatchNorm(ActivatedBatchNorm):
+class AccumulatedBatchNorm(GuardedBatchNorm):
     """What the accumulated layers share: the moments so far, and how they normalise."""
 
     own_options = ("micro_batches",)
@@ -43,15 +44,17 @@ class AccumulatedBatchNorm(ActivatedBatchNorm):
         # forward for the second time, and then it needs what was pooled before it.
         self._seen: deque[tuple[Moments, Moments | None]] = deque(maxlen=self.micro_batches)
 
-    def normalise_by_batch(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def normalise_by_batch(
+        self, input: Tensor, residual: Tensor | None = None, activation: str | None = None
+    ) -> Tensor:
         """Normalise by the moments pooled so far, those of `input` included; track those of all."""
         if not self.training or self.micro_batches == 1:
-            return super().normalise_by_batch(input, residual)
+            return super().normalise_by_batch(input, residual, activation)
         own = _moments(input)
         before = self._pooled_before(own)
         pooled = own if before is None else before + own
         affine = (self.weight, self.bias) if before is None else self._affine(input, own, pooled)
-        y = self._normalised(input, residual, affine, (None, None), 0.0)
+        y = self._normalised(input, residual, activation, affine, (None, None), 0.0)
         if not is_recomputing():
             self._advance(_detached(own), _detached(pooled))
         return y
@@ -107,7 +110,8 @@ def reset_accumulation_(model: nn.Module) -> int:
     >>> reset_accumulation_(model), reset_accumulation_(model)
     (1, 0)
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, AccumulatedBatchNorm)]
+    inside = [m for m in model.modules() if type(m) is not ActivatedNorm]
+    layers = [layer for layer in inside if isinstance(layer, AccumulatedBatchNorm)]
     if not layers:
         raise ValueError(
             f"`model` ({type(model).__name__}) has no accumulated batch norm, so there is nothing "

@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Callable
 from inspect import Parameter, Signature
-from typing import ClassVar, Literal, TypedDict, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, TypedDict, TypeVar, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,15 @@ from bnkit.functional import (
 from bnkit.internals import AnyBatchNorm, check_rank
 from bnkit.kernels.activations import find_activation
 from bnkit.kernels.choice import is_traced, is_transformed
+from bnkit.layers.activated import Activatable, OnePass, enclose
+from bnkit.layers.leaves import is_proxy
 
 _Pair = tuple[Tensor | None, Tensor | None]
 Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
 
 class KeywordOptions(TypedDict, total=False):
-    """The options that every batch norm of bnkit takes by keyword; `ActivatedBatchNorm` has them.
+    """The options that every batch norm of bnkit takes by keyword; `GuardedBatchNorm` has them.
 
     `activation` follows, by its name; `guard` keeps statistics that are not finite out.
     """
@@ -48,14 +50,15 @@ class BatchNormOptions(KeywordOptions, total=False):
     track_running_stats: bool
 
 
-class ActivatedBatchNorm(AnyBatchNorm):
+class GuardedBatchNorm(OnePass, AnyBatchNorm, metaclass=Activatable):
     """What all layers share: torch's arguments and state, an activation, a residual, the guard.
 
     The three layers of this file differ in the shapes that torch's classes accept. Another kind of
     batch norm derives from one of them and says in `normalise_by_batch` how it normalises while it
-    trains; statistics of its own go to `track`. `guard=True` keeps a mini-batch whose statistics
-    are not finite out of the running statistics and counts it in `non_finite_batches`, a buffer
-    outside the state dict; `guard=False` is torch's behaviour.
+    trains; statistics of its own go to `track`. With an `activation` the class makes an
+    `ActivatedNorm`, which contains the layer. `guard=True` keeps a mini-batch whose statistics are
+    not finite out of the running statistics and counts it in `non_finite_batches`, a tensor that
+    is neither a buffer nor in the state dict; `guard=False` is torch's behaviour.
     """
 
     non_finite_batches: Tensor
@@ -79,24 +82,50 @@ class ActivatedBatchNorm(AnyBatchNorm):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         if affine and not bias:
             self.register_parameter("bias", None)  # `bias=` is an option of torch from 2.12 on
-        self.activation = activation
+        self._activation = activation  # until the class takes it out again
         self.guard = guard
-        count = torch.zeros((), dtype=torch.long, device=device)
-        self.register_buffer("non_finite_batches", count, persistent=False)
+        self.non_finite_batches = torch.zeros((), dtype=torch.long)
+        self._count_beside_statistics()
+
+    @property
+    def activation(self) -> str | None:
+        """None: a layer that is given one becomes an `ActivatedNorm`, which contains the layer."""
+        return None
+
+    @activation.setter
+    def activation(self, activation: str | None) -> None:
+        if activation is not None:
+            enclose(self, activation)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Note kinds of others that know of no activation: what follows them is computed after."""
+        super().__init_subclass__(**options)
+        own = vars(cls).get("normalise_by_batch")
+        if own is not None and "activation" not in inspect.signature(own).parameters:
+            cls.one_pass = False
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return batch_norm(input) + residual, in the shape and dtype of `input`."""
+        if is_proxy(input):
+            return self.as_leaf(input, residual=residual)  # type: ignore[no-any-return]
+        return self.activated(input, residual, None)
+
+    def activated(self, input: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
         """Return activation(batch_norm(input) + residual), in the shape and dtype of `input`."""
         check_rank(self, input)
         if self.training or (self.running_mean is None and self.running_var is None):
-            return self.normalise_by_batch(input, residual)
-        return self.normalise_by_running_statistics(input, residual)
+            ending = (residual,) if activation is None else (residual, activation)
+            return self.normalise_by_batch(input, *ending)
+        return self.normalise_by_running_statistics(input, residual, activation)
 
-    def normalise_by_batch(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def normalise_by_batch(
+        self, input: Tensor, residual: Tensor | None = None, activation: str | None = None
+    ) -> Tensor:
         """Normalise by the statistics of `input`, and track them where the layer trains."""
-        return self._normalise_and_track(input, residual, self.weight, self.bias)
+        return self._normalise_and_track(input, residual, activation, (self.weight, self.bias))
 
     def _normalise_and_track(
-        self, input: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None
+        self, input: Tensor, residual: Tensor | None, activation: str | None, affine: _Pair
     ) -> Tensor:
         tracks = self.tracks
         share = self._share_of_next_batch() if tracks else 0.0
@@ -105,32 +134,33 @@ class ActivatedBatchNorm(AnyBatchNorm):
             done = train_in_one_call(
                 input,
                 (self.running_mean, self.running_var, *counts),
-                (weight, bias),
+                affine,
                 residual,
                 momentum=share,
                 eps=self.eps,
-                activation=self.activation,
+                activation=activation,
                 guard=self.guard,
             )
             if done is not None:
                 return done
         mean, variance = self._candidates() if tracks else (None, None)
-        y = self._normalised(input, residual, (weight, bias), (mean, variance), share)
+        y = self._normalised(input, residual, activation, affine, (mean, variance), share)
         if mean is not None and variance is not None:
             self._accept(mean, variance)
         return y
 
     def normalise_by_running_statistics(
-        self, input: Tensor, residual: Tensor | None = None
+        self, input: Tensor, residual: Tensor | None = None, activation: str | None = None
     ) -> Tensor:
         """Normalise by the running statistics, as every kind does in eval mode."""
         statistics = self.running_mean, self.running_var
-        return self._normalised(input, residual, (self.weight, self.bias), statistics)
+        return self._normalised(input, residual, activation, (self.weight, self.bias), statistics)
 
     def _normalised(
         self,
         input: Tensor,
         residual: Tensor | None,
+        activation: str | None,
         affine: _Pair,
         statistics: _Pair,
         share: float | None = None,
@@ -143,7 +173,7 @@ class ActivatedBatchNorm(AnyBatchNorm):
             share is not None,
             share or 0.0,
             self.eps,
-            activation=self.activation,
+            activation=activation,
             residual=residual,
         )
 
@@ -181,11 +211,38 @@ class ActivatedBatchNorm(AnyBatchNorm):
         if finite is not True:  # a tensor, so that nothing waits for a GPU and it compiles
             mean = torch.where(finite, mean, running_mean)
             variance = torch.where(finite, variance, running_var)
-            self.non_finite_batches.add_(~finite)
+            self._count_non_finite(~finite)
         running_mean.copy_(mean)
         running_var.copy_(variance)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(finite)
+
+    def _count_non_finite(self, left_out: Tensor) -> None:
+        """Add 1 where the mini-batch was left out; inside torch.func nothing can be counted."""
+        if not is_transformed() and not torch.compiler.is_exporting():
+            self.non_finite_batches.add_(left_out)
+
+    def _apply(self, *args: Any, **options: Any) -> "GuardedBatchNorm":
+        super()._apply(*args, **options)  # type: ignore[no-untyped-call]
+        self._count_beside_statistics()
+        return self
+
+    def _count_beside_statistics(self) -> None:
+        """Keep the count on the device of the statistics, but where these have no memory yet."""
+        mean = self.running_mean
+        if mean is not None and not mean.is_meta:
+            self.non_finite_batches = self.non_finite_batches.to(mean.device)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a pickle; of bnkit 0.1 it has the count and the activation in it."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        activation = vars(self).pop("activation", None)
+        if "non_finite_batches" in dict(self.named_buffers()):
+            count = self.non_finite_batches
+            del self.non_finite_batches
+            self.non_finite_batches = count
+        if activation is not None:
+            enclose(self, activation)
 
     def _running_statistics(self) -> tuple[Tensor, Tensor]:
         assert self.running_mean is not None
@@ -202,9 +259,8 @@ class ActivatedBatchNorm(AnyBatchNorm):
     def extra_repr(self) -> str:
         """Return torch's line, and what the layer has beyond torch's."""
         own = [f", {name}={getattr(self, name)!r}" for name in self.own_options]
-        activation = "" if self.activation is None else f", activation={self.activation!r}"
         guard = "" if self.guard else ", guard=False"
-        return f"{super().extra_repr()}{activation}{guard}{''.join(own)}"  # type: ignore[no-untyped-call]
+        return f"{super().extra_repr()}{guard}{''.join(own)}"  # type: ignore[no-untyped-call]
 
 
 def _are_finite(mean: Tensor, variance: Tensor) -> Tensor | Literal[True]:
@@ -230,7 +286,7 @@ def showing_options(*constructors: Callable[..., None]) -> Callable[[Constructor
 
     For `help`, `inspect.signature` and editors. The names are those of the TypedDict behind
     `**options`; order and defaults are those of the `constructors`, by default that of
-    `ActivatedBatchNorm`. The options of the first one go by position where `*arguments` are taken.
+    `GuardedBatchNorm`. The options of the first one go by position where `*arguments` are taken.
 
     >>> from typing import Unpack
     >>> @showing_options()
@@ -245,7 +301,7 @@ def showing_options(*constructors: Callable[..., None]) -> Callable[[Constructor
         (options,) = get_args(get_type_hints(init)["options"])
         types, shown = get_type_hints(options), {p.name: p for p in own if p.kind not in _REST}
         by_position = Parameter.VAR_POSITIONAL in {p.kind for p in own}
-        for constructor in constructors or (ActivatedBatchNorm.__init__,):
+        for constructor in constructors or (GuardedBatchNorm.__init__,):
             for name, parameter in inspect.signature(constructor).parameters.items():
                 if name in types and name not in shown:
                     kind = parameter.kind if by_position else Parameter.KEYWORD_ONLY
@@ -262,7 +318,7 @@ def showing_options(*constructors: Callable[..., None]) -> Callable[[Constructor
 _REST = {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD}
 
 
-class BatchNorm1d(ActivatedBatchNorm, nn.BatchNorm1d):
+class BatchNorm1d(GuardedBatchNorm, nn.BatchNorm1d):
     """torch.nn.BatchNorm1d with `activation=` and a residual: inputs (N, C) or (N, C, L).
 
     Same arguments, state and results as torch's, so checkpoints load both ways. `activation` is
@@ -271,13 +327,18 @@ class BatchNorm1d(ActivatedBatchNorm, nn.BatchNorm1d):
     whose statistics are not finite is kept out of the running statistics and counted in
     `non_finite_batches`; `guard=False` lets it in, as torch does.
 
+    Where nothing is fused it is an instance of torch's class. With an activation it contains one
+    (`ActivatedNorm`): else tools that replace torch's layers would drop the activation.
+
     >>> layer = BatchNorm1d(3, activation="relu")
-    >>> isinstance(layer, torch.nn.BatchNorm1d), layer(torch.randn(8, 3)).min().item()
+    >>> isinstance(BatchNorm1d(3), nn.BatchNorm1d), isinstance(layer, nn.BatchNorm1d)
+    (True, False)
+    >>> isinstance(layer, BatchNorm1d), layer(torch.randn(8, 3)).min().item()
     (True, 0.0)
     """
 
 
-class BatchNorm2d(ActivatedBatchNorm, nn.BatchNorm2d):
+class BatchNorm2d(GuardedBatchNorm, nn.BatchNorm2d):
     """torch.nn.BatchNorm2d with `activation=` and a residual: inputs (N, C, H, W).
 
     >>> layer = BatchNorm2d(3, activation="relu")
@@ -288,7 +349,7 @@ class BatchNorm2d(ActivatedBatchNorm, nn.BatchNorm2d):
     """
 
 
-class BatchNorm3d(ActivatedBatchNorm, nn.BatchNorm3d):
+class BatchNorm3d(GuardedBatchNorm, nn.BatchNorm3d):
     """torch.nn.BatchNorm3d with `activation=` and a residual: inputs (N, C, D, H, W).
 
     >>> BatchNorm3d(3, activation="silu")

@@ -7,12 +7,12 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from bnkit.layers.batch_norm import ActivatedBatchNorm, BatchNormOptions, showing_options
+from bnkit.layers.batch_norm import BatchNormOptions, GuardedBatchNorm, showing_options
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-class DomainBatchNorm(ActivatedBatchNorm):
+class DomainBatchNorm(GuardedBatchNorm):
     """What the per-domain layers share: where each domain's statistics are, and which are chosen.
 
     The buffers of the first domain have torch's names, those of another, "night", end in it:
@@ -114,7 +114,7 @@ def domain(model: nn.Module, name: str) -> Iterator[None]:
 
 
 def _layers_with(model: nn.Module, name: str) -> list[DomainBatchNorm]:
-    layers = {p: m for p, m in model.named_modules() if isinstance(m, DomainBatchNorm)}
+    layers = {p: m for p, m in model.named_modules() if DomainBatchNorm in type(m).__mro__}
     if not layers:
         raise ValueError(
             f"`model` ({type(model).__name__}) has no per-domain batch norm, so it does not have "

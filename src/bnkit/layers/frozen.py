@@ -5,12 +5,12 @@ from typing import Any, Unpack
 from torch import Tensor, nn
 
 from bnkit.internals import check_rank
-from bnkit.layers.batch_norm import ActivatedBatchNorm, BatchNormOptions, showing_options
+from bnkit.layers.batch_norm import BatchNormOptions, GuardedBatchNorm, showing_options
 
 _SAVED = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
-class FrozenBatchNorm(ActivatedBatchNorm):
+class FrozenBatchNorm(GuardedBatchNorm):
     """What the frozen batch norms of all ranks share: eval mode's arithmetic in every mode.
 
     `train()` changes the flag `training` and nothing that the layer computes. `weight` and `bias`
@@ -37,14 +37,13 @@ class FrozenBatchNorm(ActivatedBatchNorm):
                 "statistics to normalise by: leave it True, or use BatchNorm1d/2d/3d"
             )
         # Weight and bias become buffers, as the statistics are.
-        tensors = {name: getattr(self, name) for name in (*_SAVED, "non_finite_batches")}
+        tensors = {name: getattr(self, name) for name in _SAVED}
         for name in tensors:
             delattr(self, name)
         for name, value in tensors.items():  # all anew: the state dict has torch's order
-            plain = None if value is None else value.detach()
-            self.register_buffer(name, plain, persistent=name in _SAVED)
+            self.register_buffer(name, None if value is None else value.detach())
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def activated(self, input: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
         """Return activation(batch_norm(input) + residual), by the running statistics."""
         check_rank(self, input)
         if self.running_mean is None or self.running_var is None:
@@ -52,7 +51,7 @@ class FrozenBatchNorm(ActivatedBatchNorm):
                 "`running_mean` and `running_var` of a frozen batch norm have been taken away, and "
                 "it normalises by nothing else: give them back, or use BatchNorm1d/2d/3d"
             )
-        return self.normalise_by_running_statistics(input, residual)
+        return self.normalise_by_running_statistics(input, residual, activation)
 
     @property
     def tracks(self) -> bool:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from bnkit.functional import check_residual, is_recomputing
 from bnkit.layers.batch_norm import (
-    ActivatedBatchNorm,
     BatchNormOptions,
+    GuardedBatchNorm,
     refuse_empty,
     showing_options,
 )
@@ -18,7 +18,7 @@ _Group = tuple[int, int]  # virtual batches of equal size: their number, and the
 _Statistics = tuple[Tensor, Tensor] | tuple[None, None]
 
 
-class GhostBatchNorm(ActivatedBatchNorm):
+class GhostBatchNorm(GuardedBatchNorm):
     """What the ghost batch norms of all ranks share (Hoffer, Hubara and Soudry, NeurIPS 2017).
 
     In training the mini-batch is cut into virtual batches of `virtual_batch_size` consecutive rows
@@ -57,11 +57,13 @@ class GhostBatchNorm(ActivatedBatchNorm):
         super().__init__(num_features, *arguments, **options)
         self.virtual_batch_size = virtual_batch_size
 
-    def normalise_by_batch(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def normalise_by_batch(
+        self, input: Tensor, residual: Tensor | None = None, activation: str | None = None
+    ) -> Tensor:
         """Normalise each virtual batch of `input` by its own statistics, and track their mean."""
         groups = _virtual_batches(input.shape, self.virtual_batch_size) if self.training else []
         if len(groups) < 2 and all(count == 1 for count, _ in groups):
-            return super().normalise_by_batch(input, residual)
+            return super().normalise_by_batch(input, residual, activation)
         if residual is not None:
             check_residual(input, residual)
         counts = [count for count, _ in groups]
@@ -69,7 +71,7 @@ class GhostBatchNorm(ActivatedBatchNorm):
         residuals = [None] * len(groups) if residual is None else residual.split_with_sizes(rows)
         statistics = [self._room_for_statistics(count) for count in counts]
         ys = [
-            self._normalise_together(*part)
+            self._normalise_together(activation, *part)
             for part in zip(
                 input.split_with_sizes(rows), residuals, counts, statistics, strict=True
             )
@@ -86,7 +88,12 @@ class GhostBatchNorm(ActivatedBatchNorm):
         return mean.new_zeros(count * len(mean)), mean.new_zeros(count * len(mean))
 
     def _normalise_together(
-        self, input: Tensor, residual: Tensor | None, count: int, statistics: _Statistics
+        self,
+        activation: str | None,
+        input: Tensor,
+        residual: Tensor | None,
+        count: int,
+        statistics: _Statistics,
     ) -> Tensor:
         """Normalise equal virtual batches in one call, in which each has channels of its own."""
         last = _has_channels_last(input)
@@ -95,7 +102,9 @@ class GhostBatchNorm(ActivatedBatchNorm):
             residual = _side_by_side(residual, count, channels_last=last)
         together = _side_by_side(input, count, channels_last=last)
         # With a share of 1 the statistics become those of this mini-batch alone.
-        y = self._normalised(together, residual, (affine[0], affine[1]), statistics, 1.0)
+        y = self._normalised(
+            together, residual, activation, (affine[0], affine[1]), statistics, 1.0
+        )
         return _one_after_another(y, count, channels_last=last)
 
     def _track_average(self, statistics: list[_Statistics], values: list[int]) -> None:

@@ -163,7 +163,7 @@ class Direction(NamedTuple):
         gates = of_input + self.batchnorm_hh(F.linear(h, self.weight_hh), *taken_hh)
         i, f, g, o = gates.chunk(4, 1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()  # not normalised, so that gradients last
-        h = o.sigmoid() * self.batchnorm_c(c, *taken_c)  # whose activation is tanh
+        h = o.sigmoid() * self.batchnorm_c(c, *taken_c, activation="tanh")
         return (h if self.weight_hr is None else F.linear(h, self.weight_hr)), c
 
 
@@ -194,7 +194,6 @@ def add_batch_norms(
             module.hidden_size if of_cell else 4 * module.hidden_size,
             max_steps=max_steps,
             bias=of_cell,
-            activation="tanh" if of_cell else None,
             device=like.device,
             dtype=like.dtype,
             **options,

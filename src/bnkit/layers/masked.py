@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from bnkit.functional import check_residual, is_recomputing
 from bnkit.internals import assume, check_rank
-from bnkit.layers.batch_norm import ActivatedBatchNorm, BatchNormOptions, showing_options
+from bnkit.layers.batch_norm import BatchNormOptions, GuardedBatchNorm, showing_options
+from bnkit.layers.leaves import is_proxy
 from bnkit.layers.masks import check_mask, current_mask, fit
 
 
-class MaskedBatchNorm(ActivatedBatchNorm):
+class MaskedBatchNorm(GuardedBatchNorm):
     """What the masked layers share: who gives the mask, and what becomes of the padding."""
 
     @showing_options()
@@ -34,23 +35,44 @@ class MaskedBatchNorm(ActivatedBatchNorm):
     def forward(
         self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None
     ) -> Tensor:
-        """Return activation(batch_norm(input) + residual) where values are real, 0 elsewhere.
+        """Return batch_norm(input) + residual where values are real, 0 elsewhere.
 
         `mask` has the shape of `input` without its channel axis: (N, L), (N, H, W), (N, D, H, W),
         or (N,) for rows. Without it that of the block `with bnkit.mask(...)` holds.
         """
+        if is_proxy(input):
+            return self.as_leaf(input, residual=residual, mask=mask)  # type: ignore[no-any-return]
+        return self.activated(input, residual, None, mask=mask)
+
+    def activated(
+        self,
+        input: Tensor,
+        residual: Tensor | None,
+        activation: str | None,
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Return activation(batch_norm(input) + residual) where values are real, 0 elsewhere."""
         check_rank(self, input)
-        real = self._mask_of_block(input) if mask is None else self._mask_as_given(input, mask)
+        real = self._mask_of(input, mask)
         takes_statistics = self.training or self.running_mean is None
         if real is None:
             if takes_statistics:
                 self._check_default()
-            return super().forward(input, residual)
+            return super().activated(input, residual, activation)
         if residual is not None:
             check_residual(input, residual)
         if takes_statistics:
-            return self._normalise_real_values(input, residual, real)
-        return self._hide_padding(input, residual, real)
+            return self._normalise_real_values(input, residual, activation, real)
+        return self._hide_padding(input, residual, activation, real)
+
+    def activate(self, y: Tensor, activation: str | None, *, mask: Tensor | None = None) -> Tensor:
+        """Return activation(y) where values are real, 0 elsewhere."""
+        activated, real = super().activate(y, activation), self._mask_of(y, mask)
+        return activated if real is None else torch.where(real[:, None], activated, 0)
+
+    def _mask_of(self, input: Tensor, mask: Tensor | None) -> Tensor | None:
+        return self._mask_of_block(input) if mask is None else self._mask_as_given(input, mask)
 
     def _mask_as_given(self, input: Tensor, mask: Tensor) -> Tensor:
         check_mask(mask)
@@ -94,14 +116,15 @@ class MaskedBatchNorm(ActivatedBatchNorm):
             )
 
     def _normalise_real_values(
-        self, input: Tensor, residual: Tensor | None, real: Tensor
+        self, input: Tensor, residual: Tensor | None, activation: str | None, real: Tensor
     ) -> Tensor:
         where = real.nonzero(as_tuple=True)
         if not self._has_padding(len(where[0]), real):
-            return self.normalise_by_batch(input, residual)
+            return self.normalise_by_batch(input, residual, activation)
         rows = None if residual is None else _channels_last(residual)[where]
         y = torch.zeros_like(input)
-        _channels_last(y)[where] = self.normalise_by_batch(_channels_last(input)[where], rows)
+        values = _channels_last(input)[where]
+        _channels_last(y)[where] = self.normalise_by_batch(values, rows, activation)
         return y
 
     def _has_padding(self, number: int, real: Tensor) -> bool:
@@ -116,12 +139,15 @@ class MaskedBatchNorm(ActivatedBatchNorm):
             )
         return number < real.numel()
 
-    def _hide_padding(self, input: Tensor, residual: Tensor | None, real: Tensor) -> Tensor:
+    def _hide_padding(
+        self, input: Tensor, residual: Tensor | None, activation: str | None, real: Tensor
+    ) -> Tensor:
         beside = real[:, None]  # (N, 1, ...)
         # What padding holds, NaN for one, would else enter the gradient of the weight, as 0 · NaN.
         values = torch.where(beside, input, 0)
         residual = None if residual is None else torch.where(beside, residual, 0)
-        return torch.where(beside, self.normalise_by_running_statistics(values, residual), 0)
+        y = self.normalise_by_running_statistics(values, residual, activation)
+        return torch.where(beside, y, 0)
 
     @property
     def _called(self) -> str:

@@ -1,15 +1,15 @@
 """`PerStepBatchNorm1d`: batch norm with running statistics of its own for each time step."""
 
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from bnkit.functional import is_recomputing
-from bnkit.layers.batch_norm import ActivatedBatchNorm, KeywordOptions, showing_options
+from bnkit.layers.batch_norm import GuardedBatchNorm, KeywordOptions, showing_options
 
 
-class PerStepBatchNorm1d(ActivatedBatchNorm):
+class PerStepBatchNorm1d(GuardedBatchNorm):
     """Batch norm inside a recurrent layer: shared weight and bias, statistics for each step.
 
     Section 3 of Cooijmans et al. 2017, "Recurrent Batch Normalization" (arXiv:1603.09025): the
@@ -54,6 +54,10 @@ class PerStepBatchNorm1d(ActivatedBatchNorm):
             of_one_step = getattr(self, name)
             self.register_buffer(name, of_one_step.repeat(max_steps, *[1] * of_one_step.dim()))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a pickle; of bnkit 0.1 it has an activation, now an argument."""
+        super().__setstate__({k: v for k, v in state.items() if k != "activation"})
+
     def reset_parameters(self) -> None:
         """Forget the statistics; γ is 0.1 again and β, if any, 0."""
         super().reset_parameters()
@@ -78,24 +82,33 @@ class PerStepBatchNorm1d(ActivatedBatchNorm):
         return self.training or self.running_mean is None
 
     def forward(  # type: ignore[override]  # called by recurrent layers only
-        self, input: Tensor, mean: Tensor, variance: Tensor, bias: Tensor | None = None
+        self,
+        input: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        bias: Tensor | None = None,
+        *,
+        activation: str | None = None,
     ) -> Tensor:
         """Return `input`, (N, C) or (N, C, steps), normalised in each step over N.
 
         `mean` and `variance`, (C,) or (steps, C), are what `of_steps` gave: in training those of
         the mini-batch, by which it normalises, replace them in place. A single sample has no
-        variance and is normalised by what they are. `bias`, (C,), takes the place of β.
+        variance and is normalised by what they are. `bias`, (C,), takes the place of β,
+        and `activation` follows.
         """
         bias = self.bias if bias is None else bias
         by_batch = self.needs_batch and (len(input) > 1 or self.running_mean is None)
         share = 1.0 if by_batch else None  # of 1: nothing is left of what the statistics were
         if input.dim() == 2:
-            return self._normalised(input, None, (self.weight, bias), (mean, variance), share)
+            both = (self.weight, bias), (mean, variance)
+            return self._normalised(input, None, activation, *both, share)
         # Each channel of each step is a channel: (N, C, steps) -> (N, steps · C), one call for all.
         steps = input.shape[2]
         affine = self.weight.repeat(steps), None if bias is None else bias.repeat(steps)
         flat = input.transpose(1, 2).flatten(1)
-        y = self._normalised(flat, None, affine, (mean.view(-1), variance.view(-1)), share)
+        statistics = mean.view(-1), variance.view(-1)
+        y = self._normalised(flat, None, activation, affine, statistics, share)
         return y.view(len(input), steps, self.num_features).transpose(1, 2)
 
     def track(self, mean: Tensor, variance: Tensor, first_step: int = 0) -> None:
@@ -122,7 +135,7 @@ class PerStepBatchNorm1d(ActivatedBatchNorm):
         if self.guard:
             accepted = new.isfinite().all()
             new = torch.where(accepted, new, old)
-            self.non_finite_batches += ~accepted
+            self._count_non_finite(~accepted)
         running_mean[steps], running_var[steps] = new
         self.num_batches_tracked[steps] += accepted
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from bnkit.functional import is_recomputing
 from bnkit.layers.batch_norm import (
-    ActivatedBatchNorm,
     BatchNormOptions,
+    GuardedBatchNorm,
     refuse_empty,
     showing_options,
 )
@@ -53,7 +53,7 @@ R_MAX = Ramp(first=1.0, last=3.0, start=5_000, end=40_000)
 D_MAX = Ramp(first=0.0, last=5.0, start=5_000, end=25_000)
 
 
-class BatchRenorm(ActivatedBatchNorm):
+class BatchRenorm(GuardedBatchNorm):
     """What the batch renorms of all ranks share (Ioffe, Batch Renormalization, NIPS 2017).
 
     In training, with the statistics μ_B, σ_B = √(variance + eps) of the mini-batch and the running
@@ -102,13 +102,16 @@ class BatchRenorm(ActivatedBatchNorm):
         self.d_max = d_max
         self._last: tuple[Tensor, Tensor, Tensor] | None = None  # μ_B, r and d
 
-    def normalise_by_batch(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def normalise_by_batch(
+        self, input: Tensor, residual: Tensor | None = None, activation: str | None = None
+    ) -> Tensor:
         """Normalise by the statistics of `input`, corrected by r and d, and track them."""
         if self.running_mean is None:
-            return super().normalise_by_batch(input, residual)
+            return super().normalise_by_batch(input, residual, activation)
         refuse_empty(input.shape)
         r, d = self._correction(input)
-        return self._normalise_and_track(input, residual, *self._corrected_parameters(r, d))
+        affine = self._corrected_parameters(r, d)
+        return self._normalise_and_track(input, residual, activation, affine)
 
     def _corrected_parameters(self, r: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         """Return weight and bias with r and d in them: γ·(x̂·r + d) + β = (γ·r)·x̂ + (γ·d + β)."""

@@ -13,18 +13,18 @@ from torch import Tensor
 from bnkit.functional import check_residual
 from bnkit.kernels.reference import batch_norm_inference, batch_norm_inference_backward
 from bnkit.layers.batch_norm import (
-    ActivatedBatchNorm,
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
     BatchNormOptions,
+    GuardedBatchNorm,
     showing_options,
 )
 from bnkit.layers.exchange import Place, Ranks, exchange
 from bnkit.moments import Moments, dtype_of_sums
 
 
-class SynchronisedBatchNorm(ActivatedBatchNorm):
+class SynchronisedBatchNorm(GuardedBatchNorm):
     """What the three share: in training, the statistics of all ranks' mini-batches together.
 
     `process_group` is the torch.distributed group to pool over, None the default group.
@@ -54,21 +54,25 @@ class SynchronisedBatchNorm(ActivatedBatchNorm):
     def process_group(self, group: dist.ProcessGroup | None) -> None:
         self._ranks = Ranks(group)
 
-    def normalise_by_batch(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def normalise_by_batch(
+        self, input: Tensor, residual: Tensor | None = None, activation: str | None = None
+    ) -> Tensor:
         """Normalise by the statistics of all ranks' mini-batches; in eval mode by its own."""
         if not self.training or self._ranks.is_alone(self.sync_name):
-            return super().normalise_by_batch(input, residual)
+            return super().normalise_by_batch(input, residual, activation)
         meet = self._normalise_with_others
         if torch.compiler.is_compiling():  # ranks meet outside compiled graphs
             meet = torch.compiler.disable(meet)  # type: ignore[no-untyped-call]
-        return meet(input, residual)
+        return meet(input, residual, activation)
 
-    def _normalise_with_others(self, input: Tensor, residual: Tensor | None) -> Tensor:
+    def _normalise_with_others(
+        self, input: Tensor, residual: Tensor | None, activation: str | None
+    ) -> Tensor:
         self._check(input, residual)
         place = self._ranks.next_call(self.sync_name, self.num_features)
         moments = pool_moments(input, place, self.process_group)
         if moments.count == 0:  # on all ranks alike, as on one with an empty mini-batch
-            return super().normalise_by_batch(input, residual)
+            return super().normalise_by_batch(input, residual, activation)
         if moments.count == 1:
             raise ValueError(
                 f"`input` has 1 value per channel over all ranks together (on this one its shape "
@@ -80,7 +84,7 @@ class SynchronisedBatchNorm(ActivatedBatchNorm):
             residual,
             self.weight,
             self.bias,
-            _Meeting(moments, place, self._ranks, eps=self.eps, activation=self.activation),
+            _Meeting(moments, place, self._ranks, eps=self.eps, activation=activation),
         )
         self.track(moments.mean, moments.unbiased_variance)
         return y
@@ -119,7 +123,7 @@ class SyncBatchNorm1d(SynchronisedBatchNorm, BatchNorm1d):
     `process_group` to be set. Checkpoints are those of torch. A second derivative is refused.
 
     >>> layer = SyncBatchNorm1d(3, activation="relu", sync_name="features.1")
-    >>> isinstance(layer, torch.nn.BatchNorm1d), layer(torch.randn(8, 3)).min().item()
+    >>> isinstance(layer, SyncBatchNorm1d), layer(torch.randn(8, 3)).min().item()
     (True, 0.0)
     """
 

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from bnkit.dataflow.tensors import tensors_in
 from bnkit.kernels.reference import batch_norm_inference
-from bnkit.layers.batch_norm import ActivatedBatchNorm
+from bnkit.layers.batch_norm import GuardedBatchNorm
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.layers.masked import MaskedBatchNorm
 from bnkit.moments import Moments
@@ -187,9 +187,7 @@ def is_fused(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     >>> is_fused(nn.BatchNorm1d(2), (torch.ones(2, 2),), {})
     False
     """
-    if not isinstance(layer, ActivatedBatchNorm):
-        return False
-    return layer.activation is not None or len(tensors_in((args, kwargs))) > 1
+    return isinstance(layer, GuardedBatchNorm) and len(tensors_in((args, kwargs))) > 1
 
 
 def running_statistics(layer: Any) -> Running | None:

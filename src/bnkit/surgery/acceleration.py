@@ -11,6 +11,7 @@ from bnkit.dataflow.tracing import observe_in_its_mode
 from bnkit.internals import has_hooks
 from bnkit.kernels.activations import LEAKY_SLOPE
 from bnkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnkit.layers.activated import enclose
 from bnkit.norms import NOT_CHOSEN, Where, batch_norms
 from bnkit.observation import set_mode
 from bnkit.roles import Role
@@ -74,8 +75,7 @@ def plan_acceleration(
 
 def _unproven(model: nn.Module, example: Any, where: Where | None) -> Plan:
     flows = _dataflows(model, example)
-    layers = batch_norms(model).layers.items()
-    found = [_edit(flows, path, layer, where) for path, layer in layers]
+    found = [_edit(flows, path, layer, where) for path, layer in batch_norms(model).layers.items()]
     return Plan(
         tuple(edit for edit in found if isinstance(edit, Edit)),
         tuple(left for left in found if isinstance(left, LeftAlone)),
@@ -114,18 +114,21 @@ def apply_acceleration(
     """Make the batch norm at `layer` bnkit's, and the module at `replaced` an Identity.
 
     It keeps its identity, parameters, buffers, hooks and torch's treatment of mini-batches that are
-    not finite (guard=False), and gets this activation.
+    not finite (guard=False). With an activation it is an `ActivatedNorm`, which contains the batch
+    norm and knows the module that it came from.
     """
     module: Any = model.get_submodule(layer)
     if type(module) in _KINDS:
         module.__class__ = _KINDS[type(module)]
         module.guard = False
         device = next((t.device for t in module.state_dict().values()), None)
-        count = torch.zeros((), dtype=torch.long, device=device)
-        module.register_buffer("non_finite_batches", count, persistent=False)
-    module.activation = activation
+        module.non_finite_batches = torch.zeros((), dtype=torch.long, device=device)
+    if activation is not None:
+        enclose(module, activation)
     if replaced is not None:
-        replace_module(model, replaced, nn.Identity())
+        place, before = nn.Identity(), model.get_submodule(replaced)
+        replace_module(model, replaced, place)
+        module.came_from = place, before
 
 
 def _objection(path: str, layer: nn.Module, where: Where | None) -> str | None:
@@ -145,8 +148,6 @@ def _activation_after(
     flows: list[Dataflow], path: str, layer: nn.Module
 ) -> tuple[Call | None, str]:
     """Return the call of the activation to fuse and why, or None and why not."""
-    if getattr(layer, "activation", None) is not None:
-        return None, "it has an activation"
     if has_hooks(layer, before=False):
         return None, "a hook looks at what it makes"
     found = [_reader(flow, path) for flow in flows]
@@ -168,6 +169,8 @@ def _reader(flow: Dataflow, path: str) -> tuple[Call | None, str]:
     if flow.leaves(calls[0]) or len(readers) != 1:
         return None, "several read what it makes" if readers else "nothing reads what it makes"
     (reader,) = readers
+    if path.endswith(".norm") and reader.scope == path.removesuffix(".norm"):
+        return None, "it has an activation"
     if role_of(reader) is not Role.ACTIVATION:
         return None, f"no activation follows, but {reader}"
     return _fusible(flow, reader)

@@ -12,6 +12,7 @@ from torch.nn.parameter import Parameter
 from torch.optim import LBFGS, Optimizer
 
 from bnkit.dataflow.tensors import replace_tensors
+from bnkit.layers.activated import key_of
 from bnkit.parameters import DECAYED, UNDECAYED, check_readable, undecayed_parameters
 
 
@@ -84,10 +85,10 @@ def rebind(optimizer: Optimizer, old_model: nn.Module, new_model: nn.Module) -> 
 
 
 def _names(model: nn.Module) -> dict[Parameter, list[str]]:
-    """Return all names of each parameter, which has several where it is shared."""
+    """Return all keys of each parameter in the state dict: several where it is shared."""
     names: dict[Parameter, list[str]] = defaultdict(list)
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names[parameter].append(name)
+        names[parameter].append(key_of(model, name))
     return names
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from bnkit.behaviour import activation_of, affine_of, name_of_activation
+from bnkit.layers.activated import path_of_norm
 from bnkit.layers.affine import ChannelAffine
 from bnkit.norms import Where
 from bnkit.surgery.folding.candidates import Candidate
@@ -65,6 +66,7 @@ def use_channel_affine(model: nn.Module, layer: str) -> None:
     Parameter containing:
     tensor([0.5000, 0.5000])
     """
+    layer = path_of_norm(model, layer)
     replace_module(model, layer, _channel_affine(model.get_submodule(layer)))
 
 

@@ -10,16 +10,15 @@ from torch import nn
 import bnkit
 from bnkit import SurgeryError
 from bnkit.dataflow import ExampleError
+from bnkit.layers.activated import ActivatedNorm
 from bnkit.layers.domains import domain
-from bnkit.layers.finished import FinishedBatchNorm2d
 from bnkit.layers.per_step import PerStepBatchNorm1d
 from bnkit.layers.renorm import Ramp
-from bnkit.surgery import add
+from bnkit.surgery import accelerate, add
 from bnkit.surgery.conversion import convert, convert_layer, plan_conversion
 from bnkit.surgery.conversion.kinds import KINDS
 from bnkit.surgery.conversion.survey import candidates
 from bnkit.surgery.operations import replay
-from cases import equal
 from models import MODELS
 from zoo.checks import call, fingerprint, memory, random_state
 
@@ -290,24 +289,56 @@ def test_an_activation_is_never_lost(kind):
     changed = convert(start, kind, [IMAGES], **options)
     norm = convert_without(changed)
     torch.testing.assert_close(changed(IMAGES), F.silu(norm(IMAGES)))
-    again = convert(changed, "bnkit", [IMAGES], where=lambda *_: True)
-    assert type(again[0]) is bnkit.BatchNorm2d
-    assert again[0].activation == "silu"
+    if kind != "torch":
+        assert all(key.count(".") == 1 for key in changed.state_dict())
+        again = convert(changed, "bnkit", [IMAGES], where=lambda *_: True)
+        assert type(again[0].norm) is bnkit.BatchNorm2d
+        assert again[0].activation == "silu"
 
 
 def convert_without(model):
     """Return a copy of the model whose layer has no activation."""
     model = copy.deepcopy(model)
+    if isinstance(model[0], nn.Sequential):
+        return model[0][0]
     model[0].activation = None
     return model
 
 
-def test_with_an_activation_torchs_layer_is_followed_by_it():
+def test_the_way_back_to_torch_gives_modules_where_they_were():
+    def block():
+        return [nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.LeakyReLU(0.01, inplace=True)]
+
+    start = randomised(nn.Sequential(*block(), *block()[:2], nn.SiLU()))
+    fast = accelerate(start, IMAGES)
+    assert [type(module).__name__ for module in fast.children()][1:3] == [
+        "ActivatedNorm",
+        "Identity",
+    ]
+    fast = pickle.loads(pickle.dumps(copy.deepcopy(nn.Sequential(fast))))
+    plan = plan_conversion(fast, "torch", IMAGES)
+    assert [(edit.layer, edit.action) for edit in plan.edits] == [
+        ("0.1.norm", "become BatchNorm2d"),
+        ("0.4.norm", "become BatchNorm2d"),
+        ("0.1", "give leaky_relu back to '0.2'"),
+        ("0.4", "give silu back to '0.5'"),
+    ]
+    back = plan.apply(fast)[0]
+    assert str(back) == str(start)
+    assert back.state_dict().keys() == start.state_dict().keys()
+    torch.testing.assert_close(back.train()(IMAGES), start.train()(IMAGES))
+
+
+def test_without_such_a_place_the_plan_names_the_new_keys():
     start = randomised(nn.Sequential(bnkit.BatchNorm2d(3, activation="relu")))
-    changed = convert(start, "torch", IMAGES)
-    assert type(changed[0]) is FinishedBatchNorm2d
-    assert isinstance(changed[0], nn.BatchNorm2d)
-    same_state(changed, start)
+    plan = plan_conversion(start, "torch", IMAGES)
+    assert (plan.edits[1].action, plan.edits[1].why) == (
+        "become Sequential, with relu",
+        "keys with '.0' in them",
+    )
+    changed = plan.apply(start)
+    assert [type(module) for module in changed[0]] == [nn.BatchNorm2d, nn.ReLU]
+    assert next(iter(changed.state_dict())) == "0.0.weight"
     plain = nn.BatchNorm2d(3)
     plain.load_state_dict(start[0].state_dict())
     assert torch.equal(changed(IMAGES), F.relu(plain(IMAGES)))
@@ -322,11 +353,27 @@ class Residual(nn.Module):
         return self.norm(x, residual=x)
 
 
-def test_a_layer_that_is_called_with_a_residual_takes_it_as_torchs_too():
-    start = randomised(Residual(bnkit.BatchNorm2d(3)))
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_a_layer_that_is_called_with_a_residual_is_not_torchs(activation):
+    start = randomised(Residual(bnkit.BatchNorm2d(3, activation=activation)))
     plan = plan_conversion(start, "torch", IMAGES)
-    assert plan.edits[0].action == "become FinishedBatchNorm2d"
-    assert equal(plan.apply(start).eval()(IMAGES), start.eval()(IMAGES))
+    assert plan.edits == ()
+    assert plan.left_alone[0].why == "called with a residual, which torch's layers do not take"
+    with pytest.raises(SurgeryError, match="a residual, which torch's layers do not take"):
+        convert(start, "torch", IMAGES)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_group_norm_takes_a_residual_too(activation):
+    start = randomised(Residual(bnkit.BatchNorm2d(3, activation=activation))).eval()
+    changed = convert(start, "group", [IMAGES], num_groups=3)
+    around = changed.norm
+    assert isinstance(around, ActivatedNorm)
+    assert isinstance(around.norm, nn.GroupNorm)
+    expected = around.norm(IMAGES) + IMAGES
+    expected = expected if activation is None else expected.relu()
+    torch.testing.assert_close(changed(IMAGES), expected)
+    assert changed.state_dict().keys() == {"norm.weight", "norm.bias"}
 
 
 def test_the_guard_of_a_bnkit_layer_survives_the_way_through_torch():

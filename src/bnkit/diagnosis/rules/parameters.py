@@ -16,7 +16,6 @@ from bnkit.diagnosis.rules.fixes import edit
 from bnkit.diagnosis.rules.places import chains_to_norms
 from bnkit.diagnosis.rules.reading import Reading, readings
 from bnkit.internals import AnyTransposedConv
-from bnkit.layers.batch_norm import ActivatedBatchNorm
 from bnkit.roles import can_own_batch_norm
 from bnkit.surgery.folding.matching import original_class
 from bnkit.surgery.normalized import NormalizedOutput
@@ -184,9 +183,7 @@ def _amplified(reading: Reading, gamma: Tensor) -> Tensor:
 
 def _rectified(evidence: Evidence, reading: Reading) -> bool:
     """Return whether a ReLU reads what the batch norm makes, and nothing else does."""
-    module, norm, flow = reading.module, reading.norm, evidence.flow
-    if isinstance(module, ActivatedBatchNorm) and module.activation is not None:
-        return module.activation in ("relu", "relu6")
+    norm, flow = reading.norm, evidence.flow
     if norm is None or flow is None or not norm.calls:
         return False
     if norm.owner is not None and not isinstance(norm.calls[0].module, NormalizedOutput):

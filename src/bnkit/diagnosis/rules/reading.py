@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bnkit.behaviour import behaviour_of, has_known_forward
 from bnkit.dataflow import Call, Dataflow
 from bnkit.diagnosis.evidence import Evidence, Norm, Seen, once
-from bnkit.layers.batch_norm import ActivatedBatchNorm
+from bnkit.layers.batch_norm import GuardedBatchNorm
 from bnkit.layers.domains import DomainBatchNorm
 from bnkit.layers.masked import MaskedBatchNorm
 from bnkit.moments import Moments, dtype_of_sums
@@ -253,7 +253,7 @@ def is_to_be_tried(module: nn.Module) -> bool:
     >>> is_to_be_tried(nn.BatchNorm1d(2))
     False
     """
-    return not (has_known_forward(module) or isinstance(module, ActivatedBatchNorm))
+    return not (has_known_forward(module) or isinstance(module, GuardedBatchNorm))
 
 
 def _eps_of(module: nn.Module) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bnkit.batches import Call, Inputs, as_example, calls_of, refuse_iterator
 from bnkit.dataflow import duplicate
 from bnkit.functional import batch_norm
+from bnkit.layers.activated import path_of_norm
 from bnkit.moments import Moments
 from bnkit.observation import on_the_side, seeing_inputs
 from bnkit.surgery.conversion.kinds import family_of
@@ -67,8 +68,9 @@ def calibrate(
     states: dict[str, dict[str, Tensor]] = {}
     for path in wanted:
         make_edits(working, [edits[path]])
-        states[path] = _calibrated(working, path, wanted[path], calls)
-        write_values(working, path, values=states[path])
+        inside = path_of_norm(working, path)
+        states[path] = _calibrated(working, inside, wanted[path], calls)
+        write_values(working, inside, values=states[path])
     return states
 
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from bnkit.batches import Inputs
 from bnkit.dataflow import duplicate
+from bnkit.layers.activated import ActivatedNorm, disclose, enclose, path_of_norm
+from bnkit.layers.affine import activation_module
 from bnkit.layers.domains import DomainBatchNorm
 from bnkit.layers.exchange import make_group
 from bnkit.norms import Where
@@ -100,9 +102,11 @@ def convert(
     gets a layer of the copy and returns what is to be in its place. Batch norms of every kind are
     taken, torch.nn.SyncBatchNorm and frozen ones of other libraries too; group and instance norms
     where `where(path, layer)` chooses them. A layer keeps its identity: parameters, buffers, hooks,
-    attributes, mode, dtype, device, the places in which it is, and its activation, also as torch's,
-    which is then followed by it (`FinishedBatchNorm2d`). What its class does beyond these would be
-    lost, so a class that does more stays, as a trial shows, and `plan_conversion` says so.
+    attributes, mode, dtype, device, the places in which it is, and the activation after it. What
+    its class does beyond these would be lost, so a class that does more stays, as a trial shows,
+    and `plan_conversion` says so. "torch" is the way back from `accelerate`, too: an activation
+    becomes a module of its own, in the place that it came from, else behind the batch norm in a
+    Sequential, whose keys are then new; a layer that is given a residual on the example stays.
 
     All but the last two kinds compute the same in eval mode; with an example (a tensor, a tuple of
     positional or a dict of keyword arguments) that is proven on it, within `tolerance` (by default
@@ -210,6 +214,7 @@ def convert_layer(
         return
     kind = find_kind(given.to)
     kind.check(given.options)
+    layer = path_of_norm(model, layer)
     module: Any = model.get_submodule(layer)
     found = given.rank or rank_of(module, None) or (1 if kind.family == "group" else None)
     if found is None:
@@ -218,10 +223,59 @@ def convert_layer(
             f"say for how many dimensions it is: pass 1, 2 or 3"
         )
     like = next(model.parameters(), None)
-    recast(module, kind, found, given.options, residual=given.residual, like=like)
+    recast(module, kind, found, given.options, like=like)
+    around = model.get_submodule(layer.rpartition(".")[0])
+    if given.residual and not kind.takes_residual and type(around) is not ActivatedNorm:
+        enclose(module)
     if kind.name == "sync" and layer:
         module.sync_name = layer
-    write_values(model, layer, values=values)
+    write_values(model, path_of_norm(model, layer), values=values)
+
+
+@operation
+def release_activation(model: nn.Module, layer: str) -> None:
+    """Make the `ActivatedNorm` at this path what is in it, in place, and its activation a module.
+
+    That goes to where it was a module before; without such a place, behind it in a Sequential.
+
+    >>> import bnkit
+    >>> model = nn.Sequential(bnkit.BatchNorm1d(4, activation="tanh"))
+    >>> release_activation(model, "0")
+    >>> type(model[0]).__name__, model[0][1]
+    ('Sequential', Tanh())
+    """
+    module: Any = model.get_submodule(layer)
+    place = _place_of(model, module)
+    if place is not None:
+        replace_module(model, place, module.came_from[1])
+    if place is not None or module.activation is None:
+        disclose(module, module.norm)
+    else:
+        disclose(module, nn.Sequential(module.norm, activation_module(module.activation)))
+
+
+def _place_of(model: nn.Module, layer: ActivatedNorm) -> str | None:
+    """Return the path of what stands where the layer's activation was, None without one."""
+    there = None if layer.came_from is None else layer.came_from[0]
+    return next((path for path, module in model.named_modules() if module is there), None)
+
+
+def _releases(model: nn.Module, able: Iterable[tuple[str, nn.Module]]) -> list[Edit]:
+    """Return the edits that make the activations of these layers modules."""
+    found = []
+    for path, _ in able:
+        outer, _, name = path.rpartition(".")
+        around = model.get_submodule(outer)
+        if name != "norm" or type(around) is not ActivatedNorm:
+            continue
+        place = _place_of(model, around)
+        if place is not None or around.activation is None:
+            action, why = "become what is in it", "the same keys"
+        else:
+            action, why = f"become Sequential, with {around.activation}", "keys with '.0' in them"
+        action = action if place is None else f"give {around.activation} back to '{place}'"
+        found.append(Edit(outer, "ActivatedNorm", action, why, "release_activation", {}))
+    return found
 
 
 def _edit(path: str, layer: nn.Module, target: Target, use: Use | None) -> Edit:
@@ -275,7 +329,8 @@ def _plan_by_name(
     target = _with_group(target, timeout) if able else target
     edits = [_edit(path, layer, target, uses.get(path)) for path, layer in able]
     left_alone = in_order_of(model, [*rest, *unable, *functions])
-    plan = Conversion(_named(edits, trial), left_alone)
+    releases = _releases(model, able) if target.kind.name == "torch" else []
+    plan = Conversion((*_named(edits, trial), *releases), left_alone)
     others = [path for path, layer in able if not is_equivalent(layer, target)]
     if others:
         plan = _calibrated(model, plan, others, given.calls)

@@ -10,7 +10,6 @@ from torch import nn
 
 from bnkit import layers
 from bnkit.internals import RANK_CHECK, AnyBatchNorm, AnyInstanceNorm
-from bnkit.layers import finished
 
 Classes = tuple[type[nn.Module], type[nn.Module], type[nn.Module]]
 Family = Literal["batch", "group", "instance"]
@@ -23,16 +22,15 @@ class Kind:
     """One kind: its `classes` for inputs of 1, 2 and 3 dimensions beside batch and channels.
 
     `options` are the arguments of its constructor that are its own, `carried` those that each
-    layer brings along and that may be set too. `finished` are the classes for layers with an
-    activation, where its own have none. Kinds of the family "batch" compute the same in eval mode;
-    those that `need_statistics` refuse layers without running statistics.
+    layer brings along and that may be set too. Kinds of the family "batch" compute the same in eval
+    mode; those that `need_statistics` refuse layers without running statistics.
     """
 
     name: str
     classes: Classes
     options: tuple[str, ...] = ()
     carried: tuple[str, ...] = ("momentum", "guard")
-    finished: Classes | None = None
+    takes_residual: bool = True
     family: Family = "batch"
     needs_statistics: bool = False
 
@@ -82,7 +80,7 @@ _TABLE = (
         "torch",
         _each_rank("BatchNorm", of=nn),
         carried=("momentum",),
-        finished=_each_rank("FinishedBatchNorm", of=finished),
+        takes_residual=False,
     ),
     Kind("bnkit", _each_rank("BatchNorm")),
     Kind("sync", _each_rank("SyncBatchNorm"), ("process_group",)),
@@ -97,7 +95,7 @@ _TABLE = (
         (nn.GroupNorm, nn.GroupNorm, nn.GroupNorm),
         ("num_groups",),
         carried=("eps",),
-        finished=(finished.FinishedGroupNorm,) * 3,
+        takes_residual=False,
         family="group",
     ),
     Kind(
@@ -105,7 +103,7 @@ _TABLE = (
         _each_rank("InstanceNorm", of=nn),
         ("track_running_stats",),
         carried=("eps", "momentum"),
-        finished=_each_rank("FinishedInstanceNorm", of=finished),
+        takes_residual=False,
         family="instance",
     ),
 )
@@ -115,8 +113,7 @@ KINDS: Mapping[str, Kind] = {kind.name: kind for kind in _TABLE}
 _RANKS: dict[type[nn.Module], tuple[str, int | None]] = {
     made: (kind.name, None if kind.family == "group" else rank)
     for kind in _TABLE
-    for classes in (kind.classes, kind.finished or ())
-    for rank, made in enumerate(classes, start=1)
+    for rank, made in enumerate(kind.classes, start=1)
 }
 # Batch norms that take inputs of any rank: torch's synchronised ones, and what other libraries make
 # of these when they are to run alone.

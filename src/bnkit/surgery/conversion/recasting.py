@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from bnkit.behaviour import behaviour_of, has_known_forward
 from bnkit.internals import children_of, registered_names, take_over_registered
-from bnkit.layers.batch_norm import ActivatedBatchNorm
+from bnkit.layers.activated import enclose
+from bnkit.layers.batch_norm import GuardedBatchNorm
 from bnkit.layers.domains import DomainBatchNorm, domain
-from bnkit.layers.finished import Finished
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.surgery.conversion.kinds import (
     DEFAULT_GROUPS,
@@ -30,7 +30,6 @@ PARAMETERS = ("weight", "bias")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 NOTE = "_kept_by_conversion"  # attribute: what the layer's kind has no place for
 CARRIED = {"momentum": 0.1, "guard": True}  # and how new layers have them
-_WITH_ACTIVATION = ActivatedBatchNorm, Finished
 _OF_ANOTHER_LIBRARY = frozenset([*PARAMETERS, *STATISTICS, "eps"])
 
 
@@ -64,13 +63,12 @@ def recast(
     rank: int,
     options: Mapping[str, Any],
     *,
-    residual: bool = False,
     like: Tensor | None = None,
 ) -> None:
     """Make `layer` one of `kind` in place, for `rank` dimensions beside batch and channels.
 
-    `residual` says that it is called with something to add. Statistics and parameters that it needs
-    and does not have begin as in torch, on the device of `like` where the layer has no tensors.
+    Statistics and parameters that it needs and does not have begin as in torch, on the device of
+    `like` where the layer has no tensors.
 
     >>> layer = nn.BatchNorm1d(4)
     >>> weight = layer.weight
@@ -84,12 +82,14 @@ def recast(
     if _is_tried(layer):  # what its own forward called is computed by the new kind
         for name in [*children_of(layer)]:
             delattr(layer, name)
-    made = _made_from(after, kind, rank, own, residual=residual, like=like)
+    made = _made_from(after, kind, rank, own, like=like)
     _take_over(layer, made, own_names(layer))
     note = _what_has_no_place(after, made)
     vars(layer).pop(NOTE, None)
     if note:
         vars(layer)[NOTE] = note
+    if before.activation is not None:  # of another library's class, which computed it
+        enclose(layer, before.activation)
 
 
 def _made_from(
@@ -98,15 +98,14 @@ def _made_from(
     rank: int,
     own: Mapping[str, Any],
     *,
-    residual: bool = False,
     like: Tensor | None = None,
 ) -> nn.Module:
     """Return a new layer of `kind` with this state, whose tensors it takes as they are."""
     tensors = [*state.parameters.values(), *state.statistics.values()]
     floating = (t for t in tensors if t is not None and t.is_floating_point())
     model = next(floating, torch.empty(0) if like is None else like)
-    made_by, ending = _class_and_ending(state, kind, rank - 1, residual=residual)
-    options = {**own, **ending, "device": model.device, "dtype": model.dtype, "eps": state.eps}
+    made_by: type[Any] = kind.classes[rank - 1]
+    options = {**own, "device": model.device, "dtype": model.dtype, "eps": state.eps}
     if kind.family == "group":
         groups = options.pop("num_groups", DEFAULT_GROUPS)
         made: nn.Module = made_by(groups, state.num_features, **options)
@@ -137,17 +136,6 @@ def _instance_norm(state: State, made_by: type[Any], options: Mapping[str, Any])
     if made.track_running_stats:
         _give_statistics(made, state)
     return made  # type: ignore[no-any-return]  # as above
-
-
-def _class_and_ending(
-    state: State, kind: Kind, rank: int, *, residual: bool
-) -> tuple[type[Any], dict[str, Any]]:
-    """Return the class to make, and how its layers end."""
-    if kind.finished is None:
-        return kind.classes[rank], {"activation": state.activation}
-    if state.activation is None and not residual:
-        return kind.classes[rank], {}
-    return kind.finished[rank], {"activation": state.activation}
 
 
 def _give_parameters(made: nn.Module, state: State, *, needed: bool = False) -> None:
@@ -268,8 +256,7 @@ def _numbers_of(layer: Any) -> tuple[float, str | None, dict[str, Any]]:
     """Return eps, the activation and what is carried along: of other classes as they compute."""
     carried = {name: _carried(layer, name, default) for name, default in CARRIED.items()}
     if not _is_tried(layer):
-        ending = layer.activation if isinstance(layer, _WITH_ACTIVATION) else None
-        return layer.eps, ending, carried
+        return layer.eps, None, carried
     found = behaviour_of(layer)
     assert found.eps is not None  # the survey has let it pass
     if found.share and carried["momentum"] is not None:
@@ -279,7 +266,7 @@ def _numbers_of(layer: Any) -> tuple[float, str | None, dict[str, Any]]:
 
 def _is_tried(layer: nn.Module) -> bool:
     """Return whether a trial says what the layer computes: a batch norm of another class."""
-    named = isinstance(layer, _WITH_ACTIVATION) or family_of(layer) != "batch"
+    named = isinstance(layer, GuardedBatchNorm) or family_of(layer) != "batch"
     return not (named or has_known_forward(layer))
 
 

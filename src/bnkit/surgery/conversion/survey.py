@@ -284,6 +284,8 @@ def _objection_to_names(layer: nn.Module, target: Target) -> str | None:
 
 
 def _objection_to_calls(layer: nn.Module, target: Target, use: Use | None) -> str | None:
+    if use is not None and use.residual and target.kind.name == "torch":
+        return "called with a residual, which torch's layers do not take"
     if use is not None and not is_equivalent(layer, target) and not use.shapes:
         return "not called on the mini-batches, so nothing calibrates it"
     if rank_of(layer, use) is None and target.kind.family != "group":

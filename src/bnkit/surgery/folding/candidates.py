@@ -10,9 +10,9 @@ from torch import nn
 from bnkit.behaviour import activation_of, behaviour_of, has_known_forward, name_of_activation
 from bnkit.dataflow import Call, Dataflow
 from bnkit.internals import has_hooks
-from bnkit.layers.batch_norm import ActivatedBatchNorm
+from bnkit.layers.activated import ActivatedNorm
+from bnkit.layers.batch_norm import GuardedBatchNorm
 from bnkit.layers.domains import DomainBatchNorm
-from bnkit.layers.finished import Finished
 from bnkit.roles import Role, is_batch_norm, role_of_function
 from bnkit.surgery.normalized import Normalized
 from bnkit.surgery.plan import LeftAlone
@@ -23,12 +23,14 @@ class Candidate:
     """One batch norm of a model: a layer of its own, or the child of a layer that owns it.
 
     `owner` is the path of the layer that owns it, None for others; `calls` are those of either.
+    `followed_by` is the activation after it inside such a layer, None for none.
     """
 
     path: str
     module: nn.Module
     owner: str | None
     calls: tuple[Call, ...]
+    followed_by: str | None = None
 
     @property
     def kind(self) -> str:
@@ -39,7 +41,9 @@ class Candidate:
     def activation(self) -> str | None:
         """The name of the activation in which the batch norm ends, None for none."""
         ending = activation_of(self.module)
-        return None if ending is None else name_of_activation(ending) or type(ending).__name__
+        if ending is None:
+            return self.followed_by
+        return name_of_activation(ending) or type(ending).__name__
 
     @property
     def domain(self) -> str:
@@ -49,7 +53,7 @@ class Candidate:
     @property
     def adds_residual(self) -> bool:
         """Whether a call of the batch norm is given something to add."""
-        takes_one = isinstance(self.module, ActivatedBatchNorm | Finished) and self.owner is None
+        takes_one = isinstance(self.module, GuardedBatchNorm) and self.owner is None
         return takes_one and any(len(arguments_of(call)) > 1 for call in self.calls)
 
 
@@ -60,17 +64,17 @@ def arguments_of(call: Call) -> list[Any]:
 
 def find_candidates(model: nn.Module, flow: Dataflow) -> Iterator[Candidate]:
     """Yield every batch norm of `model`, in the order of its layers."""
-    owners = {
-        id(layer.batchnorm): path
-        for path, layer in model.named_modules()
-        if isinstance(layer, Normalized)
-    }
+    owners: dict[int, tuple[str | None, str | None]] = {}
+    for path, layer in model.named_modules():
+        if isinstance(layer, Normalized):
+            owned: Any = layer.batchnorm
+            ends = type(owned) is ActivatedNorm
+            owners[id(owned.norm if ends else owned)] = path, owned.activation if ends else None
     for path, module in model.named_modules():
         if is_batch_norm(module):
-            owner = owners.get(id(module))
-            yield Candidate(
-                path, module, owner, tuple(flow.calls_of(path if owner is None else owner))
-            )
+            owner, activation = owners.get(id(module), (None, None))
+            calls = tuple(flow.calls_of(path if owner is None else owner))
+            yield Candidate(path, module, owner, calls, activation)
 
 
 def functional_batch_norms(flow: Dataflow) -> Iterator[LeftAlone]:
@@ -115,6 +119,6 @@ def _objection_to_instance(module: nn.Module) -> str | None:
         return "its forward is set on the instance"
     if hasattr(module, "parametrizations"):
         return "its weight or bias is computed (weight norm, pruning and the like)"
-    if isinstance(module, ActivatedBatchNorm) and not has_known_forward(module):
+    if isinstance(module, GuardedBatchNorm) and not has_known_forward(module):
         return "its class has a forward of its own"  # which takes more than an input
     return None

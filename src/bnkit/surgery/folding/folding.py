@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from bnkit.behaviour import activation_of, affine_of, name_of_activation
 from bnkit.dataflow import Dataflow, Value, duplicate, observe
-from bnkit.layers.affine import ResidualActivation
+from bnkit.layers.activated import ActivatedNorm, disclose, path_of_norm
+from bnkit.layers.affine import ResidualActivation, activation_module
 from bnkit.norms import NOT_CHOSEN, Where
 from bnkit.parameters import shared_parameters
 from bnkit.roles import can_own_batch_norm, is_batch_norm
@@ -151,6 +152,11 @@ def _refuse_pair(layer: nn.Module, batch_norm: nn.Module) -> None:
         raise TypeError(
             f"`layer` is a {type(layer).__name__}: pass a Linear or a conv layer (of any rank, "
             f"grouped or transposed)"
+        )
+    if isinstance(batch_norm, ActivatedNorm) and is_batch_norm(batch_norm.norm):
+        raise ValueError(
+            f"`batch_norm` ({type(batch_norm.norm).__name__}) cannot be folded: it ends in "
+            f"{batch_norm.activation}, which no weight computes"
         )
     if not is_batch_norm(batch_norm):
         raise TypeError(f"`batch_norm` is a {type(batch_norm).__name__}: pass a batch norm")
@@ -313,7 +319,7 @@ def fold_away(
       (1): Identity()
     )
     """
-    new = None
+    new, layer = None, path_of_norm(model, layer)
     if target is not None and values is not None:
         batch_norm, host = model.get_submodule(layer), model.get_submodule(target)
         new = folded(batch_norm, host, side=side, features=values["features"])
@@ -339,8 +345,11 @@ def _take_out(
             host.bias.copy_(new[1])
     activation = activation_of(batch_norm)
     owner = model.get_submodule(layer.rpartition(".")[0])
-    if isinstance(owner, Normalized) and activation is None:
+    if isinstance(owner, Normalized):
         give_class_back(owner)
+    elif isinstance(owner, ActivatedNorm):  # what followed the batch norm takes its place
+        ending = owner.activation
+        disclose(owner, ResidualActivation(ending) if residual else activation_module(ending))
     else:
         rest: nn.Module = nn.Identity() if activation is None else activation
         if residual:
