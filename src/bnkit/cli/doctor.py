@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, TypedDict, Unpack
 
@@ -121,7 +123,10 @@ def doctor(
     _print(found, shown, model)
     if html is not None:
         with explained(), messages.status("drawing"), chatter_on_stderr():
-            write_diagnosis(found, html)
+            given = {"checkpoint": checkpoint, "data": data, "example": " ".join(example or [])}
+            made = {name: str(value) for name, value in given.items() if value}
+            command = shlex.join(["bnkit", *sys.argv[1:]])
+            write_diagnosis(found, html, made={"command": command, "network": model, **made})
         say(f"Report: {html}")
     if fix is not None and not fixable:
         say(f"None of the warnings or errors can be fixed automatically; {fix} was not written.")

@@ -191,6 +191,11 @@ class Diagnosis(Shown):
         notes = "".join(f"\nNot looked at: {why}" for why in self.not_run)
         what = f"{self.model} with {self.batch_norms} batch norm layer"
         what += "" if self.batch_norms == 1 else "s"
+        if not self.findings and not self.batch_norms:
+            return (
+                f"{self.model} has no batch norm: bnkit.add(model, example) puts it in, and bnkit "
+                f"compare says whether it would help.{notes}"
+            )
         if not self.findings:
             return f"Nothing found in {what}.{notes}"
         rows = [_row(depth, each.findings) for group in self.groups for depth, each in group.walk()]

@@ -1,6 +1,6 @@
 """`write_diagnosis`: what is wrong, where, how it was measured, and every batch norm."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from bnkit.diagnosis.diagnosis import Diagnosis
 from bnkit.diagnosis.explanation import explanation_of
 from bnkit.diagnosis.finding import SEVERITIES, Finding
 from bnkit.diagnosis.layer_records import LayerRecord
+from bnkit.experiments.provenance import environment
 from bnkit.extras import require
 from bnkit.files import write_atomically
 from bnkit.tables import several
@@ -15,13 +16,17 @@ from bnkit.tables import several
 ENDINGS = (".html", ".htm")
 
 
-def write_diagnosis(diagnosis: Diagnosis, path: str | Path) -> Path:
+def write_diagnosis(
+    diagnosis: Diagnosis, path: str | Path, *, made: Mapping[str, object] | None = None
+) -> Path:
     """Write a diagnosis as one HTML page, which opens offline, to `path`, and return that.
 
     It shows the findings, worst first, each with those that follow from it and with the explanation
-    of its rule, and charts and a table of all batch norms. It is never half-written, and where
-    drawing fails an older page stays as it was. Raises ValueError for a `path` that is not of an
-    HTML file, MissingExtraError without bnkit[report].
+    of its rule, and charts and a table of all batch norms. `made` says how the diagnosis was made,
+    such as the command, the data and the checkpoint; the versions, the machine and the date stand
+    beside it. The page is never half-written, and where drawing fails an older page stays as it
+    was. Raises ValueError for a `path` that is not of an HTML file, MissingExtraError without
+    bnkit[report].
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -29,7 +34,7 @@ def write_diagnosis(diagnosis: Diagnosis, path: str | Path) -> Path:
     'net.html'
     """
     path = checked(path)
-    write_atomically(path, page(diagnosis).encode())
+    write_atomically(path, page(diagnosis, made).encode())
     return path
 
 
@@ -45,7 +50,7 @@ def checked(path: str | Path) -> Path:
     return path
 
 
-def page(diagnosis: Diagnosis) -> str:
+def page(diagnosis: Diagnosis, made: Mapping[str, object] | None = None) -> str:
     """Return the page, which needs no other file and no network."""
     require("report", "the page of a diagnosis")
     from markdown_it import MarkdownIt  # noqa: PLC0415  needed only here
@@ -67,6 +72,7 @@ def page(diagnosis: Diagnosis) -> str:
         panels={panel.name: panel for panel in panels if panel is not None},
         diagnosis=diagnosis,
         answer=answer(diagnosis),
+        made={**(made or {}), **environment()},
         notes=_counts(diagnosis)["info"],
         worst=diagnosis.worst or "healthy",
         explained={
@@ -83,6 +89,7 @@ def page(diagnosis: Diagnosis) -> str:
         },
         columns=columns,
         name_of=per_layer.name_of,
+        name_of_card=lambda group: f"{group.first.rule}-{group.first.place}".replace(" ", "-"),
     )
 
 
@@ -91,10 +98,22 @@ def answer(diagnosis: Diagnosis) -> str:
 
     >>> answer(Diagnosis("Net", 3, ()))
     'No errors, no warnings'
+    >>> answer(Diagnosis("Net", 0, ()))
+    'No batch norm in Net'
     """
     counts = _counts(diagnosis)
     found = [several(counts[s], s) for s in ("error", "warning") if counts[s]]
-    return ", ".join(found) or "No errors, no warnings"
+    if not found and not diagnosis.batch_norms and not diagnosis.findings:
+        return f"No batch norm in {diagnosis.model}"
+    gap = _difference_of_modes(diagnosis)
+    but = f", but the two modes differ by {gap:.0%}" if gap and not found else ""
+    return (", ".join(found) or "No errors, no warnings") + but
+
+
+def _difference_of_modes(diagnosis: Diagnosis) -> float | None:
+    """Return how far the outputs of the two modes differ, None where that was not found."""
+    gaps = (each.measured for each in diagnosis.findings if each.rule == "train-eval-gap")
+    return max((float(next(iter(each.values()))) for each in gaps if each), default=None)
 
 
 def _counts(diagnosis: Diagnosis) -> dict[str, int]:
