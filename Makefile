@@ -31,8 +31,9 @@ check: $(SETUP)  ## lint, types, docs
 	$(BIN)/mypy
 	$(MKDOCS) build --strict --quiet --site-dir .venv/site
 
-fuzz: $(SETUP)  ## 10,000 random networks through the surgery, a quarter of an hour
+fuzz: $(SETUP)  ## 10,000 random networks through the surgery, and 1,000 of Keras, half an hour
 	OMP_NUM_THREADS=1 BNKIT_FUZZ=2500 $(BIN)/pytest --numprocesses $(WORKERS) --quiet -rP tests/surgery -k "random_networks and not addition"
+	OMP_NUM_THREADS=1 BNKIT_FUZZ_KERAS=500 $(BIN)/pytest --numprocesses $(WORKERS) --quiet tests/keras/test_random_graphs.py tests/keras/test_applications.py
 
 # torch 2.14.1 with its torchvision; what they bring does not fit beside the tested torch
 zoo:  ## 129 public networks through every verb, two hours; resumes

@@ -4,7 +4,8 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def _the_same_initial_weights_in_each_run():
+def _the_same_names_and_initial_weights_in_each_run():
+    keras.utils.clear_session()  # names are counted anew
     keras.utils.set_random_seed(0)
 
 

@@ -81,6 +81,27 @@ def test_insert_computes_the_same_and_fold_takes_it_out_again(placement):
         assert error(model(x), folded(x)) < 2e-6
 
 
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_each_insertion_is_proven_by_itself_in_float64(placement, monkeypatch):
+    from bnkit.keras import addition  # noqa: PLC0415  what is broken on purpose
+
+    model, x = vgg_like(), images(40)
+    proof = bnk.plan_insertion(model, x, placement=placement).proof
+    assert 0 <= proof.error_in_float64 < 1e-13
+    assert proof.error < 1e-5
+    assert "in float64 (layer by layer)" in str(proof)
+    sound = addition._undoing
+
+    def wrong(place, *found):
+        values = sound(place, *found)
+        return values | ({"beta": values["beta"] + 1e-6} if place.norm[:6] == "dense1" else {})
+
+    monkeypatch.setattr(addition, "_undoing", wrong)
+    host = r"^'dense1' \(Dense\)" if placement == "before_activation" else r"^'gelu\w*' \(Gelu\)"
+    with pytest.raises(SurgeryError, match=f"{host} does not undo its batch norm exactly"):
+        bnk.insert(model, x, placement=placement)
+
+
 def test_insert_measures_exactly_what_each_batch_norm_gets():
     model, x = vgg_like(), images(40)
     inserted = bnk.insert(model, [x[:25], x[25:]])
@@ -170,7 +191,7 @@ def test_options_out_of_range_are_refused(options, text):
 def test_values_that_are_not_finite_are_refused_with_the_layer():
     x = images(8)
     x[3] = np.nan
-    with pytest.raises(SurgeryError, match="'conv1' makes values that are not finite"):
+    with pytest.raises(SurgeryError, match=r"^'conv1' makes values that are not finite"):
         bnk.insert(vgg_like(), x)
 
 

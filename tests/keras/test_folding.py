@@ -6,6 +6,7 @@ from keras import layers as L
 
 import bnkit
 import bnkit.keras as bnk
+from bnkit.keras.folding import survey
 from bnkit.keras.kernels import array_of
 from bnkit.surgery import SurgeryError
 from keras_models import alive, error, images, names, nested, sequential, state
@@ -70,6 +71,90 @@ def test_a_layer_that_does_not_pad_takes_a_batch_norm_before_it_in(layer, rank, 
     small_model = bnk.fold(model, x)
     assert folded_away(small_model) == []
     assert error(model(x), small_model(x)) < 1e-6
+
+
+FLAT = {
+    "into a dense layer behind Flatten": (
+        (L.BatchNormalization(), L.Flatten(), L.Dense(3)),
+        (4, 5, 6),
+    ),
+    "behind pooling and Flatten": (
+        (L.BatchNormalization(), L.AveragePooling2D(2), L.Dropout(0.5), L.Flatten(), L.Dense(3)),
+        (4, 6, 6),
+    ),
+    "of channels_first behind Flatten": (
+        (L.BatchNormalization(axis=1), L.Flatten(), L.Dense(3)),
+        (4, 5, 6),
+    ),
+    "into a dense layer before Reshape": (
+        (L.Dense(24), L.Reshape((2, 3, 4)), L.BatchNormalization()),
+        (7,),
+    ),
+    "on the first axis after Reshape": (
+        (L.Dense(24), L.Reshape((2, 3, 4)), L.BatchNormalization(axis=1)),
+        (7,),
+    ),
+    "behind Permute": (
+        (L.Conv1D(4, 3), L.Permute((2, 1)), L.BatchNormalization(axis=1)),
+        (9, 5),
+    ),
+    "into a conv behind Reshape": (
+        (L.BatchNormalization(), L.Reshape((4, 10)), L.Reshape((4, 2, 5)), L.Permute((1, 3, 2)),
+         L.Permute((1, 3, 2)), L.Reshape((4, 10)), L.Conv1D(3, 2)),
+        (4, 10),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("layers", "shape"), FLAT.values(), ids=FLAT)
+def test_features_are_followed_through_what_moves_them(layers, shape, rng):
+    copies = [type(layer).from_config(layer.get_config()) for layer in layers]
+    model = small(*copies, shape=shape)
+    x = rng.normal(size=(3, *shape)).astype("float32")
+    plan = bnk.plan_folding(model, x)
+    assert len(plan.edits) == 1
+    assert plan.proof.error_in_float64 < 1e-13
+    assert error(model(x), plan.apply(model)(x)) < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape", "why"),
+    [
+        pytest.param(
+            (L.Conv1D(4, 3), L.Flatten(), L.BatchNormalization()),
+            (9, 5),
+            "another axis than the batch norm",
+            id="a place of its own for each channel",
+        ),
+        pytest.param(
+            (L.Dense(27), L.Reshape((3, 9)), L.AveragePooling1D(3), L.BatchNormalization()),
+            (5,),
+            None,
+            id="means over features of one channel",
+        ),
+        pytest.param(
+            (L.Dense(27), L.Reshape((9, 3)), L.Permute((2, 1)), L.AveragePooling1D(3),
+             L.BatchNormalization(axis=1)),
+            (5,),
+            "another axis than the batch norm",
+            id="means over features",
+        ),
+        pytest.param(
+            (L.BatchNormalization(), L.Reshape((-1, 2)), L.Dense(3)),
+            (None, 4),
+            "values of unknown size, which",
+            id="an unknown size",
+        ),
+    ],
+)  # fmt: skip
+def test_features_that_are_mixed_are_left_with_the_reason(layers, shape, why):
+    model = small(*layers, shape=shape)
+    plan = survey(model)
+    if why is None:
+        assert [left.why for left in plan.left_alone if "another axis" not in left.why] == []
+    else:
+        assert why in plan.left_alone[0].why
+    assert plan.edits == ()
 
 
 def test_a_nested_model_is_folded_within_and_stays_nested():
@@ -253,10 +338,20 @@ def test_the_copy_opens_where_bnkit_cannot_be_imported(tmp_path):
 
 
 def test_a_layer_that_its_config_does_not_make_is_refused():
-    model = sequential()
-    model.get_layer("dropout").rate = 0.0  # a new Dropout of this rate has no seed
-    with pytest.raises(ValueError, match=r"'dropout' \(Dropout\) cannot be copied: its config"):
+    class Forgetful(L.Dense):
+        def get_config(self):
+            return {**super().get_config(), "use_bias": False}
+
+    forgetful = Forgetful(3, name="forgetful")
+    model = small(L.Dense(4), L.BatchNormalization(), forgetful, shape=(5,))
+    with pytest.raises(ValueError, match=r"'forgetful' \(Forgetful\) cannot be copied: its config"):
         bnk.fold(model)
+
+
+def test_a_dropout_that_was_switched_off_has_no_seed_to_copy():
+    model = sequential()
+    model.get_layer("dropout").rate = 0.0
+    assert bnk.fold(model).get_layer("dropout").rate == 0.0
 
 
 def test_the_verbs_for_torch_refuse_a_keras_model_and_name_these():

@@ -136,7 +136,7 @@ def test_nothing_to_measure_and_values_that_are_not_finite_are_errors():
     x[1] = np.inf
     model = nested()
     before = state(model)
-    with pytest.raises(ValueError, match="layer 'norm' gets values that are not finite"):
+    with pytest.raises(ValueError, match=r"^layer 'norm' gets values that are not finite"):
         bnk.recalibrate(model, x, progress=False)
     assert state(model) == before
     with pytest.raises(ValueError, match="`estimator` is 'best'"):

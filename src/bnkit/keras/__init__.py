@@ -7,6 +7,7 @@ require("keras", "bnkit.keras")
 from bnkit.keras.addition import add, insert, plan_addition, plan_insertion
 from bnkit.keras.diagnosis import Diagnosis, diagnose
 from bnkit.keras.folding import fold, plan_folding, plan_removal, remove
+from bnkit.keras.functional import as_functional
 from bnkit.keras.gap import explain_gap
 from bnkit.keras.plan import Plan
 from bnkit.keras.recalibration import Recalibration, plan_recalibration, recalibrate
@@ -16,6 +17,7 @@ __all__ = [
     "Plan",
     "Recalibration",
     "add",
+    "as_functional",
     "diagnose",
     "explain_gap",
     "fold",

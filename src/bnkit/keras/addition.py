@@ -13,7 +13,7 @@ from keras import layers as L
 
 from bnkit.keras.batches import inputs_in
 from bnkit.keras.graph import Call, Graph, check_graph, graphs_of, layers_inside
-from bnkit.keras.kernels import WEIGHT_LAYERS, array_of, features_axis
+from bnkit.keras.kernels import WEIGHT_LAYERS, affine_by, array_of, arrays_of, features_axis
 from bnkit.keras.observation import calling_instead
 from bnkit.keras.plan import Edit, Plan, left
 from bnkit.keras.rebuilding import Change, NewLayer, merged, rebuilt
@@ -24,7 +24,7 @@ from bnkit.keras.roles import (
     objection_to_class,
     own_activation,
 )
-from bnkit.keras.verification import prove_same_function
+from bnkit.keras.verification import Pair, error_of_pairs, prove_same_function
 from bnkit.moments import Moments
 from bnkit.norms import NOT_CHOSEN
 from bnkit.options import Default, with_options
@@ -132,14 +132,22 @@ def plan_insertion(
     if not places:
         return plan
     first, moments = _measured(model, places, placing, batches)
-    found = [
-        change
-        for place in places
-        for change in placing.changes(place, _undoing(place, moments[place.norm], placing.epsilon))
-    ]
+    values = {p.norm: _undoing(p, moments[p.norm], placing.epsilon) for p in places}
+    found = [change for p in places for change in placing.changes(p, values[p.norm])]
     plan = dataclasses.replace(plan, changes=merged(found))
-    proof = prove_same_function(model, plan.apply(model), first, None, tolerance=tolerance)
+    pairs = [_pair(place, values[place.norm], placing) for place in places]
+    errors = error_of_pairs(model, pairs, first)
+    proof = prove_same_function(model, plan.apply(model), first, errors, tolerance=tolerance)
     return dataclasses.replace(plan, proof=proof)
+
+
+def _pair(place: "_Place", values: Values, placing: "_Placing") -> Pair:
+    affine = affine_by(values, placing.epsilon)
+    if placing.placement == "after_activation":
+        return Pair(place.host, affine, None, None, "inserted", place.axis)
+    old = arrays_of(place.layer.operation)
+    new = {n: array for n, array in old.items() if not (n == "bias" and place.drops_bias)}
+    return Pair(place.layer, affine, old, new, "inserted", place.axis)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,20 +2,23 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import keras
+import numpy as np
 from keras import layers as L
 
 from bnkit.keras.graph import Call, Graph, check_graph, graphs_of
 from bnkit.keras.kernels import (
     WEIGHT_LAYERS,
     Affine,
+    Array,
     Arrays,
     affine_of,
     after_layer,
+    array_of,
     arrays_of,
     before_layer,
     features_axis,
@@ -24,8 +27,8 @@ from bnkit.keras.kernels import (
 from bnkit.keras.plan import Edit, Plan, left
 from bnkit.keras.rebuilding import Change, NewLayer
 from bnkit.keras.roles import (
-    GLOBAL_AVERAGES,
     is_batch_norm,
+    moves_features,
     moves_values_only,
     objection_to_class,
     objection_to_new_values,
@@ -36,6 +39,7 @@ from bnkit.norms import NOT_CHOSEN
 from bnkit.surgery import SurgeryError
 
 Where = Callable[[str, Any], bool]
+_ANY_SIZE = 64  # that no pooling makes less than one place of
 
 
 def fold(
@@ -173,13 +177,13 @@ class _Folding:
         affine = affine_of(norm.operation)
         axis = _axis(norm.operation, graph.shapes[norm.inputs[0]])
         before = self._layer(graph, norm, axis, graph.producer)
-        if isinstance(before, Call):
-            return self._take(norm, before, affine, "before", after_layer)
+        if isinstance(before, _Beside):
+            return self._take(norm, before.call, before.seen(affine), "before", after_layer)
         after = self._layer(graph, norm, axis, graph.reader)
-        if isinstance(after, Call):
-            if is_exact_before(after.operation, affine):
-                return self._take(norm, after, affine, "after", before_layer)
-            after = f"{after} pads its input with zeros, which the batch norm would shift"
+        if isinstance(after, _Beside):
+            if is_exact_before(after.call.operation, affine):
+                return self._take(norm, after.call, after.seen(affine), "after", before_layer)
+            after = f"{after.call} pads its input with zeros, which the batch norm would shift"
         return f"before it: {before}; after it: {after}"
 
     def remove(self, graph: Graph, norm: Call) -> Edit | str:
@@ -217,10 +221,10 @@ class _Folding:
 
     def _layer(
         self, graph: Graph, norm: Call, axis: int, step: Callable[[Call], Call | None]
-    ) -> Call | str:
+    ) -> "_Beside | str":
         """Return the weight layer that `step` after `step` from `norm` leads to, or why none."""
         backwards = step == graph.producer
-        here = norm
+        here, between = norm, list[Call]()
         while True:
             there = step(here)
             if there is None:
@@ -230,22 +234,23 @@ class _Folding:
                 return f"{there} has other readers too"
             operation = there.operation
             if isinstance(operation, WEIGHT_LAYERS):
-                return self._objection_to_layer(there, axis, backwards=backwards) or there
-            if not moves_values_only(operation):
+                objection = self._objection_to_layer(there, backwards=backwards)
+                if objection is not None:
+                    return objection
+                ends = (there, norm) if backwards else (norm, there)
+                channels = _channels(graph, ends, between[::-1] if backwards else between, axis)
+                return channels if isinstance(channels, str) else _Beside(there, channels)
+            if not moves_values_only(operation) and not moves_features(operation):
                 return f"{there} stands between it and a weight layer"
-            axis = _axis_beyond(operation, axis, backwards=backwards)
+            between.append(there)
             here = there
 
-    def _objection_to_layer(self, call: Call, axis: int, *, backwards: bool) -> str | None:
+    def _objection_to_layer(self, call: Call, *, backwards: bool) -> str | None:
         layer = call.operation
         if self.times_called[id(layer)] > 1:
             return f"{call} is called {self.times_called[id(layer)]} times in one forward"
         if backwards and own_activation(layer) is not None:
             return f"{call} ends in the activation {own_activation(layer)}"
-        if features_axis(layer) != axis:
-            return (
-                f"{call} has its features on axis {features_axis(layer)}, the batch norm on {axis}"
-            )
         objection = objection_to_new_values(layer)
         return None if objection is None else f"{call}: {objection}"
 
@@ -264,7 +269,9 @@ class _Folding:
         new = algebra(layer.operation, values, affine)
         self.changes[id(layer.operation)] = Change({"use_bias": True}, new)
         self.changes[id(norm.operation)] = Change(gone=True)
-        self.pairs.append(Pair(layer, affine, values, new, norm_follows=place == "before"))
+        side: Literal["before", "after"] = "after" if place == "before" else "before"
+        axis = features_axis(layer.operation)
+        self.pairs.append(Pair(layer, affine, values, new, side, axis))  # seen from the layer
         return Edit(norm.path, norm.kind, f"fold into {layer}", f"the layer {place} it")
 
 
@@ -274,15 +281,61 @@ def _axis(norm: Any, shape: tuple[int | None, ...]) -> int:
     return axis if axis < 0 else axis - len(shape)
 
 
-def _axis_beyond(operation: Any, axis: int, *, backwards: bool) -> int:
-    """Return where the features are on the other side of an operation, from the end."""
-    if isinstance(operation, GLOBAL_AVERAGES) and not operation.keepdims:
-        first = operation.data_format == "channels_first"
-        rank = 1 + GLOBAL_AVERAGES.index(
-            next(k for k in GLOBAL_AVERAGES if isinstance(operation, k))
-        )
-        return (-1 - rank if first else -1) if backwards else -1
-    return axis
+@dataclass(frozen=True, eq=False)
+class _Beside:
+    """A weight layer beside a batch norm, and for each of its features the channel of that."""
+
+    call: Call
+    channels: Array
+
+    def seen(self, affine: Affine) -> Affine:
+        """Return the map of the batch norm, for each feature of the layer."""
+        return Affine(affine.scale[self.channels], affine.shift[self.channels])
+
+
+def _channels(
+    graph: Graph, ends: tuple[Call, Call], between: Sequence[Call], axis: int
+) -> Array | str:
+    """Return the channel of the batch norm in which each feature of the layer lies, or why none.
+
+    `ends` are the batch norm and the layer, in the order of the graph, and `axis` that of the batch
+    norm. Numbers of features go through what is between, as their values do: it only moves them,
+    or takes means of those of one feature.
+    """
+    first, last = ends
+    starts_at_norm = is_batch_norm(first.operation)
+    layer = last if starts_at_norm else first
+    of_layer = features_axis(layer.operation)
+    shape = graph.shapes[first.outputs[0]]
+    start, end = (axis, of_layer) if starts_at_norm else (of_layer, axis)
+    elsewhere = f"{layer} has its features on another axis than the batch norm"
+    if not between:
+        return np.arange(int(shape[start] or 0)) if start == end else elsewhere
+    if not any(moves_features(call.operation) for call in between):
+        shape = tuple(size or _ANY_SIZE for size in shape)  # of images; it makes no difference
+    if None in shape[1:]:
+        return f"{first} makes values of unknown size, which {between[0]} moves"
+    sizes = [1, *(size for size in shape[1:] if size is not None)]
+    numbers = np.arange(sizes[start]).reshape(-1, *(1,) * (-1 - start))
+    found = _gone_through(between, np.broadcast_to(numbers, sizes), end)
+    squares = _gone_through(between, np.broadcast_to(numbers**2, sizes), end)
+    # The mean of the squares is the square of the mean where all are the same.
+    if not np.allclose(squares, found**2, rtol=1e-5, atol=1e-3):
+        return elsewhere
+    ends_in = found.round().astype(int)  # (places, features at the end)
+    if starts_at_norm:
+        return elsewhere if (ends_in != ends_in[:1]).any() else ends_in[0]
+    channels = np.zeros(sizes[start], dtype=int)
+    channels[ends_in] = np.arange(ends_in.shape[1])
+    return channels if (channels[ends_in] == np.arange(ends_in.shape[1])).all() else elsewhere
+
+
+def _gone_through(between: Sequence[Call], numbers: Array, end: int) -> Array:
+    """Return what these calls make of the numbers, as (places, features on the axis `end`)."""
+    values: Any = keras.ops.convert_to_tensor(np.ascontiguousarray(numbers, dtype="float32"))
+    for call in between:
+        values = call.operation.call(values)  # not in a lower precision
+    return np.moveaxis(array_of(values), end, -1).reshape(-1, values.shape[end])
 
 
 def _nothing_to(verb: str, plan: Plan) -> str:

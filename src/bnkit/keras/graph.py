@@ -5,7 +5,9 @@ Keras gives a graph no public name, though a Functional model is one. Last seen 
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,8 +81,8 @@ def check_graph(model: Any) -> None:
     name = type(model).__name__
     if not is_graph(model):
         raise ValueError(
-            f"`model` is of the class {name}, whose `call` is Python: make it Functional, as by "
-            f"keras.Model(inputs, model.call(inputs)) with inputs = keras.Input(shape)"
+            f"`model` is of the class {name}, whose `call` is Python: make it Functional, by "
+            f"bnkit.keras.as_functional(model, example)"
         )
     if _function_of(model) is None:
         raise ValueError(
@@ -120,6 +122,8 @@ def call_again(function: Any, call: Call, values: dict[int, Any]) -> list[Any]:
     )
     if _own_mask(call.arguments) is not None:
         del keywords["mask"]
+    if keywords.get("training", True) is None:  # None counts as given, and would hold in fit
+        del keywords["training"]
     return list(keras.tree.flatten(function(*arguments, **keywords)))
 
 
@@ -142,6 +146,60 @@ def input_layer_of(tensor: Any) -> Any:
 def layers_inside(layer: Any) -> list[Any]:
     """Return `layer` and all layers that it holds, at any depth, outermost first."""
     return list(layer._flatten_layers())  # noqa: SLF001  as above
+
+
+def composites_in(model: Any) -> list[Any]:
+    """Return the layers of the user's own classes that hold layers, `model` not among them."""
+    return [
+        layer
+        for layer in layers_inside(model)
+        if layer is not model and not is_graph(layer) and len(layers_inside(layer)) > 1
+        if not type(layer).__module__.startswith("keras.")
+    ]
+
+
+@contextmanager
+def unique_names(model: Any) -> Iterator[None]:
+    """Let layers of one name carry those of their holders before it, while the block runs."""
+    named = list(_with_holders(model, ()))
+    times = Counter(layer.name for layer, _ in named)
+    kept = [(layer, layer.name) for layer, _ in named]
+    try:
+        for layer, holders in named:
+            if times[layer.name] > 1 and holders:
+                layer.name = "_".join((*holders, layer.name))
+        yield
+    finally:
+        for layer, name in kept:
+            layer.name = name
+
+
+def _with_holders(layer: Any, holders: tuple[str, ...]) -> Iterator[tuple[Any, tuple[str, ...]]]:
+    for child in layer._flatten_layers(include_self=False, recursive=False):  # noqa: SLF001  see above
+        yield child, holders
+        if not is_graph(child):
+            yield from _with_holders(child, (*holders, child.name))
+
+
+@contextmanager
+def keeping_nodes(model: Any) -> Iterator[None]:
+    """Forget the calls of layers that were recorded in the block, when it ends.
+
+    >>> dense = keras.layers.Dense(2)
+    >>> model = keras.Sequential([keras.Input((2,)), dense])
+    >>> with keeping_nodes(model):
+    ...     _ = dense(keras.Input((2,)))
+    >>> len(dense._inbound_nodes)
+    1
+    """
+    layers = layers_inside(model)
+    names = ("_inbound_nodes", "_outbound_nodes")
+    counts = [(layer, name, len(getattr(layer, name))) for layer in layers for name in names]
+    try:
+        yield
+    finally:
+        for layer, name, count in counts:
+            del getattr(layer, name)[count:]
 
 
 def changed_since_compile(model: Any) -> list[Any]:

@@ -64,19 +64,29 @@ def affine_of(layer: Any) -> Affine:
     array([0.5])
     """
     values = arrays_of(layer)
-    variance = values["moving_variance"]
     sick = [name for name, array in values.items() if not np.isfinite(array).all()]
     if sick:
         raise ValueError(
             f"{sick[0]} of '{layer.name}' is NaN or infinite somewhere: go back to a checkpoint; "
             f"moving statistics can be measured anew with bnkit.keras.recalibrate"
         )
+    variance = values["moving_variance"]
     if not (variance + layer.epsilon > 0).all():
         raise ValueError(
             f"the moving variance of '{layer.name}' is {variance.min():.3g} somewhere, and no "
             f"variance is below 0: measure it anew with bnkit.keras.recalibrate"
         )
-    scale = values.get("gamma", 1.0) / np.sqrt(variance + layer.epsilon)
+    return affine_by(values, layer.epsilon)
+
+
+def affine_by(values: Arrays, epsilon: float) -> Affine:
+    """Return what a batch norm of these weights computes in inference.
+
+    >>> values = {"moving_mean": np.array([1.0]), "moving_variance": np.array([4.0])}
+    >>> affine_by(values, 0.0)
+    Affine(scale=array([0.5]), shift=array([-0.5]))
+    """
+    scale = values.get("gamma", 1.0) / np.sqrt(values["moving_variance"] + epsilon)
     return Affine(scale, values.get("beta", 0.0) - values["moving_mean"] * scale)
 
 

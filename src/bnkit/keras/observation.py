@@ -19,6 +19,8 @@ See = Callable[[str, Any, Any], Statistics | None]
 def calling_instead(functions: Mapping[Any, Instead]) -> Iterator[None]:
     """Let layers call functions, by layer, while the block runs; afterwards all is as it was.
 
+    Errors in the functions come out as they are raised: Keras adds no arguments to their text.
+
     >>> layer = keras.layers.ReLU()
     >>> with calling_instead({layer: lambda call, x, keywords: call(-x)}):
     ...     float(layer(keras.ops.array([-2.0]))[0])
@@ -27,12 +29,16 @@ def calling_instead(functions: Mapping[Any, Instead]) -> Iterator[None]:
     0.0
     """
     changed: list[Any] = []
+    decorates = keras.config.is_traceback_filtering_enabled()
     try:
+        keras.config.disable_traceback_filtering()
         for layer, function in functions.items():
             changed.append(layer)
             layer.call = _calling(layer.call, function)  # on the instance, over that of the class
         yield
     finally:
+        if decorates:
+            keras.config.enable_traceback_filtering()
         for layer in changed:
             vars(layer).pop("call", None)
 

@@ -164,12 +164,16 @@ def _take_over(original: Any, made: Any, change: Change | None) -> None:
     for ours, copy in zip(layers_inside(original), layers_inside(made), strict=True):
         copy.trainable = ours.trainable
     if change is None or not change.config:
-        if len(original.variables) != len(made.variables):
+        same = len(original.variables) == len(made.variables)
+        # A Dropout whose rate is 0 now makes a copy without the state of a seed.
+        kind = "variables" if same else "weights"
+        olds, news = getattr(original, kind), getattr(made, kind)
+        if len(olds) != len(news):
             raise ValueError(
                 f"'{original.name}' ({type(original).__name__}) cannot be copied: its config makes "
-                f"a layer of {len(made.variables)} variables, and it has {len(original.variables)}"
+                f"a layer of {len(news)} {kind}, and it has {len(olds)}"
             )
-        for old, new in zip(original.variables, made.variables, strict=True):
+        for old, new in zip(olds, news, strict=True):
             new.assign(old)
     else:
         kept = {weight.name: weight for weight in original.weights}

@@ -86,6 +86,19 @@ def gives_answers(operation: Any) -> bool:
     return type(operation).__name__.lower() in ("softmax", "sigmoid", "logsoftmax")
 
 
+def moves_features(operation: Any) -> bool:
+    """Return whether an operation only moves values, so that features may change their axis.
+
+    >>> moves_features(L.Flatten()), moves_features(L.Dense(2))
+    (True, False)
+    """
+    kinds = (L.Flatten, L.Permute, L.RepeatVector, L.Reshape)
+    return isinstance(operation, kinds) or (
+        not isinstance(operation, keras.Layer)
+        and type(operation).__name__ in ("ExpandDims", "Reshape", "Squeeze", "Transpose")
+    )
+
+
 def own_activation(layer: Any) -> str | None:
     """Return the name of the activation that a weight layer computes itself, None for none.
 

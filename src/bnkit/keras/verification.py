@@ -8,7 +8,7 @@ measured by how far it moves when each of its inputs changes by one unit in the 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -63,16 +63,18 @@ class Proof:
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A weight layer that takes in the map of a batch norm, with its weights before and after.
+    """A layer beside a batch norm whose map it takes in, or behind which one is inserted.
 
-    `norm_follows` says whether the batch norm stands after the layer.
+    `old` and `new` are its weights before and after; None for an activation, which has none. The
+    batch norm stands `before` or `after` it, and is folded, or is `inserted` behind it.
     """
 
     call: Call
     affine: Affine
-    old: Arrays
-    new: Arrays
-    norm_follows: bool
+    old: Arrays | None
+    new: Arrays | None
+    norm: Literal["before", "after", "inserted"]
+    axis: int  # of the features, from the end
 
 
 def example_of(model: Any, example: Any) -> Any:
@@ -111,8 +113,9 @@ def error_of_pairs(model: Any, pairs: Sequence[Pair], example: Any) -> float | N
 
     def prove(these: list[Pair]) -> Any:
         def instead(call: Any, x: Any, keywords: dict[str, Any]) -> Any:
-            errors.extend(_error_of(pair, x) for pair in these)
-            return call(x, **keywords)
+            y = call(x, **keywords)
+            errors.extend(_error_of(pair, x, y) for pair in these)
+            return y
 
         return instead
 
@@ -143,21 +146,33 @@ def prove_same_function(
     return Proof(error, absolute, rounding, pairs)
 
 
-def _error_of(pair: Pair, x: Any) -> float:
-    layer, values = pair.call.operation, torch.from_numpy(array_of(x))
-    axis, affine = features_axis(layer), pair.affine
-    if pair.norm_follows:
-        wanted = _mapped(_linear(layer, pair.old, values), axis, affine)
-    else:
-        wanted = _linear(layer, pair.old, _mapped(values, axis, affine))
-    got = _linear(layer, pair.new, values)
-    error, _ = _distance([wanted.numpy()], [got.numpy()])
+def _error_of(pair: Pair, x: Any, y: Any) -> float:
+    wanted, got = (values.numpy() for values in _both(pair, x, y))
+    error, _ = _distance([wanted], [got])
     if not error <= EXACT:
+        verb = "undo" if pair.norm == "inserted" else "take"
         raise SurgeryError(
-            f"{pair.call} does not take its batch norm in exactly: the error max|a − b| / max|a| "
-            f"is {error:.2g} in float64; leave it out by `where`"
+            f"{pair.call} does not {verb} its batch norm {'' if verb == 'undo' else 'in '}exactly: "
+            f"the error max|a − b| / max|a| is {error:.2g} in float64; leave it out by `where`"
         )
     return error
+
+
+def _both(pair: Pair, x: Any, y: Any) -> tuple[Tensor, Tensor]:
+    """Return what the original makes of x, in float64, and what the changed layers make of it."""
+    layer, axis, affine = pair.call.operation, pair.axis, pair.affine
+    if pair.old is None or pair.new is None:
+        output = torch.from_numpy(array_of(y))
+        return output, _mapped(output, axis, affine)
+    values = torch.from_numpy(array_of(x))
+    got = _linear(layer, pair.new, values)
+    match pair.norm:
+        case "inserted":
+            return _linear(layer, pair.old, values), _mapped(got, axis, affine)
+        case "after":
+            return _mapped(_linear(layer, pair.old, values), axis, affine), got
+        case "before":
+            return _linear(layer, pair.old, _mapped(values, axis, affine)), got
 
 
 def _mapped(values: Tensor, axis: int, affine: Affine) -> Tensor:
