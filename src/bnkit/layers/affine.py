@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.kernels.activations import LEAKY_SLOPE, find_activation
+from bnkit.layers.leaves import TracedAsLeaf, is_proxy
 
 
-class ChannelAffine(nn.Module):
+class ChannelAffine(TracedAsLeaf):
     """(x − center) · weight + bias for each channel (axis 1): a batch norm of fixed statistics.
 
     Inputs are (N, C, ...) of any rank, and the output has their shape and dtype. `weight` and
@@ -46,6 +47,8 @@ class ChannelAffine(nn.Module):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return activation((input − center) · weight + bias + residual)."""
+        if is_proxy(input):
+            return self.as_leaf(input, residual=residual)  # type: ignore[no-any-return]
         if input.dim() < 2 or input.shape[1] != self.num_features:
             raise ValueError(
                 f"`input` of shape {tuple(input.shape)} does not have {self.num_features} channels "
@@ -63,7 +66,7 @@ class ChannelAffine(nn.Module):
         )
 
 
-class ResidualActivation(nn.Module):
+class ResidualActivation(TracedAsLeaf):
     """activation(x + residual): what remains of a batch norm whose map is in another layer.
 
     >>> ResidualActivation("relu")(torch.ones(1), torch.tensor([-3.0]))
@@ -77,6 +80,8 @@ class ResidualActivation(nn.Module):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return activation(input + residual)."""
+        if is_proxy(input):
+            return self.as_leaf(input, residual=residual)  # type: ignore[no-any-return]
         return finish(input, residual, self.activation)
 
     def extra_repr(self) -> str:

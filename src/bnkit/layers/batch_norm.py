@@ -113,7 +113,12 @@ class GuardedBatchNorm(OnePass, AnyBatchNorm, metaclass=Activatable):
     def activated(self, input: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
         """Return activation(batch_norm(input) + residual), in the shape and dtype of `input`."""
         check_rank(self, input)
-        if self.training or (self.running_mean is None and self.running_var is None):
+        if (self.running_mean is None) != (self.running_var is None):
+            raise (ValueError if self.training else RuntimeError)(  # torch's types
+                f"of `running_mean` and `running_var` of this {type(self).__name__} one is None: a "
+                f"layer has both, or neither and then normalises by the mini-batch in both modes"
+            )
+        if self.training or self.running_mean is None:
             ending = (residual,) if activation is None else (residual, activation)
             return self.normalise_by_batch(input, *ending)
         return self.normalise_by_running_statistics(input, residual, activation)
@@ -252,7 +257,8 @@ class GuardedBatchNorm(OnePass, AnyBatchNorm, metaclass=Activatable):
     def _share_of_next_batch(self) -> float:
         """Return the share that the next mini-batch gets in the running statistics."""
         if self.momentum is None:  # the average over all batches so far
-            assert self.num_batches_tracked is not None
+            if self.num_batches_tracked is None:  # without a count they stay, as in torch
+                return 0.0
             return 1.0 / (float(self.num_batches_tracked) + 1.0)
         return self.momentum
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnkit.layers.leaves import TracedAsLeaf, is_proxy
 from bnkit.observation import follow_mode
 from bnkit.options import parameters_of, showing
 from bnkit.surgery.operations import operation
@@ -39,7 +40,7 @@ class Layout:
     rank: int | None
 
 
-class Normalized(nn.Module):
+class Normalized(TracedAsLeaf):
     """What the made classes share: the child `batchnorm`, and how it meets a tensor."""
 
     batchnorm: nn.Module
@@ -55,6 +56,8 @@ class NormalizedOutput(Normalized):
     """A layer whose own output passes through its batch norm."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        if any(map(is_proxy, (*args, *kwargs.values()))):
+            return self.as_leaf(*args, **kwargs)  # type: ignore[no-any-return]
         return _normalise(self, super().forward(*args, **kwargs))
 
 
@@ -62,6 +65,8 @@ class NormalizedInput(Normalized):
     """A layer whose own input passes through its batch norm, before any padding."""
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if is_proxy(input):
+            return self.as_leaf(input, *args, **kwargs)
         return super().forward(_normalise(self, input), *args, **kwargs)
 
 

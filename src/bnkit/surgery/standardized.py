@@ -1,14 +1,16 @@
 """`Standardized`: a model behind a layer that standardises one of its inputs."""
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bnkit.layers.leaves import TracedAsLeaf, is_proxy
 from bnkit.observation import follow_mode
 
 
-class Standardize(nn.Module):
+class Standardize(TracedAsLeaf):
     """(x − mean) / std of each feature, by constants that are in the state dict.
 
     `mean` and `std` are buffers, (num_features,); they begin as 0 and 1. Features lie on
@@ -41,6 +43,8 @@ class Standardize(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return (input − mean) / std, feature by feature."""
+        if is_proxy(input):
+            return self.as_leaf(input)  # type: ignore[no-any-return]
         axis = self.channel_axis
         if not -input.dim() <= axis < input.dim() or input.shape[axis] != self.num_features:
             raise ValueError(
@@ -89,6 +93,8 @@ class Standardized(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the model makes of its arguments, one of them standardised."""
+        if is_proxy(args):  # torch.fx traces the whole, and hands all arguments in as one
+            return self.model(self._standardised(self._only_argument(args)))
         if self.argument in kwargs:
             kwargs = {**kwargs, self.argument: self._standardised(kwargs[self.argument])}
         elif self.position is not None and self.position < len(args):
@@ -96,9 +102,18 @@ class Standardized(nn.Module):
             args = (*args[: self.position], standardised, *args[self.position + 1 :])
         return self.model(*args, **kwargs)
 
+    def _only_argument(self, arguments: Any) -> Any:
+        taken = len(inspect.signature(self.model.forward).parameters)
+        if taken != 1:
+            raise TypeError(
+                f"torch.fx traces a standardised model of one argument, and {taken} are taken by "
+                f"{type(self.model).__name__}: trace its `model`, and standardise by `standardize`"
+            )
+        return arguments[0]
+
     def _standardised(self, input: Tensor) -> Tensor:
         standardised: Tensor = self.standardize(input)
-        if input.is_floating_point():
+        if is_proxy(input) or input.is_floating_point():
             return standardised
         dtypes = (p.dtype for p in self.model.parameters() if p.is_floating_point())
         return standardised.to(next(dtypes, torch.get_default_dtype()))
