@@ -252,3 +252,18 @@ def test_one_that_trains_otherwise_is_left_alone_by_conversion():
 
     plan = bnkit.surgery.plan_conversion(nn.Sequential(Halved(3)), "sync", IMAGES)
     assert plan.left_alone[0].why.endswith("which does not train as torch's batch norm")
+
+
+@pytest.mark.parametrize("name", ["child", "function", "frozen"])
+def test_it_becomes_a_group_norm_that_is_calibrated_on_what_it_gave(name):
+    net = randomised(nn.Sequential(nn.Conv2d(3, 3, 3), SHOWN[name][0]())).eval()
+    plan = bnkit.surgery.plan_conversion(net, "group", [IMAGES, 2 * IMAGES], num_groups=1)
+    changed = plan.apply(net)
+    assert [edit.layer for edit in plan.edits] == ["1"]
+    maps = net[0](torch.cat([IMAGES, 2 * IMAGES])).double()
+    made = changed[1]
+    affine = made.weight.double(), made.bias.double()
+    after = F.group_norm(maps, 1, *affine, eps=made.eps)
+    before = affine_of(net[1]).of(maps)
+    for moment in (torch.mean, torch.std):
+        torch.testing.assert_close(moment(after, (0, 2, 3)), moment(before, (0, 2, 3)))

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnkit.batches import Call, Inputs, as_example, calls_of, refuse_iterator
+from bnkit.behaviour import behaviour_of
 from bnkit.dataflow import duplicate
 from bnkit.functional import batch_norm
+from bnkit.internals import AnyBatchNorm
 from bnkit.layers.activated import path_of_norm
 from bnkit.moments import Moments
 from bnkit.observation import on_the_side, seeing_inputs
@@ -159,10 +161,12 @@ def _normalised(layer: Any, x: Tensor) -> Tensor:
     """Return what the layer makes of `x` in eval mode, but for weight, bias and what follows."""
     if isinstance(layer, nn.GroupNorm):
         return F.group_norm(x, layer.num_groups, eps=layer.eps)
-    mean, variance = layer.running_mean, layer.running_var
+    mean, variance = getattr(layer, "running_mean", None), getattr(layer, "running_var", None)
     if mean is None and family_of(layer) == "instance":
         return F.instance_norm(x, eps=layer.eps)
-    return batch_norm(x, mean, variance, training=mean is None, momentum=0.0, eps=layer.eps)
+    eps = layer.eps if isinstance(layer, AnyBatchNorm) else behaviour_of(layer).eps
+    assert eps is not None  # the survey has let it pass
+    return batch_norm(x, mean, variance, training=mean is None, momentum=0.0, eps=eps)
 
 
 def _affine(moments: Moments, scale: Tensor | None, offset: Tensor | None) -> Moments:
