@@ -18,6 +18,7 @@ from bnkit.layers.leaves import TracedAsLeaf, is_proxy
 from bnkit.observation import follow_mode
 from bnkit.options import parameters_of, showing
 from bnkit.surgery.operations import operation
+from bnkit.surgery.quantisation import register
 from bnkit.surgery.verification import SurgeryError
 
 Side = Literal["output", "input"]
@@ -199,7 +200,9 @@ def normalized_class(place: type[Normalized], original: type[nn.Module]) -> type
     with _one_at_a_time:  # two threads that made one class each would not know each other's
         if (place, original) not in _classes:
             name = f"Normalized{original.__name__}"
-            _classes[place, original] = type(name, (place, original), {"__module__": __name__})
+            made = type(name, (place, original), {"__module__": __name__})
+            register(made, original, output=place is NormalizedOutput)
+            _classes[place, original] = made
         return _classes[place, original]
 
 
