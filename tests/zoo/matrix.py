@@ -20,6 +20,7 @@ import warnings
 from pathlib import Path
 
 import torch
+import torch.fx
 from torch.fx.experimental.optimization import fuse
 
 import bnkit
@@ -140,12 +141,18 @@ def folds(model, example):
 
 def folded_by_fx(model):
     """Return how many batch norms torch.fx's fusion takes out, None where it does not trace."""
-    count = sum(map(is_batch_norm, model.modules()))
     try:
-        fused = fuse(copy.deepcopy(model).eval())
+        before = torch.fx.symbolic_trace(copy.deepcopy(model).eval())
+        after = fuse(copy.deepcopy(model).eval())
     except Exception:  # noqa: BLE001  most networks are not traced
         return None
-    return count - sum(map(is_batch_norm, fused.modules()))
+    return called_in(before) - called_in(after)
+
+
+def called_in(traced):
+    """Return how many batch norms the graph of a traced network calls."""
+    called = (node.target for node in traced.graph.nodes if node.op == "call_module")
+    return sum(is_batch_norm(traced.get_submodule(path)) for path in called)
 
 
 def removes(model, example):

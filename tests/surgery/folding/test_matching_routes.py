@@ -150,3 +150,12 @@ def test_each_index_has_one_start():
         one_start_each(spread((2, 3, 4), 1).flatten(1), 1).tolist() == [0] * 4 + [1] * 4 + [2] * 4
     )
     assert one_start_each(spread((2, 6), 1).reshape(4, 3), 1) is None
+
+
+def test_what_takes_several_tensors_is_not_followed():
+    class Net(nn.Module):
+        def forward(self, x):
+            return torch.cat([x, x], 1)
+
+    flow = trace(Net(), torch.randn(2, 3, 4, 4))
+    assert followed(flow, flow.calls, spread((2, 3, 4, 4), 1)) is None

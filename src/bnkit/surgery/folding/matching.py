@@ -416,7 +416,9 @@ def _called(flow: Dataflow, call: Call, features: Tensor) -> Tensor:
     if any(isinstance(part, torch.dtype) for part in (*arguments, *keywords.values())):
         raise TypeError("a view as another dtype is no reshape")
     name = _AS_STRIDES_ALLOW.get(call.name, call.name)
-    function = getattr(Tensor, name, None) or getattr(F, name)
+    function = getattr(Tensor, name, None) or getattr(F, name, None)
+    if function is None:
+        raise TypeError(f"{name} takes more than one tensor")
     if not callable(function):  # an attribute such as x.mT
         return getattr(first, call.name)  # type: ignore[no-any-return]
     return function(first, *arguments, **keywords)  # type: ignore[no-any-return]
