@@ -267,3 +267,20 @@ def test_it_becomes_a_group_norm_that_is_calibrated_on_what_it_gave(name):
     before = affine_of(net[1]).of(maps)
     for moment in (torch.mean, torch.std):
         torch.testing.assert_close(moment(after, (0, 2, 3)), moment(before, (0, 2, 3)))
+
+
+@pytest.mark.parametrize("name", ["child", "function", "no activation", "cumulative"])
+def test_it_is_accelerated_with_its_activation(name):
+    net = randomised(nn.Sequential(nn.Conv2d(3, 3, 3), SHOWN[name][0]()))
+    plan = bnkit.surgery.plan_acceleration(net, IMAGES)
+    fast = plan.apply(net)
+    assert [edit.operation for edit in plan.edits] == ["convert_layer"]
+    torch.testing.assert_close(fast.train()(IMAGES), net.train()(IMAGES))
+    torch.testing.assert_close(fast.eval()(IMAGES), net.eval()(IMAGES))
+
+
+@pytest.mark.parametrize("name", ["frozen", "kept share", "always"])
+def test_what_trains_otherwise_is_not_accelerated(name):
+    x = IMAGES[:, :, 0, 0] if name == "kept share" else IMAGES
+    (left,) = bnkit.surgery.plan_acceleration(nn.Sequential(SHOWN[name][0]()), x).left_alone
+    assert left.why.endswith("which does not compute what torch's does in both modes")

@@ -117,7 +117,7 @@ def reasons(plan):
     """Return why layers were left alone, each with how many and a first one."""
     counted = {}
     for left in plan.left_alone:
-        words = re.sub(r"'[^']*' ?", "", left.why)  # without the names of layers
+        words = re.sub(r"( in)? ?'[^']*'", "", left.why)  # without the names of layers
         counted.setdefault(words[:160], []).append(left.layer)
     return {why: [len(layers), layers[0]] for why, layers in counted.items()}
 

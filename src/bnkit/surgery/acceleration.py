@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnkit.behaviour import behaviour_of, has_known_forward
 from bnkit.dataflow import Call, Dataflow, ExampleError, duplicate, observe
 from bnkit.dataflow.tracing import observe_in_its_mode
 from bnkit.internals import has_hooks
@@ -15,6 +16,9 @@ from bnkit.layers.activated import enclose
 from bnkit.norms import NOT_CHOSEN, Where, batch_norms
 from bnkit.observation import set_mode
 from bnkit.roles import Role
+from bnkit.surgery.conversion.kinds import find_kind
+from bnkit.surgery.conversion.survey import Target, Use, rank_of
+from bnkit.surgery.conversion.survey import objection as objection_to_kind
 from bnkit.surgery.normalized import NormalizedOutput
 from bnkit.surgery.operations import Edit, operation, replace_module
 from bnkit.surgery.plan import LeftAlone, Plan
@@ -97,6 +101,8 @@ def _edit(
     objection = _objection(path, layer, where)
     if objection is not None:
         return LeftAlone(path, kind, objection)
+    if type(layer) not in (*_KINDS, *_OURS):
+        return _edit_of_another_class(flows, path, layer)
     activation, reason = _activation_after(flows, path, layer)
     if activation is None and isinstance(layer, _OURS):
         return LeftAlone(path, kind, f"bnkit's already, and {reason}")
@@ -105,6 +111,20 @@ def _edit(
     replaced = None if activation is None else activation.name
     options = {"activation": name, "replaced": replaced}
     return Edit(path, kind, action, reason, "apply_acceleration", options)
+
+
+def _edit_of_another_class(flows: list[Dataflow], path: str, layer: nn.Module) -> Edit | LeftAlone:
+    """Return the edit of a layer that a trial shows to be torch's batch norm and an activation."""
+    calls = ((flow, call) for flow in flows for call in flow.calls_of(path))
+    use = Use([flow.shapes[call.outputs[0]] for flow, call in calls])
+    objection = objection_to_kind(layer, Target(find_kind("bnkit"), {"guard": False}), use)
+    if objection is not None:
+        return LeftAlone(path, type(layer).__name__, objection)
+    name = behaviour_of(layer).activation_name
+    action = "bnkit's" if name is None else f"bnkit's, with the {name} that it ends in"
+    options = {"to": "bnkit", "options": {"guard": False}, "rank": rank_of(layer, use)}
+    why = "in a trial it computes what torch's batch norm does, in both modes"
+    return Edit(path, type(layer).__name__, action, why, "convert_layer", options)
 
 
 @operation
@@ -134,10 +154,13 @@ def apply_acceleration(
 def _objection(path: str, layer: nn.Module, where: Where | None) -> str | None:
     if where is not None and not where(path, layer):
         return NOT_CHOSEN
-    if type(layer) not in (*_KINDS, *_OURS):
-        return "of a class of its own, whose forward may do anything"
     if "forward" in vars(layer):
         return "its forward is set on the instance"
+    if type(layer) in (*_KINDS, *_OURS):
+        return None
+    found = behaviour_of(layer)
+    if has_known_forward(layer) or not (found.is_plain and found.by_batch_in_training):
+        return "of a class of its own, which does not compute what torch's does in both modes"
     return None
 
 
@@ -150,7 +173,9 @@ def _activation_after(
     """Return the call of the activation to fuse and why, or None and why not."""
     if has_hooks(layer, before=False):
         return None, "a hook looks at what it makes"
-    found = [_reader(flow, path) for flow in flows]
+    # A layer that runs in one mode alone, as in a head of training, is judged by that.
+    running = [flow for flow in flows if _calls_ending_in(flow, path)] or flows
+    found = [_reader(flow, path) for flow in running]
     for call, reason in found:
         if call is None:
             return None, reason
