@@ -157,7 +157,7 @@ def test_what_is_left_alone_is_listed():
     )
     plan = plan_acceleration(model, IMAGES, where=lambda path, _: path != "2")
     assert rows(plan) == {
-        "0": "of a class of its own, whose forward may do anything",
+        "0": "of a class of its own, which does not compute what torch's does in both modes",
         "1": "its forward is set on the instance",
         "2": "`where` did not choose it",
         "3.norm": "bnkit's already, and it has an activation",
