@@ -3,6 +3,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from bnkit.surgery.addition import plan_addition
 from bnkit.surgery.conversion import plan_conversion
 from bnkit.surgery.folding import plan_folding
 from bnkit.surgery.insertion import plan_insertion
+from bnkit.surgery.operations import replay
 from bnkit.surgery.removal import plan_removal
 from bnkit.surgery.standardization import plan_standardization
 from zoo.catalogue import conv, dense, images
@@ -280,8 +282,9 @@ def test_an_unknown_suffix_is_refused(tmp_path):
     message = r"the suffix of .*a\.bin is '\.bin': a checkpoint is a file of safetensors \(\.safe"
     with pytest.raises(ValueError, match=message):
         save(nn.Linear(2, 2), tmp_path / "a.bin")
+    message = r"the suffix of .*a\.h5 is '\.h5': .* or of torch \(\.pt, \.pth, \.ckpt, \.bin\)"
     with pytest.raises(ValueError, match=message):
-        load(nn.Linear(2, 2), tmp_path / "a.bin")
+        load(nn.Linear(2, 2), tmp_path / "a.h5")
 
 
 def test_a_plan_that_cannot_be_made_again_is_refused(tmp_path):
@@ -447,13 +450,10 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("write", "suffix"), FOREIGN)
-def test_a_file_without_a_plan_is_refused_but_can_be_read(tmp_path, write, suffix):
+def test_of_a_file_without_a_plan_the_values_are_loaded(tmp_path, write, suffix):
     path = tmp_path / f"a{suffix}"
     write(path)
-    with pytest.raises(
-        ValueError, match=r"has no plan of bnkit: pass what it holds to the model's"
-    ):
-        load(build(), path)
+    assert list(load(build(), path).state_dict()) == list(build().state_dict())
     found = read(path)
     assert found.plans is None
     assert list(found.restore(build()).state_dict()) == list(build().state_dict())
@@ -616,3 +616,140 @@ def test_classes_that_ask_for_their_version_load(tmp_path, suffix):
     plan = plan_folding(model, x)
     path = save(plan.apply(model), tmp_path / f"model{suffix}", plan=plan)
     assert torch.equal(load(Versioned(), path).eval()(x), plan.apply(model)(x))
+
+
+# Files of others, as people have them
+
+
+def values():
+    return trained(build_normalised).state_dict()
+
+
+def prefixed(prefix):
+    return {f"{prefix}{name}": value for name, value in values().items()}
+
+
+OTHERS = {
+    "plain.pt": values,
+    "of DDP.pt": lambda: prefixed("module."),
+    "of compile.pth": lambda: prefixed("_orig_mod."),
+    "of both.pt": lambda: prefixed("module._orig_mod."),
+    "compiled inside.pt": lambda: {
+        name.replace(".", "._orig_mod.", 1): value for name, value in values().items()
+    },
+    "in a dictionary.pt": lambda: {"model": values(), "optimizer": {"state": {}}, "epoch": 3},
+    "of Lightning.ckpt": lambda: {"state_dict": prefixed("network."), "loops": {}, "epoch": 3},
+    "of Hugging Face.bin": lambda: prefixed("bert."),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_files_of_others_are_read(tmp_path, name):
+    torch.save(OTHERS[name](), tmp_path / name)
+    found = load(build_normalised(), tmp_path / name)
+    wanted = values()
+    assert list(found.state_dict()) == list(wanted)
+    assert all(torch.equal(value, wanted[name]) for name, value in found.state_dict().items())
+
+
+def test_of_several_state_dicts_one_is_chosen(tmp_path):
+    nested = {"ema": values(), "last": values()}
+    content = {"net": values(), "average": {n: 0 * v for n, v in values().items()}, "best": nested}
+    torch.save(content, path := tmp_path / "a.pt")
+    message = (
+        r"a\.pt holds several state dicts, under 'net', 'average', 'best\.ema', 'best\.last': "
+        r"choose one by `key`, on the command line by --key$"
+    )
+    with pytest.raises(ValueError, match=message):
+        load(build_normalised(), path)
+    assert load(build_normalised(), path, key="average")[0].weight.abs().sum() == 0
+    assert load(build_normalised(), path, key="best.ema")[0].weight.abs().sum() > 0
+    with pytest.raises(ValueError, match=r"no state dict under the key 'nte': it does under 'net'"):
+        load(build_normalised(), path, key="nte")
+
+
+def test_names_that_only_some_prefix_fits_are_refused_as_they_are(tmp_path):
+    torch.save({**prefixed("module."), "loss.weight": torch.ones(3)}, path := tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"it lacks '0\.weight', .*; it has 'module"):
+        load(build_normalised(), path)
+
+
+# Plans that say anything
+
+
+WRONG = [None, True, 10**30, float("nan"), "x", ["0"], {}, {"a": 1}]
+
+
+def hostile_plans():
+    """Yield texts of plans: each part of genuine ones replaced by each wrong value."""
+    for verb in VERBS:
+        plan, _ = changed(verb)
+        document = {"format": 2, "plans": [plan.to_json()]}
+        for path in places_in(document):
+            for wrong in WRONG:
+                copy = json.loads(json.dumps(document))
+                put(copy, path, wrong)
+                yield verb, json.dumps(copy)
+
+
+def places_in(value, path=()):
+    if path:
+        yield path
+    # Of a list the first: the others are alike
+    items = enumerate(value[:1]) if isinstance(value, list) else ()
+    for name, each in value.items() if isinstance(value, dict) else items:
+        yield from places_in(each, (*path, name))
+
+
+def put(document, path, value):
+    for name in path[:-1]:
+        document = document[name]
+    document[path[-1]] = value
+
+
+def test_a_plan_that_says_anything_is_refused_in_a_sentence_or_changes_a_copy(tmp_path):
+    path, count = tmp_path / "a.pt", 0
+    for verb, text in hostile_plans():
+        torch.save({"state_dict": {}, "bnkit_plan": text}, path)
+        model = VERBS[verb][0]()
+        before = fingerprint(model)
+        refusal = ""
+        try:
+            load(model, path)
+        except ValueError as error:
+            refusal = str(error)
+        assert not refusal or str(path) in refusal
+        assert len(refusal) < 1500
+        assert fingerprint(model) == before
+        count += 1
+    assert count > 1000
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"format": 2, "plans": ' + "[" * 100_000])
+def test_a_plan_that_is_nested_deep_is_damaged(tmp_path, text):
+    torch.save({"state_dict": {}, "bnkit_plan": text}, path := tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"the plan in .*a\.pt is damaged \(RecursionError"):
+        load(build(), path)
+
+
+def test_the_work_grows_as_the_edits_do(monkeypatch):
+    # How often a path is looked up, and how many modules are walked: no times
+    counted = Counter()
+    for name in ("get_submodule", "named_modules"):
+        original = getattr(nn.Module, name)
+
+        def counting(*args, _name=name, _original=original, **kwargs):
+            counted[_name] += 1
+            return _original(*args, **kwargs)
+
+        monkeypatch.setattr(nn.Module, name, counting)
+    costs = []
+    for edits in (100, 400):
+        model = nn.Sequential(*(nn.BatchNorm1d(2) for _ in range(edits)))
+        structures = [
+            {"operation": "set_numbers", "layer": str(at), "eps": 0.5} for at in range(edits)
+        ]
+        counted.clear()
+        replay(model, structures)
+        costs.append(sum(counted.values()) / edits)
+    assert costs[1] <= 1.1 * costs[0]

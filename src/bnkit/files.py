@@ -4,10 +4,11 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 _AN_HOUR = 3600.0  # seconds
 
@@ -46,6 +47,36 @@ def left_over_parts(folder: Path, *, now: float) -> Iterator[Path]:
         with suppress(OSError):  # moved into place meanwhile
             if now - part.stat().st_mtime > _AN_HOUR:
                 yield part
+
+
+def is_of(value: Any, kind: Any) -> bool:  # noqa: PLR0911  a line for each kind
+    """Return whether plain data are what an annotation says; other annotations fit anything.
+
+    Numbers are finite, and no bool is a number; lists serve where tuples are asked for.
+
+    >>> is_of(1, float), is_of("x", float | None), is_of([1, 2.5], tuple[int, ...])
+    (True, False, False)
+    """
+    kind = getattr(kind, "__value__", kind)  # of a `type` statement
+    of, origin = get_args(kind), get_origin(kind) or kind
+    if origin is Literal:
+        return isinstance(value, str | int) and value in of
+    if origin in {Union, UnionType}:
+        return any(is_of(value, each) for each in of)
+    if origin in {int, float}:
+        numbers = int if origin is int else int | float
+        return isinstance(value, numbers) and not isinstance(value, bool) and math.isfinite(value)
+    if origin in {tuple, list, Sequence}:
+        is_several = isinstance(value, list | tuple)
+        return is_several and all(is_of(item, of[0] if of else Any) for item in value)
+    if origin in {dict, Mapping}:
+        return isinstance(value, dict) and all(
+            isinstance(name, str) and is_of(item, of[1] if of else Any)
+            for name, item in value.items()
+        )
+    if origin in {str, bool, type(None), None}:
+        return value is None if origin is None else isinstance(value, origin)
+    return True
 
 
 def strict_json(document: Any, *, indent: int | None = None) -> str:

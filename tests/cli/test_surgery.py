@@ -366,8 +366,8 @@ WRONG = {
     ),
     "no checkpoint": (f"{FOLD} --checkpoint nowhere.pt", "there is no checkpoint nowhere.pt"),
     "a suffix to read": (
-        f"{FOLD} --checkpoint a.bin",
-        "the suffix of a.bin is '.bin': a checkpoin",
+        f"{FOLD} --checkpoint a.h5",
+        "the suffix of a.h5 is '.h5': a checkpoint",
     ),
     "a suffix to write": (f"{FOLD} --out a.bin", "the suffix of a.bin is '.bin': a checkpoint is"),
     "a folder to write": (f"{INSERT} --out own_networks.py/a.pt", "own_networks.py/a.pt cannot be"),

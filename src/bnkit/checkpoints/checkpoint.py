@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bnkit.checkpoints.formats import SHOWN, format_of, listed
+from bnkit.checkpoints.formats import SHOWN, format_of, listed, reader_of
 from bnkit.checkpoints.plans import Document, parsed, written
 from bnkit.files import moved_into_place
 from bnkit.internals import with_versions
@@ -52,15 +52,17 @@ def save(
     return path
 
 
-def load(model: nn.Module, path: str | Path) -> nn.Module:
+def load(model: nn.Module, path: str | Path, *, key: str | None = None) -> nn.Module:
     """Return a copy of `model` with the changes and the values of the checkpoint at `path`.
 
     `model` is freshly built, as it was before the changes of the file's plan, and stays as it is.
     Dtype, device and modes are the fresh model's. No code of the file is run: torch's files are
-    read with weights_only=True.
+    read with weights_only=True. Files of others hold no plan: their values alone are loaded, also
+    from Lightning's .ckpt, from a dict of a state dict and other things (`key` says which, where
+    there are several), and under names with the prefixes of DDP, torch.compile or a wrapping model.
 
     Raises FileNotFoundError where there is no file, and ValueError for one that is damaged, that
-    holds pickled objects or no plan, or that does not fit the model.
+    holds pickled objects, or that does not fit the model.
 
     >>> import tempfile
     >>> import torch
@@ -73,13 +75,7 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
     >>> twin[0].batchnorm.num_features
     16
     """
-    checkpoint = read(path)
-    if checkpoint.plans is None:
-        raise ValueError(
-            f"{path} has no plan of bnkit: pass what it holds to the model's load_state_dict, or "
-            f"write it by bnkit's save or by --out of its commands"
-        )
-    return checkpoint.restore(model)
+    return read(path, key=key).restore(model)
 
 
 @dataclass(frozen=True)
@@ -98,12 +94,16 @@ class Checkpoint:
         edits = [edit for plan in self.plans or () for edit in plan["edits"]]
         try:
             restored = replay(model, [edit["structure"] for edit in edits])
-        except ValueError as error:
-            raise ValueError(f"the plan of {self.path} does not fit the model: {error}") from error
+        except Exception as error:  # a plan may say anything, of which each operation takes some
+            kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+            raise ValueError(
+                f"the plan of {self.path} does not fit the model: {kind}{error!s:.500}"
+            ) from error
+        state = _without_prefixes(self.state, restored.state_dict())
         try:
-            restored.load_state_dict(with_versions(self.state, restored), strict=True)
-        except RuntimeError as error:
-            what = "; ".join(_differences(self.state, restored.state_dict())) or str(error)
+            restored.load_state_dict(with_versions(state, restored), strict=True)
+        except Exception as error:  # also what the model's own set_extra_state raises
+            what = "; ".join(_differences(state, restored.state_dict())) or f"{error!s:.500}"
             changed = " as the plan changes it" if edits else ""
             raise ValueError(
                 f"{self.path} does not fit the model ({type(model).__name__}){changed}: {what}"
@@ -111,7 +111,7 @@ class Checkpoint:
         return restored
 
 
-def read(path: str | Path) -> Checkpoint:
+def read(path: str | Path, *, key: str | None = None) -> Checkpoint:
     """Return what the checkpoint at `path` holds, on the CPU; raises what `load` raises.
 
     >>> read("nowhere.pt")
@@ -119,11 +119,33 @@ def read(path: str | Path) -> Checkpoint:
     FileNotFoundError: there is no checkpoint nowhere.pt
     """
     path = Path(path)
-    reader = format_of(path).read
+    reader = reader_of(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    state, document = reader(path)
+    state, document = reader(path, key)
     return Checkpoint(path, state, None if document is None else parsed(path, document))
+
+
+def _without_prefixes(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the state under the model's own names, where wrappers have put prefixes before them.
+
+    torch.compile puts `_orig_mod` before a compiled module, at any depth; DDP `module`, and a
+    wrapping model, such as a LightningModule, the name that it has for the network, before all.
+    """
+    if state.keys() == wanted.keys() or not wanted:
+        return state
+    compiled = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+    first = next(iter(wanted))
+    prefixes = ["", *(name.removesuffix(first) for name in compiled if name.endswith(f".{first}"))]
+    for prefix in prefixes:
+        named = {
+            name.removeprefix(prefix): value
+            for name, value in compiled.items()
+            if name.startswith(prefix)
+        }
+        if named.keys() == wanted.keys() and len(named) == len(state):
+            return named
+    return state
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:

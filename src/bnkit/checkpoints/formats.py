@@ -5,7 +5,7 @@ No code of a file is run: files of torch are read with weights_only=True.
 
 import io
 import pickle  # its error only
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,11 @@ from torch import Tensor
 
 PLAN = "bnkit_plan"  # the name of the plans in a file
 SHOWN = 8  # names in a message
+LONGEST = 100  # characters of one
+
+
+# Returns the values of a file by their names, and its plan; the second argument is a key in it.
+Reader = Callable[[Path, str | None], tuple[Mapping[str, Any], str | None]]
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,25 @@ class Format:
     """How checkpoints of one kind are written and read."""
 
     write: Callable[[Path, Mapping[str, Any], str], None]
-    read: Callable[[Path], tuple[Mapping[str, Any], str | None]]
+    read: Reader
+
+
+def reader_of(path: Path) -> Reader:
+    """Return what reads a file of this suffix: beside bnkit's own also .ckpt and .bin of others.
+
+    >>> reader_of(Path("weights.h5"))
+    Traceback (most recent call last):
+    ValueError: the suffix of weights.h5 is '.h5': a checkpoint is a file of safetensors \
+(.safetensors) or of torch (.pt, .pth, .ckpt, .bin)
+    """
+    if path.suffix in {".ckpt", ".bin"}:  # as Lightning and Hugging Face name files of torch
+        return _read_torch
+    if path.suffix not in _FORMATS:
+        raise ValueError(
+            f"the suffix of {path} is {path.suffix!r}: a checkpoint is a file of safetensors "
+            f"(.safetensors) or of torch (.pt, .pth, .ckpt, .bin)"
+        )
+    return _FORMATS[path.suffix].read
 
 
 def format_of(path: Path) -> Format:
@@ -67,7 +90,7 @@ def _refuse_pickles(values: Mapping[str, Any]) -> None:
             ) from error
 
 
-def _read_torch(path: Path) -> tuple[Mapping[str, Any], str | None]:
+def _read_torch(path: Path, key: str | None) -> tuple[Mapping[str, Any], str | None]:
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
@@ -77,12 +100,51 @@ def _read_torch(path: Path) -> tuple[Mapping[str, Any], str | None]:
         ) from error
     except Exception as error:  # what it raises for damaged files is of many types
         raise ValueError(damaged(path, error)) from error
-    state = content.get(_STATE, content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
-        raise ValueError(
-            f"{path} holds a {type(state).__name__} and no state dict: save model.state_dict()"
+    if key is None and _is_state(content):
+        return content, None
+    states = {
+        name: value
+        for name, value in _members(content)
+        if (_is_state(value) and len(value)) or (name == _STATE and isinstance(value, Mapping))
+    }
+    if key is None and (_STATE in states or len(states) == 1):
+        key = _STATE if _STATE in states else next(iter(states))
+    if key not in states:
+        raise ValueError(_which(path, key, content, states))
+    return states[key], content.get(PLAN)
+
+
+def _members(content: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a file holds by keys, and what that holds in turn, as "model.ema"."""
+    for name, value in content.items() if isinstance(content, Mapping) else ():
+        if isinstance(name, str):
+            yield name, value
+            inner = value.items() if isinstance(value, Mapping) else ()
+            yield from ((f"{name}.{key}", each) for key, each in inner if isinstance(key, str))
+
+
+def _is_state(content: Any) -> bool:
+    """Return whether it looks like a state dict: tensors, among them extra state, by names."""
+    return (
+        isinstance(content, Mapping)
+        and all(isinstance(name, str) for name in content)
+        and (not content or any(isinstance(value, Tensor) for value in content.values()))
+        and not any(isinstance(value, Mapping) and _is_state(value) for value in content.values())
+    )
+
+
+def _which(path: Path, key: str | None, content: Any, states: Mapping[str, Any]) -> str:
+    """Return the message that no state dict of a file is the one that is wanted."""
+    if not states:
+        return f"{path} holds a {type(content).__name__} and no state dict: save model.state_dict()"
+    if key is not None:
+        return (
+            f"{path} holds no state dict under the key {key!r:.60}: it does under {listed(states)}"
         )
-    return state, content.get(PLAN) if state is not content else None
+    return (
+        f"{path} holds several state dicts, under {listed(states)}: choose one by `key`, on the "
+        f"command line by --key"
+    )
 
 
 # --- safetensors
@@ -127,7 +189,9 @@ def _apart(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
     return tensors, repeated
 
 
-def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], str | None]:
+def _read_safetensors(path: Path, key: str | None) -> tuple[Mapping[str, Any], str | None]:
+    if key is not None:
+        raise ValueError(f"{path} is a file of safetensors, which has no keys: leave {key!r} out")
     from safetensors import SafetensorError, safe_open  # noqa: PLC0415  as above
 
     try:
@@ -159,7 +223,7 @@ def listed(names: Iterable[str]) -> str:
     >>> listed(["weight", "bias"])
     "'weight', 'bias'"
     """
-    names = [f"'{name}'" for name in names]
+    names = [f"'{name if len(name) <= LONGEST else name[:LONGEST] + '…'}'" for name in names]
     more = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 

@@ -43,9 +43,10 @@ def parsed(path: Path, text: str) -> tuple[Document, ...]:
         plans = () if is_later else tuple(named["plans"])
         for plan in plans:
             [dict(edit["structure"]) for edit in plan["edits"]]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"the plan in {path} is damaged ({type(error).__name__}: {error}): write the file again"
+            f"the plan in {path} is damaged ({type(error).__name__}: {error!s:.200}): write "
+            f"the file again"
         ) from error
     if is_later:
         raise ValueError(

@@ -160,9 +160,13 @@ Checkpoint = Annotated[
     Path | None,
     option(
         MODEL,
-        "values of the network, a file of safetensors or a weights-only one of torch; the changes "
-        "that its plan lists are made first",
+        "values of the network, a file of safetensors or a weights-only one of torch (.pt, .pth, "
+        ".ckpt, .bin); the changes that its plan lists are made first",
     ),
+]
+Key = Annotated[
+    str | None,
+    option(MODEL, "under which key of the --checkpoint the values are, where it has several"),
 ]
 Example = Annotated[
     list[str] | None,

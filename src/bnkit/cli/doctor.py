@@ -56,6 +56,11 @@ class Wanted(TypedDict, total=False):
         ),
         Default("text"),
     ]
+    key: Annotated[
+        str | None,
+        typer.Option(help="under which key of the --checkpoint the values are"),
+        Default(None),
+    ]
     as_json: Annotated[
         bool,
         typer.Option("--json", help="--format json", show_default=False),
@@ -109,7 +114,9 @@ def doctor(
             exported = diagnose_export(Path(model))
             _print(exported, shown, model)
             raise typer.Exit(1 if exported.at_least(bar) else 0)
-    with Operation.begin("looking at the batch norms", model, checkpoint, fix) as operation:
+    with Operation.begin(
+        "looking at the batch norms", model, checkpoint, fix, options["key"]
+    ) as operation:
         if html is not None:
             checked(html)
         found = operation.diagnosis(example, data, skip)

@@ -48,7 +48,12 @@ class Operation:
     @classmethod
     @contextmanager
     def begin(
-        cls, what: str, model: str, checkpoint: Path | None, out: Path | None
+        cls,
+        what: str,
+        model: str,
+        checkpoint: Path | None,
+        out: Path | None,
+        key: str | None = None,
     ) -> Iterator["Operation"]:
         """Build the network and plan its change in the block; errors end the program in a sentence.
 
@@ -56,7 +61,7 @@ class Operation:
         changed.
         """
         with explained(), working(what) as counter, chatter_on_stderr():
-            operation = cls._opened(model, checkpoint, out, counter)
+            operation = cls._opened(model, checkpoint, out, counter, key)
             try:
                 yield operation
             except SurgeryError as error:
@@ -64,7 +69,12 @@ class Operation:
 
     @classmethod
     def _opened(
-        cls, model: str, checkpoint: Path | None, out: Path | None, counter: Counter
+        cls,
+        model: str,
+        checkpoint: Path | None,
+        out: Path | None,
+        counter: Counter,
+        key: str | None,
     ) -> "Operation":
         is_file = Path(model).suffix in KERAS_FILES
         if Path(model).suffix in CHECKPOINTS:
@@ -82,9 +92,11 @@ class Operation:
             return KerasOperation.opened(model, network, checkpoint, out, counter)
         if out is not None:
             format_of(out)
+        if key is not None and checkpoint is None:
+            raise ValueError(f"--key {key} is of a --checkpoint: give that too")
         plans: tuple[Document, ...] = ()
         if checkpoint is not None:
-            found = read(checkpoint)
+            found = read(checkpoint, key=key)
             network, plans = found.restore(network), found.plans or ()
         return cls(network, plans, out, counter)
 

@@ -16,6 +16,7 @@ from bnkit.cli.arguments import (
     Checkpoint,
     Data,
     Example,
+    Key,
     Model,
     Out,
     Tolerance,
@@ -33,8 +34,8 @@ _CALIBRATED = ("group", "instance")  # kinds that compute something other than a
 def changing(what: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Make a command of a function that plans an `Operation`, with options of its own.
 
-    The command takes the model, --checkpoint, --out and --json too, and where the function has
-    `**verified`, which it hands on to its plan, --where and --tolerance.
+    The command takes the model, --checkpoint, --key, --out and --json too, and where the function
+    has `**verified`, which it hands on to its plan, --where and --tolerance.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., None]:
@@ -44,15 +45,17 @@ def changing(what: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
         own = own[:-1] if verified else own
 
         @wraps(function)
-        def command(model: str, *, checkpoint: Any, out: Any, as_json: bool, **typed: Any) -> None:
-            with Operation.begin(what, model, checkpoint, out) as operation:
+        def command(
+            model: str, *, checkpoint: Any, key: Any, out: Any, as_json: bool, **typed: Any
+        ) -> None:
+            with Operation.begin(what, model, checkpoint, out, key) as operation:
                 if "where" in typed:
                     typed["where"] = operation.where(typed["where"])
                 plan = function(operation, **typed)
             operation.end(plan, as_json=as_json)
 
         command.__doc__ = f"{inspect.getdoc(function)}\n\n{_EXIT_CODES}"
-        shared = [_CHECKPOINT, *(_VERIFIED if verified else ()), *_RESULT]
+        shared = [*_CHECKPOINT, *(_VERIFIED if verified else ()), *_RESULT]
         command.__signature__ = inspect.Signature([_MODEL, *own, *shared])  # type: ignore[attr-defined]  # what typer looks for
         return command
 
@@ -67,7 +70,7 @@ def _shared(name: str, kind: Any, default: Any = None) -> Parameter:
 
 
 _MODEL = _shared("model", Model, Parameter.empty)
-_CHECKPOINT = _shared("checkpoint", Checkpoint)
+_CHECKPOINT = _shared("checkpoint", Checkpoint), _shared("key", Key)
 _VERIFIED = _shared("where", Where), _shared("tolerance", Tolerance)
 _RESULT = _shared("out", Out), _shared("as_json", AsJson, default=False)
 
@@ -223,6 +226,7 @@ def recalibrate(
         str, option(MODEL, "batch_statistics: one pass, or layer_by_layer: a pass a layer")
     ] = "batch_statistics",
     checkpoint: Checkpoint = None,
+    key: Key = None,
     where: Where = None,
     out: Out = None,
     *,
@@ -238,7 +242,7 @@ def recalibrate(
 
     Exit codes: 0 done, 2 wrong use.
     """
-    with Operation.begin("measuring", model, checkpoint, out) as operation:
+    with Operation.begin("measuring", model, checkpoint, out, key) as operation:
         found = operation.verb("plan_recalibration")(
             operation.network,
             operation.batches(data),

@@ -1,12 +1,12 @@
 """`TrialResult`: what one trial found, and what every kind of result has."""
 
 import math
-import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Protocol, TypeVar, get_type_hints
 
 from bnkit.experiments.metrics import ACCURACY, Metric
+from bnkit.files import is_of
 
 Side = str  # its name
 SIDES: tuple[Side, Side] = ("plain", "batch norm")
@@ -103,26 +103,8 @@ class TrialResult:
 def _check_types(record: Curve | TrialResult) -> None:
     """Raise TypeError where a field of a record does not hold what its annotation says."""
     for name, kind in get_type_hints(type(record)).items():
-        if not _fits(getattr(record, name), kind):
+        if not is_of(getattr(record, name), kind):
             raise TypeError(f"`{name}` is {getattr(record, name)!r:.60}")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    of = get_args(kind)
-    match get_origin(kind) or kind:
-        case origin if origin is Literal:
-            return isinstance(value, str) and value in of
-        case origin if origin is types.UnionType:
-            return any(_fits(value, each) for each in of)
-        case origin if origin is tuple:
-            return isinstance(value, tuple) and all(_fits(item, of[0]) for item in value)
-        case origin if origin is Mapping:
-            items = value.items() if isinstance(value, dict) else [(None, None)]
-            return all(isinstance(part, str) for item in items for part in item)
-        case origin if origin is float:
-            return isinstance(value, float | int) and not isinstance(value, bool)
-        case origin:
-            return isinstance(value, origin) and not (origin is int and isinstance(value, bool))
 
 
 class Result(Protocol):

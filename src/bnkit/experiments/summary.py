@@ -209,9 +209,15 @@ class Comparison(Shown):
 
     def slowdown_of(self, other: Side) -> float | None:
         """Return the median time of a step of this side divided by that of the first."""
-        pairs = self._all_pairs(lambda t: t.milliseconds_per_step, other)
-        ratios = [b / a for a, b in pairs if a > 0 and math.isfinite(b / a)]
+        pairs = self._all_pairs(lambda t: (t.machine, t.milliseconds_per_step), other)
+        times = [(a, b) for (one, a), (another, b) in pairs if one == another]
+        ratios = [b / a for a, b in times if a > 0 and math.isfinite(b / a)]
         return median(ratios) if ratios else None
+
+    @cached_property
+    def machines(self) -> tuple[Mapping[str, str], ...]:
+        """The machines that the trials ran on, each once; times are compared only within one."""
+        return _machines_of(self.trials)
 
     @cached_property
     def quality_margin(self) -> float:
@@ -356,6 +362,7 @@ class Comparison(Shown):
             legend,
             text_table(columns, rows),
             *_absences(self.unfinished),
+            *_unlike(self.machines),
             *map(str, self.verdicts.values()),
         ]
         return "\n\n".join(parts)
@@ -397,7 +404,8 @@ def summarise(
     ran = [t for t in trials if t.outcome != "not run"]
     ends = [t.metric for t in trials if t.metric is not None]
     tests = [t.test_metric for t in trials if t.test_metric is not None]
-    times = [t.milliseconds_per_step for t in trials if t.steps]
+    # Times of unlike machines have no median.
+    times = [t.milliseconds_per_step for t in trials if t.steps and len(_machines_of(trials)) < 2]
     return SideSummary(
         success=SuccessRate(sum(map(succeeds, ran)), len(ran)),
         metric=median(ends) if ends else None,
@@ -427,6 +435,25 @@ def _written(side: SideSummary, metric: Metric) -> tuple[str, str, str]:
     end = "none" if side.metric is None else metric.written(side.metric)
     steps = "never" if side.steps_to_target is None else f"{side.steps_to_target:,.0f}"
     return end, str(side.success), steps
+
+
+def _machines_of(trials: Iterable[TrialResult]) -> tuple[Mapping[str, str], ...]:
+    found = {tuple(sorted(t.machine.items())): t.machine for t in trials if t.machine}
+    return tuple(found.values())
+
+
+def _unlike(machines: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return a paragraph that the runs are of several machines, if they are."""
+    if len(machines) < 2:
+        return []
+    kinds = sorted(
+        {f"{m['processor']}, {m['threads']} threads, torch {m['torch']}" for m in machines}
+    )
+    hosts = len({machine["host"] for machine in machines})
+    return [
+        f"The runs are of {several(hosts, 'host')} ({'; '.join(kinds)}): times are compared only "
+        f"within pairs of one machine."
+    ]
 
 
 def _absences(unfinished: Sequence[TrialResult]) -> list[str]:

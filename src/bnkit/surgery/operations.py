@@ -5,18 +5,20 @@ not hold, such as measured statistics. So a plan, a checkpoint that is loaded ag
 doctor all go through `make_edits`. Each operation stands where its verb is.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from bnkit.dataflow import duplicate
 from bnkit.deprecation import warn_of
+from bnkit.files import is_of
 from bnkit.internals import children_of
 from bnkit.layers.renorm import Ramp
 from bnkit.observation import set_mode
@@ -198,14 +200,14 @@ def replay(model: nn.Module, structures: Iterable[Mapping[str, Any]]) -> nn.Modu
 
 def _operation_of(edit: Edit, model: nn.Module, place: str) -> Operation:
     """Return the operation with the options of the edit, once both are known to fit the model."""
-    if edit.operation not in OPERATIONS:
+    if not isinstance(edit.operation, str) or edit.operation not in OPERATIONS:
         raise ValueError(
-            f"{place} is by the operation {edit.operation!r}, which this version of bnkit does not "
-            f"know: it knows {', '.join(map(repr, sorted(OPERATIONS)))}"
+            f"{place} is by the operation {edit.operation!r:.60}, which this version of bnkit does "
+            f"not know: it knows {', '.join(map(repr, sorted(OPERATIONS)))}"
         )
     if not _has_layer(model, edit.layer):
         raise ValueError(
-            f"{place} ({edit.operation}) is of the layer {edit.layer!r}, which the model "
+            f"{place} ({edit.operation}) is of the layer {edit.layer!r:.200}, which the model "
             f"({type(model).__name__}) does not have: build it as it was before the change"
         )
     function = OPERATIONS[edit.operation]
@@ -216,7 +218,18 @@ def _operation_of(edit: Edit, model: nn.Module, place: str) -> Operation:
         raise ValueError(
             f"{place} ({edit.operation} of the layer {edit.layer!r}): {error}"
         ) from error
+    for name, value in edit.options.items():
+        if not is_of(value, _annotations(function).get(name, Any)):
+            raise ValueError(
+                f"{place} ({edit.operation} of the layer {edit.layer!r}): its {name!r} is "
+                f"{value!r:.60}, which is not of the kind that is wanted"
+            )
     return lambda model, layer: function(model, layer, **options)
+
+
+@functools.cache
+def _annotations(function: Operation) -> dict[str, Any]:
+    return get_type_hints(function)
 
 
 def _has_layer(model: nn.Module, path: object) -> bool:
