@@ -5,7 +5,7 @@ SETUP := .venv/set-up
 WORKERS ?= 2
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
-.PHONY: help compare test check fuzz zoo bench docs notebooks release test-matrix clean
+.PHONY: help compare test check fuzz chaos zoo bench docs notebooks release test-matrix clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ zoo:  ## 129 public networks through every verb, two hours; resumes
 	.zoo/bin/pip install --quiet timm==1.0.31 transformers==5.24.0 segmentation-models-pytorch==0.6.0 --editable .
 	.zoo/bin/python tests/zoo/matrix.py run tests/zoo/matrix.jsonl
 	.zoo/bin/python tests/zoo/matrix.py page tests/zoo/matrix.jsonl
+
+chaos: $(SETUP)  ## 250 kills and over 1,000 injections, a quarter of an hour
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/chaos.py
 
 bench: $(SETUP)  ## measure, print and keep the figures
 	$(BIN)/python benchmarks/harness.py

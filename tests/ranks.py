@@ -18,6 +18,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+PATHS = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -47,7 +49,7 @@ def outcomes_of(file, names, folder, *, size, limit):
 
 def start(file, names, folder, rank, size):
     arguments = [__file__, file, folder, rank, size, *names]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS}
     with (folder / f"{rank}.err").open("w") as errors:
         return subprocess.Popen(
             [sys.executable, *map(str, arguments)], env=environment, stderr=errors

@@ -16,6 +16,7 @@ from torch.nn.parameter import UninitializedBuffer
 from torch.utils.hooks import RemovableHandle
 
 from bnkit.internals import AnyBatchNorm, compiler_is_loaded, current_backward, frame_compiler
+from bnkit.layers.exchange import without_other_ranks
 from bnkit.layers.frozen import FrozenBatchNorm
 from bnkit.moments import Moments
 
@@ -58,8 +59,9 @@ def on_the_side(model: nn.Module, *, mode: Mode = evaluating) -> Iterator[None]:
     """Let `model` run on the side: in eval mode, without gradients, and without a trace of it.
 
     Afterwards its modes and the random generators are as they were. What the block makes can be
-    trained and written into, also where the caller is in inference mode. `mode` puts the model in
-    another mode than eval (contextlib.nullcontext leaves it in its own).
+    trained and written into, also where the caller is in inference mode. Layers that are
+    synchronised over ranks are on their own. `mode` puts the model in another mode than eval
+    (contextlib.nullcontext leaves it in its own).
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
     >>> with on_the_side(model):
@@ -73,6 +75,7 @@ def on_the_side(model: nn.Module, *, mode: Mode = evaluating) -> Iterator[None]:
         torch.inference_mode(mode=False),
         torch.no_grad(),
         preserved_random_state(),
+        without_other_ranks(),
         mode(model),
     ):
         yield

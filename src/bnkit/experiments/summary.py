@@ -446,14 +446,13 @@ def _unlike(machines: Sequence[Mapping[str, str]]) -> list[str]:
     """Return a paragraph that the runs are of several machines, if they are."""
     if len(machines) < 2:
         return []
-    kinds = sorted(
-        {f"{m['processor']}, {m['threads']} threads, torch {m['torch']}" for m in machines}
+    kinds = {f"{m['processor']}, {m['threads']} threads, torch {m['torch']}" for m in machines}
+    hosts = several(len({machine["host"] for machine in machines}), "host")
+    sentence = (
+        f"The runs are of {hosts} ({'; '.join(sorted(kinds))}): times are compared only within "
+        f"pairs of one machine."
     )
-    hosts = len({machine["host"] for machine in machines})
-    return [
-        f"The runs are of {several(hosts, 'host')} ({'; '.join(kinds)}): times are compared only "
-        f"within pairs of one machine."
-    ]
+    return [sentence]
 
 
 def _absences(unfinished: Sequence[TrialResult]) -> list[str]:

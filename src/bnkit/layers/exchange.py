@@ -6,8 +6,9 @@ in another place, or missing, is therefore an error within the time limit, and n
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -45,6 +46,27 @@ class Place:
 
     def __str__(self) -> str:
         return f"{self.phase} of layer '{self.layer}' (call {self.call}, {self.channels} channels)"
+
+
+_alone: ContextVar[bool] = ContextVar("_alone", default=False)
+
+
+@contextmanager
+def without_other_ranks() -> Iterator[None]:
+    """Let synchronised layers normalise by their own mini-batches in the block.
+
+    Who looks at a copy of a model on one rank must not wait for the others, nor answer them.
+    """
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+def is_without_other_ranks() -> bool:
+    """Return whether synchronised layers are on their own at this moment."""
+    return _alone.get()
 
 
 class Ranks:

@@ -20,7 +20,7 @@ from bnkit.layers.batch_norm import (
     GuardedBatchNorm,
     showing_options,
 )
-from bnkit.layers.exchange import Place, Ranks, exchange
+from bnkit.layers.exchange import Place, Ranks, exchange, is_without_other_ranks
 from bnkit.moments import Moments, dtype_of_sums
 
 
@@ -69,6 +69,8 @@ class SynchronisedBatchNorm(GuardedBatchNorm):
         self, input: Tensor, residual: Tensor | None, activation: str | None
     ) -> Tensor:
         self._check(input, residual)
+        if is_without_other_ranks():
+            return super().normalise_by_batch(input, residual, activation)
         place = self._ranks.next_call(self.sync_name, self.num_features)
         moments = pool_moments(input, place, self.process_group)
         if moments.count == 0:  # on all ranks alike, as on one with an empty mini-batch

@@ -15,6 +15,7 @@ from bnkit.dataflow.tensors import replace_tensors, tensors_in
 from bnkit.moments import Moments
 from bnkit.observation import normalising_by_batch_statistics, observing_inputs, on_the_side
 from bnkit.options import with_options
+from bnkit.recalibration.samples import Sample, Samples, over_all_ranks
 from bnkit.surgery.addition import AdditionOptions, nothing_to_normalise, plan_in_modes
 from bnkit.surgery.operations import Edit, make_edits
 from bnkit.surgery.plan import Plan
@@ -66,7 +67,8 @@ def insert(
 
     The layers are those that `bnkit.add` chooses, with its `where`, `placement`, `momentum` and
     `eps`. In one pass over `batches`, in eval mode, the mean and variance of what each batch norm
-    will get are pooled exactly, in float64; they become its running statistics, and it starts with
+    will get are pooled exactly, in float64, over all ranks where torch.distributed is initialised,
+    all of which have to call this; they become its running statistics, and it starts with
     weight sqrt(running_var + eps) and bias running_mean, which undo them. Before the activation it
     absorbs the bias of its layer. `batches` and `inputs` are what `bnkit.batches.calls_of` takes.
     `model` stays as it is: make the optimizer for the copy afterwards.
@@ -148,26 +150,35 @@ def _measure(
 ) -> tuple[Mapping[str, Moments], int]:
     """Return by path the moments of what the new batch norms will get, and the number of batches.
 
-    They are pooled over one pass in eval mode: nothing is normalised yet, biases are still there.
+    They are pooled over one pass in eval mode, and over all ranks of torch.distributed: nothing is
+    normalised yet, biases are still there.
     """
-    observed = _with_nothing_at_the_places(model, edits)
-    places = {edit.layer: observed.get_submodule(f"{edit.layer}.batchnorm") for edit in edits}
-    batches = 0
-    with on_the_side(observed), observing_inputs(observed, places) as seen:
-        for batches, call in enumerate(calls, start=1):
-            run_batch(observed, call, f"mini-batch {batches} of `batches`")
-    return seen, batches
+    observed = _with_norms_at_the_places(model, edits)
+    norms: dict[str, Any] = {
+        edit.layer: observed.get_submodule(edit.layer).batchnorm for edit in edits
+    }
+    for layer in norms:
+        observed.get_submodule(layer).batchnorm = nn.Identity()
+    places = {layer: observed.get_submodule(f"{layer}.batchnorm") for layer in norms}
+
+    def measure() -> Samples:
+        batches = 0
+        with on_the_side(observed), observing_inputs(observed, places) as seen:
+            for batches, call in enumerate(calls, start=1):
+                run_batch(observed, call, f"mini-batch {batches} of `batches`")
+        return {path: Sample(moments, batches, moments.count) for path, moments in seen.items()}
+
+    samples = over_all_ranks(norms, measure, None, turn=1)
+    batches = max(sample.inputs for sample in samples.values())
+    return {path: sample.moments for path, sample in samples.items()}, batches
 
 
-def _with_nothing_at_the_places(model: nn.Module, edits: Sequence[Edit]) -> nn.Module:
-    """Return a copy whose layers own, instead of their batch norm, a module that does nothing."""
+def _with_norms_at_the_places(model: nn.Module, edits: Sequence[Edit]) -> nn.Module:
+    """Return a copy whose layers own their batch norms, and keep their biases."""
     biased = [
         dataclasses.replace(edit, options={**edit.options, "drop_bias": False}) for edit in edits
     ]
-    observed = make_edits(duplicate(model), biased)
-    for edit in edits:
-        observed.get_submodule(edit.layer).batchnorm = nn.Identity()
-    return observed
+    return make_edits(duplicate(model), biased)
 
 
 def run_batch(model: nn.Module, call: Call, place: str) -> None:

@@ -1,7 +1,9 @@
 """`standardize`: the mean and standard deviation of the training inputs, kept with the model."""
 
+import functools
 import inspect
 import itertools
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from bnkit.batches import Call, Inputs, calls_of
 from bnkit.dataflow import duplicate
 from bnkit.dataflow.tensors import replace_tensors
+from bnkit.layers.exchange import Place, Ranks, exchange
 from bnkit.moments import Moments
 from bnkit.observation import on_the_side
 from bnkit.options import parameters_of, showing
@@ -23,6 +26,9 @@ from bnkit.surgery.verification import SurgeryError
 
 # Integers of up to 16 bits are exact in float32; those of the other types need float64.
 _SHORT_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.uint16)
+
+
+_NAME = "(inputs of all ranks)"  # what errors of the exchange call us
 
 
 @dataclass(frozen=True)
@@ -200,9 +206,27 @@ def _plan(
         dtype = torch.promote_types(dtype, _dtype_of_statistics(values.dtype))
     assert sample is not None  # calls_of refuses `batches` without a mini-batch
     assert argument is not None
+    sample = _of_all_ranks(sample)
     layer = _layer(sample, axis, dtype)
     edit = _edit(type(model).__name__, layer, sample, argument)
     return Standardization((edit,), (), batches=batches)
+
+
+def _of_all_ranks(sample: Sample) -> Sample:
+    """Return the sample of all ranks of torch.distributed together, the same on each."""
+    if Ranks().is_alone(_NAME):
+        return sample
+    moments, features = sample.moments, len(sample.least)
+    columns = (moments.mean, moments.deviations, sample.least, sample.largest)
+    values = torch.cat([column.double() for column in columns])
+    counts, shares = exchange(moments.count, values, Place(_NAME, 1, "forward", features), None)
+    samples = [
+        Sample(Moments(count, mean, deviations), least, largest)
+        for count, (mean, deviations, least, largest) in zip(
+            counts, (torch.split(share, features) for share in shares), strict=True
+        )
+    ]
+    return functools.reduce(operator.add, samples)
 
 
 def _layer(sample: Sample, axis: int, dtype: torch.dtype) -> Standardize:
