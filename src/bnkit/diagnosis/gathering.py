@@ -18,6 +18,7 @@ from bnkit.batches import Call, Inputs, labelled_calls_of, number_of
 from bnkit.dataflow import Dataflow, duplicate
 from bnkit.diagnosis.evidence import Evidence, Loader, Norm, Parallel
 from bnkit.diagnosis.runs import BatchRuns, ExampleRuns, Observed, rows_of, run_on_example
+from bnkit.layers.exchange import without_other_ranks
 from bnkit.norms import batch_norms, unwrapped
 from bnkit.observation import follow_mode, preserved_random_state
 from bnkit.options import Default
@@ -56,6 +57,7 @@ def gather(
     groups, loss = named_groups(model, optimizer), given.get("loss")
     _refuse_loss_without(loss, batches)
     with (
+        without_other_ranks(),
         _quietly(),
         preserved_random_state(),
         preserved_generators(batches),

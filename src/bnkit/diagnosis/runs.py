@@ -19,7 +19,6 @@ from bnkit.dataflow.tensors import replace_tensors, tensors_in
 from bnkit.dataflow.tracing import observe_in_its_mode
 from bnkit.diagnosis.evidence import Failure, Seen, Step, module_of
 from bnkit.internals import AnyBatchNorm
-from bnkit.layers.exchange import without_other_ranks
 from bnkit.moments import Moments, dtype_of_sums
 from bnkit.norms import why_same_in_both_modes
 from bnkit.observation import (
@@ -326,7 +325,7 @@ def _step(copy: nn.Module, layers: Mapping[str, nn.Module], call: Call) -> Step 
     def keep(path: str, _layer: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         made[path] += tensors_in(output)
 
-    with torch.enable_grad(), without_other_ranks(), watching_layers(layers, after=keep):
+    with torch.enable_grad(), watching_layers(layers, after=keep):
         before = _buffers(copy)
         outputs = [t for t in tensors_in(copy(*args, **kwargs)) if t.requires_grad]
         between = _buffers(copy)
