@@ -53,6 +53,20 @@ def own_sources() -> dict[str, str]:
     return found
 
 
+def modules_beside(*things: Any) -> list[str]:
+    """Return the names of the loaded modules of one's own that lie where these functions lie.
+
+    That is in the folder of their file, of a package the topmost one: what a function imports while
+    it runs is among them. Of a `functools.partial` all parts count.
+
+    >>> modules_beside(fingerprint_within_module)
+    []
+    """
+    folders = {_folder(home) for thing in things for home in _own_homes(thing)}
+    names = [name for name in own_sources() if sys.modules[name] is not None]
+    return [name for name in names if folders.intersection(_path(sys.modules[name]).parents)]
+
+
 def own_modules() -> list[ModuleType]:
     """Return the modules whose files `own_sources` reads, for their code to be sent by value.
 
@@ -111,6 +125,24 @@ class _RecordingFinder(MetaPathFinder):
         return None
 
 
+def _own_homes(thing: Any) -> list[ModuleType]:
+    if isinstance(thing, functools.partial):
+        parts = [thing.func, *thing.args, *thing.keywords.values()]
+        return [home for part in parts if callable(part) for home in _own_homes(part)]
+    module = _module_of(thing if hasattr(thing, "__qualname__") else type(thing))
+    return [] if module is None or not _file(module) or _is_library(module) else [module]
+
+
+def _folder(module: ModuleType) -> Path:
+    """Return the folder of the module's file, or of the topmost package that it belongs to."""
+    above = module.__name__.count(".") - (not hasattr(module, "__path__"))
+    return _path(module).parents[max(above, 0)]
+
+
+def _path(module: ModuleType) -> Path:
+    return Path(_file(module)).absolute()
+
+
 def fingerprint_within_module(function: Callable[..., Any]) -> str:
     """Return a fingerprint of a function's source and of what it uses from its own module.
 
@@ -137,7 +169,7 @@ def _texts(thing: Any, seen: dict[int, Any]) -> Iterator[str]:
     elif id(thing) not in seen:
         seen[id(thing)] = thing  # kept, so that no other object gets its id
         if isinstance(thing, ModuleType) and _file(thing):
-            yield Path(_file(thing)).read_text(encoding="utf-8", errors="replace")
+            yield _text(thing)
         for part in _parts(thing):
             yield from _texts(part, seen)
 
@@ -221,6 +253,10 @@ def _is_of_library(name: str, file: str) -> bool:
     installed = {"site-packages", "dist-packages"}.intersection(path.parts)
     ours = name.partition(".")[0] in ("bnkit", "torch")
     return bool(installed) or path.is_relative_to(STANDARD_LIBRARY) or ours
+
+
+def _text(module: ModuleType) -> str:
+    return Path(_file(module)).read_text(encoding="utf-8", errors="replace")
 
 
 def _file(module: ModuleType) -> str:

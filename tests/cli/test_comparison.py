@@ -18,7 +18,8 @@ from bnkit.experiments import comparison
 from bnkit.experiments.initialisation import SCHEMES
 from bnkit.experiments.networks import ACTIVATIONS, NETWORKS
 from bnkit.experiments.settings import Settings, shown_settings
-from bnkit.experiments.training import LOSSES, OPTIMIZERS
+from bnkit.experiments.tasks import LOSSES
+from bnkit.experiments.training import OPTIMIZERS
 from cli.commands import TESTS, run
 
 OWN = "--model users:build --data users:loaders"

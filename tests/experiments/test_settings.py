@@ -98,8 +98,11 @@ def test_one_is_a_share(name):
             ),
         ),
         (
-            {"loss": "mse"},
-            "unknown loss 'mse': choose from cross-entropy, sigmoid-cross-entropy",
+            {"loss": "hinge"},
+            (
+                "unknown loss 'hinge': choose from bce, cross-entropy, huber, mae, mse, "
+                "sigmoid-cross-entropy"
+            ),
         ),
         (
             {"placement": "before"},
@@ -135,7 +138,7 @@ def test_one_value_instead_of_several_is_refused(name, value):
     assert refused(TypeError, **{name: value}) == wanted
 
 
-@pytest.mark.parametrize("name", ["optimizer", "loss", "init", "placement"])
+@pytest.mark.parametrize("name", ["init", "placement", "precision", "device"])
 @pytest.mark.parametrize("value", [max, 0.05, None])
 def test_names_are_text(name, value):
     assert refused(TypeError, **{name: value}) == f"`{name}` is {value!r}: pass its name"
@@ -157,3 +160,24 @@ def test_a_budget_is_for_seeds_that_are_added():
 def test_a_target_is_a_finite_number(target):
     with pytest.raises(ValueError, match=r"^`target` is .*: pass a finite number$"):
         Settings(target=target)
+
+
+@pytest.mark.parametrize("name", ["optimizer", "loss", "metric", "schedule"])
+def test_what_is_neither_a_name_nor_a_function_is_refused(name):
+    wanted = f"`{name}` is 0.05: pass its name, or a function of your own"
+    assert refused(TypeError, **{name: 0.05}) == wanted
+    assert getattr(Settings(**{name: max}), name) is max
+    assert Settings(**{name: max}).to_json()[name] == "builtins:max"
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ({"clip": 0}, "`clip` holds 0: pass a positive, finite number"),
+        ({"weight_decay": -1}, "`weight_decay` is -1: pass a finite number ≥ 0"),
+        ({"precision": "float8"}, "unknown precision 'float8': did you mean 'float"),
+        ({"schedule": "cosin"}, "unknown schedule 'cosin': did you mean 'cosine'"),
+    ],
+)
+def test_a_wrong_training_is_refused(setting, text):
+    assert refused(ValueError, **setting).startswith(text)

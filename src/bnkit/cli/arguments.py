@@ -10,10 +10,11 @@ import torch
 import typer
 from torch import Tensor
 
-from bnkit.experiments.settings import PANELS, Seeds, Settings, Shown, shown_settings
+from bnkit.experiments.settings import PANELS, Choice, Seeds, Settings, Shown, shown_settings
 from bnkit.names import one_beginning
 from bnkit.options import parameters_of
 from bnkit.recalibration.estimators import Estimator
+from bnkit.references import import_reference
 from bnkit.surgery.addition import Placement
 
 Number = TypeVar("Number", int, float)
@@ -225,11 +226,17 @@ def seeds(text: str) -> Seeds:
 
 
 # Settings that are typed as text: the parser, how a default is shown, the metavar.
-_TYPED: dict[Any, tuple[Callable[[str], Any], Callable[[Any], str], str | None]] = {
+_TYPED: dict[Any, tuple[Callable[[str], Any], Callable[[Any], str | None], str | None]] = {
     Sequence[float]: (numbers(float), listed, "X,X,…"),
     Sequence[int]: (numbers(int), listed, "N,N,…"),
     Sequence[str]: (texts, listed, "NAME,NAME,…"),
     Seeds: (seeds, str, "N|auto"),
+    Choice: (lambda text: import_reference(text) if ":" in text else text, str, "NAME"),
+    Choice | None: (
+        lambda text: import_reference(text) if text and ":" in text else text,
+        lambda _: None,
+        "NAME",
+    ),
     Placement: (
         lambda text: one_beginning(PLACEMENTS, text, "placement"),
         lambda placement: placement.removesuffix("_activation"),
@@ -263,5 +270,6 @@ def _option_of(field: inspect.Parameter, told: Shown) -> inspect.Parameter:
     if kind in _TYPED:
         _, shown, metavar = _TYPED[kind]
         kind, default, more = str, shown(default), {"metavar": metavar}
+        kind = str | None if default is None else str
     marked = Annotated[kind, option(told.panel, told.help, *names, **more)]  # type: ignore[valid-type]  # made here
     return field.replace(annotation=marked, default=default)

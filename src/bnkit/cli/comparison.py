@@ -14,6 +14,7 @@ from bnkit.cli.output import chatter_on_stderr, explained, messages, print_resul
 from bnkit.experiments.comparison import Interrupted, plan_comparison
 from bnkit.experiments.executors import ENGINES, connected
 from bnkit.experiments.networks import NETWORKS
+from bnkit.experiments.own_loop import own_loop
 from bnkit.experiments.settings import COMPARED, REPORTED
 from bnkit.experiments.summary import Comparison
 from bnkit.options import showing
@@ -51,6 +52,22 @@ def compare(
             "without batch norm",
         ),
     ] = None,
+    train: Annotated[
+        str | None,
+        option(
+            COMPARED,
+            "your own training loop, as package.module:train, a function of (model, trial) that "
+            "reports to the trial; --data is optional then",
+        ),
+    ] = None,
+    version: Annotated[
+        str,
+        option(
+            COMPARED,
+            "a text to change where your code reads files or packages that have changed: the "
+            "results of before are not taken again",
+        ),
+    ] = "",
     *,
     jobs: Annotated[
         int | None,
@@ -106,10 +123,17 @@ def compare(
         settings = settings_of(typed)
         try:
             with chatter_on_stderr():
+                loop = None
+                if train is not None:
+                    given = [name for name in typed if _is_typed(context, name)]
+                    loop = own_loop(import_reference(train), settings, {}, given=given)
+                no_data = train is not None and not _is_typed(context, "data")
                 sweep = plan_comparison(
                     import_reference(model) if model is not None else network or "mlp",
-                    import_reference(data) if ":" in data else data,
+                    None if no_data else import_reference(data) if ":" in data else data,
                     settings=settings,
+                    loop=loop,
+                    version=version,
                     data_folder=data_dir,
                     out=out,
                     command=_command(),

@@ -5,16 +5,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
-from bnkit.experiments.experiment import Build, Experiment, experiment_of, rehearse
+from bnkit.experiments.experiment import Build, Experiment, experiment_of
 from bnkit.experiments.leases import Leases
 from bnkit.experiments.loaders import OwnLoaders
-from bnkit.experiments.metrics import ACCURACY
+from bnkit.experiments.metrics import Metric
+from bnkit.experiments.own_loop import OwnLoop, Train, own_loop
 from bnkit.experiments.processes import run_trials
 from bnkit.experiments.provenance import (
     array_fingerprint,
@@ -24,6 +25,7 @@ from bnkit.experiments.provenance import (
     usable_cores,
     versions,
 )
+from bnkit.experiments.rehearsal import rehearse
 from bnkit.experiments.results import SIDES, TrialResult
 from bnkit.experiments.settings import (
     Settings,
@@ -41,7 +43,6 @@ from bnkit.extras import require
 from bnkit.observation import preserved_random_state, preserved_torch_settings
 from bnkit.options import parameters_of, showing
 from bnkit.progress import counting
-from bnkit.source_code import own_sources
 
 NAMED_TARGET = 0.9  # the accuracy to reach on a named data set
 
@@ -68,6 +69,7 @@ class Sweep:
     description: dict[str, object]
     recipe: Recipe
     command: str
+    metric: Metric
     target: float | None = None  # None is the first side's own best
     grown: Callable[[int, int], tuple[Trial, ...]] | None = None
 
@@ -155,21 +157,26 @@ class Sweep:
         return Comparison(
             settings=self.description,
             environment=environment(),
-            target=own_best(found) if self.target is None else self.target,
+            target=own_best(found, self.metric) if self.target is None else self.target,
             command=self.command,
             trials=found,
             recipe=self.recipe,
             own_target=self.target is None,
             margin=self.settings.margin,
             looks=1 if self.grown is None else len(LOOKS),
+            metric=self.metric,
         )
 
 
 @showing(parameters_of(Settings))
 def compare(
     build: Build | str,
-    data: OwnLoaders | str,
+    data: OwnLoaders | str | None = None,
     *,
+    train: Train | None = None,
+    example: Any = None,
+    sweep: Mapping[str, Sequence[Any]] | None = None,
+    version: str = "",
     data_folder: Path | str | None = None,
     out: Path | str | None = None,
     jobs: int | None = None,
@@ -190,6 +197,14 @@ def compare(
 
     With `seeds="auto"` there are 3 seeds, then 5, 8, 12 and at most 20, until the verdict says more
     than "not shown" or until after `budget` seconds; its level is divided over these looks.
+    With `train(model, trial)` the loop is the user's own: see `RunningTrial` for what a trial is.
+    It reports as it goes, `if trial.report(step, accuracy=share): break`; `metric` names what is
+    judged where it reports several, and `steps`, where given, is its budget. `learning_rates` are
+    those that it reads from the trial, `sweep` holds further settings, by name a list of values
+    each. The twin is planned on the first call that `train` makes of the network, or of its parts,
+    in a rehearsal of one step of both sides; `example`, inputs of the network, takes its place.
+    `data` is optional then. `version` is a text to change where something changes that decides
+    results and that bnkit cannot see, such as files that the code reads.
 
     Trials run in `jobs` processes (one a core). With `out`, a folder, each result is kept there,
     and an interrupted comparison resumes where it stopped; any number of processes may share one.
@@ -206,11 +221,19 @@ def compare(
     [('plain', (50, 100)), ('batch norm', (50, 100))]
     """
     chosen = Settings(**settings)
+    loop = None if train is None else own_loop(train, chosen, sweep or {}, given=settings)
     with tempfile.TemporaryDirectory(prefix="bnkit-") as temporary:
-        sweep = plan_comparison(
-            build, data, settings=chosen, data_folder=data_folder, out=out or temporary
+        planned = plan_comparison(
+            build,
+            data,
+            settings=chosen,
+            loop=loop,
+            example=example,
+            version=version,
+            data_folder=data_folder,
+            out=out or temporary,
         )
-        return sweep.run(
+        return planned.run(
             jobs=jobs,
             progress=progress,
             trial_timeout=trial_timeout,
@@ -221,10 +244,13 @@ def compare(
 
 def plan_comparison(
     build: Build | str,
-    data: OwnLoaders | str,
+    data: OwnLoaders | str | None,
     *,
     settings: Settings,
     out: Path | str,
+    loop: OwnLoop | None = None,
+    example: Any = None,
+    version: str = "",
     data_folder: Path | str | None = None,
     command: str = "bnkit.compare(...)",
 ) -> Sweep:
@@ -236,14 +262,17 @@ def plan_comparison(
     require("compare", "a comparison")
     folder = None if data_folder is None else Path(data_folder)
     with preserved_random_state(), preserved_torch_settings():
-        experiment = experiment_of(build, data, settings, folder=folder)
+        experiment = experiment_of(
+            build, data, settings, folder=folder, loop=loop, example=example, version=version
+        )
+        # What was only imported to rehearse belongs to the plan, too.
+        experiment = rehearse(experiment, settings).with_sources()
         trainings = [
-            training_of(settings, learning_rate, steps=experiment.source.steps)
+            training_of(
+                settings, learning_rate, steps=experiment.steps or 0, judge=experiment.judge
+            )
             for learning_rate in settings.learning_rates
         ]
-        rehearse(experiment, settings)
-        # What was only imported to rehearse belongs to the plan, too.
-        experiment = replace(experiment, sources={**own_sources(), **experiment.sources})
         seeds = LOOKS[0] if settings.seeds == "auto" else settings.seeds
         trials = tuple(_trials(experiment, trainings, range(seeds)))
         recipe = experiment.recipe
@@ -255,16 +284,18 @@ def plan_comparison(
         _described(experiment, settings),
         recipe,
         command,
-        target=_target(data, settings),
+        experiment.metric,
+        target=_target(experiment, settings),
         grown=partial(_grown, experiment, trainings) if settings.seeds == "auto" else None,
     )
 
 
-def _target(data: object, settings: Settings) -> float | None:
+def _target(experiment: Experiment, settings: Settings) -> float | None:
     """Return the target; None, which is the first side's own best, for data of one's own."""
-    named = NAMED_TARGET if isinstance(data, str) else None
+    is_own = experiment.is_own_data or experiment.loop is not None
+    named = None if is_own else NAMED_TARGET
     target = named if settings.target is None else settings.target
-    if target is not None and ACCURACY.percent and not 0 < target <= 1:
+    if target is not None and experiment.metric.percent and not 0 < target <= 1:
         raise ValueError(f"`target` is {target!r}: pass a number above 0 and up to 1")
     return target
 
@@ -277,7 +308,7 @@ def _grown(
 
 
 def _described(experiment: Experiment, settings: Settings) -> dict[str, object]:
-    chosen = {**settings.to_json(), "steps": experiment.source.steps}
+    chosen = settings.to_json() | {"steps": experiment.steps, "metric": experiment.metric.name}
     used = {name: value for name, value in chosen.items() if name not in experiment.unused}
     return {**experiment.description, **used}
 
@@ -299,5 +330,5 @@ def _trials(
                     "arrays": model_fingerprint(model),
                 }
                 for training in trainings:
-                    key = fingerprint({**decides, "training": asdict(training)})
+                    key = fingerprint({**decides, "training": training.identity})
                     yield Trial(key, experiment, side, activation, seed, training, arrays)

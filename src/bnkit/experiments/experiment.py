@@ -1,16 +1,17 @@
-"""`Experiment`: a network, its twin and their data, drawn by seed; `rehearse` tries all of it."""
+"""`Experiment`: a network, its twin and their data or their loop, drawn by seed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
-from bnkit.dataflow import ExampleError, as_call, observe
+from bnkit.batches import Call, as_example
+from bnkit.dataflow import as_call, duplicate
 from bnkit.experiments import data as data_sets
 from bnkit.experiments.initialisation import initialise_
 from bnkit.experiments.loaders import (
@@ -22,16 +23,17 @@ from bnkit.experiments.loaders import (
     own_source,
     seed_everything,
 )
+from bnkit.experiments.metrics import ACCURACY, Metric
 from bnkit.experiments.networks import network as network_named
-from bnkit.experiments.provenance import array_fingerprint, batch_fingerprint
+from bnkit.experiments.own_loop import OwnLoop, RunningTrial
 from bnkit.experiments.results import Side
-from bnkit.experiments.settings import Settings
+from bnkit.experiments.settings import OF_THE_BUILT_IN_LOOP, Settings
 from bnkit.experiments.summary import Recipe
-from bnkit.experiments.training import Training, inputs_and_targets, train
-from bnkit.observation import on_the_side, preserved_torch_settings
-from bnkit.references import blaming, called, reference_to
-from bnkit.source_code import own_sources, source_of
-from bnkit.surgery import add, plan_addition
+from bnkit.experiments.tasks import Judge, inputs_and_targets, reader
+from bnkit.observation import preserved_random_state
+from bnkit.references import called, reference_to
+from bnkit.source_code import modules_beside, own_sources, source_of
+from bnkit.surgery import SurgeryError, add, plan_addition
 
 AS_BUILT = "as built"  # the activation of a user's own network
 
@@ -46,11 +48,15 @@ class Experiment:
     `add_batch_norm(plain, example)` returns the twin, `options` are those of `add` (None where the
     network brings its own batch norm). `description` is for people; `identity` holds source texts
     and fingerprints; `unused` names the settings that change nothing here; `sources` are
-    fingerprints of the files of one's own modules, from which every trial must come.
+    fingerprints of the files of one's own modules, from which every trial must come. `metric` is
+    judged.
+
+    With a `loop` of the user's own, `calls` are the first calls of the network, or of its parts by
+    their paths, on which the twin is planned; without it that is the first batch.
     """
 
     draw: Callable[[str], nn.Module]
-    source: Source
+    source: Source | None
     add_batch_norm: Callable[[nn.Module, Any], nn.Module]
     options: Mapping[str, Any] | None
     activations: tuple[str, ...]
@@ -58,6 +64,10 @@ class Experiment:
     identity: Mapping[str, str]
     unused: Sequence[str]
     sources: Mapping[str, str] = field(default_factory=dict)
+    metric: Metric = ACCURACY
+    judge: Judge | None = None
+    loop: OwnLoop | None = None
+    calls: Mapping[str, Call] = field(default_factory=dict)
 
     def network(self, side: Side, activation: str, seed: int) -> nn.Module:
         """Return one side's network: for each seed both sides begin with the same arrays."""
@@ -71,7 +81,25 @@ class Experiment:
 
     def twin(self, plain: nn.Module, seed: int) -> nn.Module:
         """Return a copy of a network that `plain` gave for this seed, with batch norm added."""
-        return self.add_batch_norm(plain, self.example(seed))
+        if not self.calls:
+            return self.add_batch_norm(plain, self.example(seed, plain))
+        return _with_changed_parts(plain, self._examples(plain), self.add_batch_norm)
+
+    def _examples(self, plain: nn.Module) -> dict[str, Any]:
+        return {
+            path: as_example(plain.get_submodule(path), call) for path, call in self.calls.items()
+        }
+
+    def with_sources(self) -> "Experiment":
+        """Return it with all modules of one's own that are loaded by now.
+
+        Those that lie beside the functions that are compared become part of its identity.
+        """
+        sources = {**own_sources(), **self.sources}
+        functions = [self.draw, self.source and self.source.open_loaders]
+        beside = modules_beside(*functions, self.loop and self.loop.function)
+        modules = {f"module {name}": sources[name] for name in beside if name in sources}
+        return replace(self, sources=sources, identity={**self.identity, **modules})
 
     @property
     def recipe(self) -> Recipe:
@@ -80,52 +108,109 @@ class Experiment:
         plain = self.plain(activation, 0)
         if self.options is None:
             return Recipe(str(plain), activation)
-        plan = plan_addition(plain, self.example(), **self.options)
-        options = (f"{name}={value!r}" for name, value in self.options.items())
-        given = "".join(f"    {argument},\n" for argument in ("model", "example", *options))
-        return Recipe(
-            network=str(plain),
-            activation=activation,
-            plan=(
-                *((edit.layer, edit.kind, edit.action, edit.why) for edit in plan.edits),
-                *((left.layer, left.kind, "left alone", left.why) for left in plan.left_alone),
-            ),
-            code=f"import bnkit\n\nmodel = bnkit.add(\n{given})",
-        )
+        rows: list[tuple[str, str, str, str]] = []
+        code = ["import bnkit", ""]
+        for path, example in (self._examples(plain) or {"": self.example(0, plain)}).items():
+            plan = plan_addition(plain.get_submodule(path), example, **self.options)
+            within = f"{path}.".lstrip(".")
+            rows += [(within + e.layer, e.kind, e.action, e.why) for e in plan.edits]
+            rows += [(within + e.layer, e.kind, "left alone", e.why) for e in plan.left_alone]
+            if plan.edits:
+                part = f"model.{path}".rstrip(".")
+                options = (f"{name}={value!r}" for name, value in self.options.items())
+                code += [f"{part} = bnkit.add(", f"    {part},", "    example,"]
+                code += [*(f"    {option}," for option in options), ")"]
+        return Recipe(str(plain), activation, tuple(rows), "\n".join(code))
 
     def loaders(self, seed: int) -> Loaders:
         """Return the data: for each seed both sides see the same batches in the same order."""
+        if self.source is None:
+            raise ValueError("there is no `data`: `train` has its own")
         seed_everything(seed)
         return self.source.open_loaders()
 
-    def example(self, seed: int = 0) -> Any:
-        """Return the inputs of the first training batch."""
-        return inputs_and_targets(first_of(self.loaders(seed).train))[0]
+    @property
+    def steps(self) -> int | None:
+        """The length of a run in optimizer steps; None for a loop without a budget."""
+        if self.loop is not None:
+            return self.loop.steps
+        return None if self.source is None else self.source.steps
+
+    @property
+    def is_own_data(self) -> bool:
+        """Whether the data are those of a function of the user's own."""
+        return "loaders" in self.identity
+
+    @property
+    def classes(self) -> int:
+        """How many classes the targets name; 0 without data."""
+        return 0 if self.source is None else self.source.classes
+
+    def running_trial(
+        self, side: Side, activation: str, seed: int, learning_rate: float, *, rehearsal: bool
+    ) -> RunningTrial:
+        """Return what a loop of the user's own is given to train one side's network."""
+        assert self.loop is not None
+        return RunningTrial(
+            self.loop,
+            side,
+            seed,
+            {"learning_rate": learning_rate, **self.loop.variants.get(activation, {})},
+            open_loaders=None if self.source is None else partial(self._own_loaders, seed),
+            metric=None if rehearsal else self.metric,
+            rehearsal=rehearsal,
+        )
+
+    def _own_loaders(self, seed: int) -> tuple[Any, Any]:
+        with preserved_random_state():
+            found = self.loaders(seed)
+        return found.train, found.held_out
+
+    def example(self, seed: int = 0, model: nn.Module | None = None) -> Any:
+        """Return the inputs of the first training batch, as this network takes them."""
+        read = inputs_and_targets if model is None else reader(model)
+        return read(first_of(self.loaders(seed).train))[0]
 
 
 def experiment_of(
-    build: Build | str, data: OwnLoaders | str, settings: Settings, *, folder: Path | None = None
+    build: Build | str,
+    data: OwnLoaders | str | None,
+    settings: Settings,
+    *,
+    folder: Path | None = None,
+    loop: OwnLoop | None = None,
+    example: Any = None,
+    version: str = "",
 ) -> Experiment:
     """Return the experiment on a network and data, each a name or the user's own callable.
 
+    A `loop` of the user's own may do without `data`, and plan the twin on an `example` of its own.
     Raises ValueError or TypeError for unknown names, for what is neither a name nor a function,
     for a network that does not fit the images, for a named network on data of the user's own,
     and for settings that would change nothing.
     """
     sources = own_sources()  # first: an edit between this and `identity` is noticed
-    _check_choice(build, data)
-    unused = _unused(build, data, settings)
-    if isinstance(data, str):
+    _check_choice(build, data, loop)
+    unused = _unused(build, data, settings, loop)
+    source: Source | None = None
+    if data is None:
+        pass
+    elif isinstance(data, str):
         source = named_source(data, settings, folder=folder)
     else:
         source = own_source(data, settings)
     if isinstance(build, str):
         name, code = build, {}
-        draw = partial(_draw_named, build, source.name, settings, folder)
+        draw = partial(_draw_named, build, str(data), settings, folder)
         twin, activations = network_named(build).with_batch_norm or add, settings.activations
     else:
         name, code = reference_to(build), {"source": source_of(build)}
         draw, twin, activations = partial(_draw_own, build, settings.init), add, (AS_BUILT,)
+    description = {"network": name, "data": source.name if source else ""}
+    if loop is not None:
+        code |= {"train": source_of(loop.function), "loop": repr(loop)}
+        description |= {"train": reference_to(loop.function)}
+        activations = tuple(loop.variants) or activations
     options = {name: getattr(settings, name) for name in ("placement", "momentum", "eps")}
     return Experiment(
         draw=draw,
@@ -133,43 +218,57 @@ def experiment_of(
         add_batch_norm=partial(twin, **options),
         options=options if twin is add else None,
         activations=tuple(activations),
-        description={"network": name, "data": source.name},
-        identity={**source.identity, **code, "network": name, "options": str(options)},
+        description={name: value for name, value in description.items() if value},
+        identity={
+            **(source.identity if source else {}),
+            **code,
+            "network": name,
+            "options": str(options),
+            "version": version,
+        },
         unused=unused,
         sources=sources,
+        loop=loop,
+        calls={} if example is None else {"": as_call(example)},
     )
 
 
-def rehearse(experiment: Experiment, settings: Settings) -> None:
-    """Build both sides, run a training and a test batch through them, and train them for one step.
+def _with_changed_parts(
+    model: nn.Module,
+    examples: Mapping[str, Any],
+    change: Callable[[nn.Module, Any], nn.Module],
+) -> nn.Module:
+    """Return a copy of `model` with each part changed on its example, by the path of the part.
 
-    Raises ValueError or TypeError, in one sentence, for a network that cannot be normalised or
-    trained, a batch that it cannot take, outputs that are not scores of the classes, networks or
-    batches that differ when they are drawn again, and code that cannot be sent to a process.
+    A part in which nothing can be changed stays; SurgeryError where that is all of them.
     """
-    rate, *_ = settings.learning_rates
-    step = Training(rate, settings.optimizer, settings.loss, steps=1, evaluate_every=1)
-    for activation in experiment.activations:
-        plain = experiment.plain(activation, 0)
-        arrays = array_fingerprint(plain)
-        with preserved_torch_settings():
-            _try_side(experiment, "plain", plain, step)
-        # Drawn again, for the twin: under the same seed it must be another object, yet equal.
-        again = experiment.plain(activation, 0)
-        _check_repeatable(another=again is not plain, equal=array_fingerprint(again) == arrays)
-        with preserved_torch_settings():
-            _try_side(experiment, "batch norm", experiment.twin(again, 0), step)
-    _check_same_batches(experiment)
-    _check_portable(experiment)
+    if set(examples) == {""}:
+        return change(model, examples[""])
+    twin, refusals = duplicate(model), []
+    paths = [*twin.named_modules(remove_duplicate=False)]
+    for path, example in examples.items():
+        part = twin.get_submodule(path)
+        try:
+            changed = change(part, example)
+        except SurgeryError as error:
+            refusals.append(error)
+            continue
+        for also in [name for name, module in paths if module is part]:
+            twin.set_submodule(also, changed)
+    if len(refusals) == len(examples):
+        raise refusals[0]
+    return twin
 
 
-def _check_choice(build: Any, data: Any) -> None:
+def _check_choice(build: Any, data: Any, loop: OwnLoop | None) -> None:
     if isinstance(build, nn.Module) or not (isinstance(build, str) or callable(build)):
         raise TypeError(
             f"`build` is a {type(build).__name__}: pass the name of a network, or a function that "
             f"builds yours at each call, as in `lambda: Net()`"
         )
-    if not (isinstance(data, str) or callable(data)):
+    if data is None and loop is None:
+        raise TypeError("`data` is missing: pass it, or a loop of your own that has it, as `train`")
+    if not (data is None or isinstance(data, str) or callable(data)):
         raise TypeError(
             f"`data` is a {type(data).__name__}: pass the name of a data set, or a function that "
             f"returns (train, test), two iterables of batches"
@@ -181,15 +280,22 @@ def _check_choice(build: Any, data: Any) -> None:
         )
 
 
-def _unused(build: Build | str, data: OwnLoaders | str, settings: Settings) -> Sequence[str]:
-    of_network = [] if isinstance(build, str) else ["hidden", "activations"]
-    of_data = [] if isinstance(data, str) else ["batch_size", "shuffle"]
-    for name in of_network + of_data:
-        value = getattr(settings, name)
-        if value != getattr(Settings, name):
-            own = "`build`" if name in of_network else "`data`"
-            raise ValueError(f"`{name}` is {value!r}, and {own} is your own, which decides that")
-    return of_network + of_data
+def _unused(
+    build: Build | str, data: OwnLoaders | str | None, settings: Settings, loop: OwnLoop | None
+) -> Sequence[str]:
+    decided = {
+        "build": [] if isinstance(build, str) else ["hidden", "activations"],
+        "data": [] if isinstance(data, str) else ["batch_size", "shuffle"],
+        "train": [] if loop is None else [*OF_THE_BUILT_IN_LOOP],
+    }
+    for argument, names in decided.items():
+        for name in names:
+            value = getattr(settings, name)
+            if value != getattr(Settings, name):
+                raise ValueError(
+                    f"`{name}` is {value!r}, and `{argument}` is your own, which decides that"
+                )
+    return [*dict.fromkeys(name for names in decided.values() for name in names)]
 
 
 def _draw_named(
@@ -215,71 +321,3 @@ def _draw_own(build: Build, init: str, _activation: str) -> nn.Module:
         )
     initialise_(model, init, generator=torch.default_generator)
     return model
-
-
-def _try_side(experiment: Experiment, side: Side, model: nn.Module, step: Training) -> None:
-    loaders = experiment.loaders(0)
-    first, test = first_of(loaders.train), first_of(loaders.test)
-    _check_batch(model, first, "training", experiment.source.classes)
-    _check_batch(model, test, "test", experiment.source.classes)
-    with blaming(f"a training step of the {side} network fails"):
-        train(model, [first], [test], step)
-
-
-def _check_batch(model: nn.Module, batch: Any, name: str, classes: int) -> None:
-    inputs, targets = inputs_and_targets(batch)
-    outputs = _outputs(model, inputs, name)
-    if not isinstance(outputs, Tensor) or outputs.dim() != 2:
-        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise ValueError(
-            f"the network returns {shape} for a {name} batch: it must return scores of shape "
-            f"(mini-batch, classes)"
-        )
-    if len(targets) != len(outputs):
-        raise ValueError(
-            f"a {name} batch has {len(targets)} targets and the network returns {len(outputs)} "
-            f"rows: there must be one target for each"
-        )
-    if classes > outputs.shape[1]:
-        raise ValueError(
-            f"a target of `data` is {classes - 1} and the network has {outputs.shape[1]} outputs: "
-            f"targets must lie from 0 to {outputs.shape[1] - 1}"
-        )
-
-
-def _outputs(model: nn.Module, inputs: Any, name: str) -> Any:
-    args, kwargs = as_call(inputs)
-    try:
-        observe(model, inputs)  # its errors name the layer
-        with on_the_side(model):
-            return model(*args, **kwargs)
-    except ExampleError as error:
-        raise ExampleError(f"a {name} batch does not fit the network: {error}") from error
-
-
-def _check_repeatable(*, another: bool, equal: bool) -> None:
-    if not (another and equal):
-        raise ValueError(
-            "`build` gives another network when it is called again under the same seed, so the "
-            "sides could not begin alike: build a new one at each call, and draw its weights from "
-            "the global random generators of torch, Python or NumPy"
-        )
-
-
-def _check_same_batches(experiment: Experiment) -> None:
-    one, other = (
-        [batch_fingerprint(first_of(part)) for part in experiment.loaders(0)] for _ in range(2)
-    )
-    if one != other:
-        raise ValueError(
-            "`data` gives other batches when it is called again under the same seed, so the sides "
-            "could not see the same: draw from the global random generators of torch, Python or "
-            "NumPy, or seed your own in it"
-        )
-
-
-def _check_portable(experiment: Experiment) -> None:
-    from loky.backend.reduction import dumps  # noqa: PLC0415  needed only here
-
-    with blaming("`build` and `data` run in other processes, and cannot be sent there"):
-        dumps(experiment)

@@ -16,7 +16,7 @@ from bnkit.batches import number_of
 from bnkit.experiments import data as data_sets
 from bnkit.experiments.provenance import batch_fingerprint, fingerprint
 from bnkit.experiments.settings import Settings
-from bnkit.experiments.training import inputs_and_targets
+from bnkit.experiments.tasks import inputs_and_targets, target_of
 from bnkit.references import blaming, called, reference_to
 from bnkit.source_code import source_of
 
@@ -69,7 +69,7 @@ def own_source(loaders: OwnLoaders, settings: Settings) -> Source:
     """Return the user's own data, once each batch of an epoch has been read and checked.
 
     Raises ValueError or TypeError for loaders that fail, are empty or cannot be iterated again, and
-    for targets that are not class numbers.
+    for targets that are not tensors.
     """
     open_loaders = partial(_open_own, loaders)
     seed_everything(0)
@@ -115,10 +115,12 @@ def _read(
     """Return the fingerprint of each batch, and how many classes their targets name."""
     found, classes = [], 0
     for batch in _first(batches, name, at_most):
-        inputs, targets = inputs_and_targets(batch)
-        _check_inputs(inputs, name)
+        if not isinstance(batch, Mapping):
+            _check_inputs(inputs_and_targets(batch)[0], name)
+        targets = target_of(batch)
         _check_targets(targets, name)
-        classes = max(classes, int(targets.max()) + 1)
+        if targets.dtype == torch.int64 and targets.dim() == 1:
+            classes = max(classes, int(targets.max()) + 1)
         found.append(batch_fingerprint(batch))
     if not found:
         raise ValueError(f"the {name} batches of `data` are empty: there is nothing to compare on")
@@ -139,22 +141,14 @@ def _check_inputs(inputs: Any, name: str) -> None:
 
 
 def _check_targets(targets: Any, name: str) -> None:
-    if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.dim() != 1:
-        kind = (
-            f"{targets.dtype} of shape {tuple(targets.shape)}"
-            if isinstance(targets, Tensor)
-            else f"a {type(targets).__name__}"
-        )
+    if not isinstance(targets, Tensor) or not targets.dim():
+        kind = "of no shape" if isinstance(targets, Tensor) else f"a {type(targets).__name__}"
         raise TypeError(
-            f"the targets of a {name} batch are {kind}: they must be class numbers, a tensor of "
-            f"torch.int64 of shape (mini-batch,)"
+            f"the targets of a {name} batch are {kind}: they must be a tensor with a target for "
+            f"each example"
         )
     if not len(targets):
         raise ValueError(f"a {name} batch holds no examples: leave it out")
-    if targets.min() < 0:
-        raise ValueError(
-            f"a target of a {name} batch is {targets.min().item()}: class numbers begin at 0"
-        )
 
 
 def _check_restarts(batches: Any, name: str, *, enough: bool) -> None:

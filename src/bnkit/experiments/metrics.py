@@ -1,5 +1,6 @@
 """`Metric`: what a comparison judges, which way is better, and how it is written."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -69,3 +70,34 @@ class Metric:
 
 
 ACCURACY = Metric("accuracy", percent=True)
+
+# A word of a metric's name that says which way is better.
+_HIGHER = frozenset(
+    "acc accuracy ap auc auprc auroc bleu dice f1 iou jaccard kappa map mcc miou precision psnr r2 "
+    "recall return returns reward rewards rouge score spearman pearson ssim top1 top5".split()
+)
+_LOWER = frozenset(
+    "bpc cer cost distance divergence err error fid kl kid loss mae mape mse nll perplexity ppl "
+    "regret rmse wer".split()
+)
+
+
+def metric_named(name: str, *, higher_is_better: bool | None) -> Metric:
+    """Return the metric of this name, written in the unit in which it is measured.
+
+    Which way is better follows from a word of it, unless `higher_is_better` says it. ValueError
+    where neither does.
+
+    >>> metric_named("val_loss", higher_is_better=None)
+    Metric(name='val_loss', higher_is_better=False, percent=False)
+    """
+    if higher_is_better is None:
+        words = re.split(r"[^a-z0-9]+", name.lower())
+        higher, lower = not _HIGHER.isdisjoint(words), not _LOWER.isdisjoint(words)
+        if higher == lower:
+            raise ValueError(
+                f"`metric` is {name!r}, of which it is not known whether more is better: pass "
+                f"higher_is_better=True or False"
+            )
+        higher_is_better = higher
+    return Metric(name, higher_is_better)

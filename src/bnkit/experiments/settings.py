@@ -1,14 +1,18 @@
 """`Settings`: the options of a comparison with their defaults and help, checked at once."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict, get_args, get_type_hints
+
+import torch
 
 from bnkit.experiments.initialisation import parse_scheme
 from bnkit.experiments.networks import ACTIVATIONS, HIDDEN
-from bnkit.experiments.training import LOSSES, OPTIMIZERS, Training
+from bnkit.experiments.tasks import LOSSES, METRICS, Judge
+from bnkit.experiments.training import OPTIMIZERS, PRECISIONS, SCHEDULES, Training
 from bnkit.names import one_of
+from bnkit.references import reference_to
 from bnkit.surgery.addition import Placement
 
 # The panels of `bnkit compare --help`, in their order.
@@ -21,6 +25,13 @@ PANELS = COMPARED, TRAINED, NORMALISED, REPORTED = (
 
 
 Seeds = int | Literal["auto"]
+OF_THE_BUILT_IN_LOOP = (
+    "optimizer loss schedule weight_decay precision clip epochs evaluate_every "
+    "training_mode_accuracy"
+).split()
+
+
+Choice = str | Callable[..., Any]  # a name, or the user's own function
 
 
 class Shown(NamedTuple):
@@ -62,10 +73,38 @@ class Settings:
         float | None, Shown(COMPARED, "seconds after which --seeds auto adds no more seeds")
     ] = None
     hidden: Annotated[Sequence[int], Shown(COMPARED, "units of each hidden layer of mlp")] = HIDDEN
-    optimizer: Annotated[str, Shown(TRAINED, "sgd, momentum (sgd with 0.9), adam or adamw")] = "sgd"
+    optimizer: Annotated[
+        Choice,
+        Shown(
+            TRAINED,
+            "sgd, momentum (sgd with 0.9), adam or adamw, or your own as package.module:make, a "
+            "function of parameters and learning rate",
+        ),
+    ] = "sgd"
     loss: Annotated[
-        str, Shown(TRAINED, "cross-entropy, or sigmoid-cross-entropy for each class")
-    ] = "cross-entropy"
+        Choice | None,
+        Shown(
+            TRAINED,
+            f"{', '.join(LOSSES)}, or your own as package.module:loss, a function of output and "
+            f"target; the usual one of the task, or that which the network returns",
+        ),
+    ] = None
+    schedule: Annotated[
+        Choice | None,
+        Shown(
+            TRAINED,
+            f"of the learning rate: {', '.join(SCHEDULES)}, or your own as package.module:make, a "
+            f"function of the optimizer",
+        ),
+    ] = None
+    weight_decay: Annotated[
+        float | None,
+        Shown(TRAINED, "of all but normalisations and biases; the optimizer's own default"),
+    ] = None
+    precision: Annotated[
+        str, Shown(TRAINED, "float32, or autocast in bfloat16 or float16 (with a scaler)")
+    ] = "float32"
+    clip: Annotated[float | None, Shown(TRAINED, "largest norm of the gradients")] = None
     init: Annotated[
         str,
         Shown(
@@ -101,6 +140,19 @@ class Settings:
     momentum: Annotated[
         float, Shown(NORMALISED, "torch's: Keras' and TensorFlow's 0.99 is 0.01 here")
     ] = 0.1
+    metric: Annotated[
+        Choice | None,
+        Shown(
+            TRAINED,
+            f"what is judged: {', '.join(METRICS)}, or your own as package.module:metric, a "
+            f"function of outputs and targets; the usual one of the task",
+        ),
+    ] = None
+    higher_is_better: Annotated[
+        bool | None,
+        Shown(TRAINED, "whether more of the metric is better, where its name does not say so"),
+    ] = None
+    device: Annotated[str, Shown(TRAINED, "auto, cpu, cuda, cuda:1, mps, …")] = "auto"
     eps: Annotated[float, Shown(NORMALISED, "added to the variance")] = 1e-5
     shuffle: Annotated[
         bool, Shown(TRAINED, "a new order of the training data in each epoch, or their own")
@@ -112,7 +164,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("learning_rates", "activations", "hidden"):
             object.__setattr__(self, name, _several(name, getattr(self, name)))
-        for name in ("optimizer", "loss", "init", "placement"):
+        for name in ("init", "placement", "device", "precision"):
             if not isinstance(value := getattr(self, name), str):
                 raise TypeError(f"`{name}` is {value!r}: pass its name")
         _check_sweep(self)
@@ -131,14 +183,13 @@ class Settings:
                 check_positive(name, getattr(self, name))
         _check_between("momentum", self.momentum, 0, 1)
         check_positive("eps", self.eps)
-        one_of(OPTIMIZERS, self.optimizer, "optimizer")
-        one_of(LOSSES, self.loss, "loss")
+        _check_training(self)
         one_of(dict.fromkeys(get_args(Placement)), self.placement, "placement")
         parse_scheme(self.init)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain lists, numbers and strings."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
 
 
 def shown_settings() -> dict[str, Shown]:
@@ -147,15 +198,47 @@ def shown_settings() -> dict[str, Shown]:
     return {name: hint.__metadata__[0] for name, hint in hints.items()}
 
 
-def training_of(settings: Settings, learning_rate: float, *, steps: int) -> Training:
-    """Return how a network is trained by these settings, at one of the learning rates."""
+def device_named(name: str) -> torch.device:
+    """Return the device; "auto" is the accelerator that there is, or the CPU.
+
+    Raises ValueError for a device that is unknown or not there.
+
+    >>> device_named("cpu")
+    device(type='cpu')
+    """
+    there = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return there or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        here = "auto or cpu" if there is None else f"auto, cpu or {there}"
+        raise ValueError(f"`device` is {name!r}, which is not there: pass {here}") from error
+    return device
+
+
+def training_of(
+    settings: Settings, learning_rate: float, *, steps: int, judge: Judge | None = None
+) -> Training:
+    """Return how a network is trained by these settings, at one of the learning rates.
+
+    Without a `judge` the task is classification, judged by accuracy.
+    """
+    usual = "cross-entropy" if judge is None else judge.loss
     return Training(
         learning_rate=learning_rate,
         optimizer=settings.optimizer,
-        loss=settings.loss,
+        loss=usual if settings.loss is None else settings.loss,
         steps=steps,
         evaluate_every=settings.evaluate_every,
         training_mode_accuracy=settings.training_mode_accuracy,
+        schedule=settings.schedule,
+        weight_decay=settings.weight_decay,
+        device=device_named(settings.device),
+        precision=settings.precision,
+        clip=settings.clip,
+        judge=judge,
     )
 
 
@@ -167,8 +250,12 @@ class SettingsOptions(TypedDict, total=False):
     seeds: Seeds
     budget: float | None
     hidden: Sequence[int]
-    optimizer: str
-    loss: str
+    optimizer: Choice
+    loss: Choice | None
+    schedule: Choice | None
+    weight_decay: float | None
+    precision: str
+    clip: float | None
     init: str
     batch_size: int
     steps: int
@@ -178,9 +265,43 @@ class SettingsOptions(TypedDict, total=False):
     margin: float | None
     placement: Placement
     momentum: float
+    metric: Choice | None
+    higher_is_better: bool | None
+    device: str
     eps: float
     shuffle: bool
     training_mode_accuracy: bool
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return reference_to(value) if callable(value) else value
+
+
+def _check_training(settings: Settings) -> None:
+    named: dict[str, Mapping[str, Any]] = {
+        "optimizer": OPTIMIZERS,
+        "loss": LOSSES,
+        "schedule": SCHEDULES,
+    }
+    for name in (*named, "metric"):
+        value = getattr(settings, name)
+        _check_choice(name, value, optional=name != "optimizer")
+        if isinstance(value, str) and name in named:
+            one_of(named[name], value, name)
+    one_of(PRECISIONS, settings.precision, "precision")
+    if settings.clip is not None:
+        check_positive("clip", settings.clip)
+    decay = settings.weight_decay
+    if decay is not None and not 0 <= decay < math.inf:
+        raise ValueError(f"`weight_decay` is {decay!r}: pass a finite number ≥ 0")
+
+
+def _check_choice(name: str, value: Any, *, optional: bool) -> None:
+    own = hasattr(value, "update") and hasattr(value, "compute")  # a metric of torchmetrics
+    if not (isinstance(value, str) or callable(value) or own or (optional and value is None)):
+        raise TypeError(f"`{name}` is {value!r}: pass its name, or a function of your own")
 
 
 def _several(name: str, values: Any) -> tuple[Any, ...]:

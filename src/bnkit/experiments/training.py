@@ -3,17 +3,31 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import lr_scheduler as schedules
 
 from bnkit.dataflow import as_call
 from bnkit.experiments.results import Curve, Outcome
+from bnkit.experiments.tasks import (
+    LOSSES,
+    Judge,
+    Loss,
+    inputs_and_targets,
+    logits_of,
+    own_loss_of,
+    reader,
+)
+from bnkit.internals import replace_tensors
 from bnkit.names import one_of
 from bnkit.observation import evaluating, normalising_by_batch_statistics, set_mode
+from bnkit.parameters import parameter_groups
+from bnkit.source_code import source_of
 
 Batches = Iterable[Any]
 
@@ -22,15 +36,34 @@ Batches = Iterable[Any]
 class Training:
     """How one network is trained, and when it is measured.
 
-    `steps` counts optimizer steps; it is measured every `evaluate_every` of them, and at the end.
+    `steps` counts optimizer steps; it is measured every `evaluate_every` of them, and at the end,
+    by its `judge`, whose task says how outputs and targets meet; without one it is classification
+    by accuracy. A `loss` of None is the one that the network computes itself. `weight_decay` leaves
+    normalisations and biases alone; None is the optimizer's own default, for all parameters.
     """
 
     learning_rate: float
-    optimizer: str = "sgd"
-    loss: str = "cross-entropy"
+    optimizer: str | Callable[..., torch.optim.Optimizer] = "sgd"
+    loss: str | Loss | None = "cross-entropy"
     steps: int = 1500
     evaluate_every: int = 25
     training_mode_accuracy: bool = False
+    schedule: str | Callable[[torch.optim.Optimizer], Any] | None = None
+    weight_decay: float | None = None
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  it cannot be changed
+    precision: str = "float32"
+    clip: float | None = None
+    judge: Judge | None = None
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What of it decides the numbers, functions by their source."""
+        names = [field.name for field in fields(self) if field.name != "judge"]
+        values = {name: getattr(self, name) for name in names}
+        judge = "" if self.judge is None else self.judge.identity
+        return {n: source_of(v) if callable(v) else str(v) for n, v in values.items()} | {
+            "judge": judge
+        }
 
 
 @dataclass(frozen=True)
@@ -44,21 +77,31 @@ class Trained:
     seconds: float
 
 
-def _per_class_sigmoid(outputs: Tensor, targets: Tensor) -> Tensor:
-    wanted = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
-    return F.binary_cross_entropy_with_logits(outputs, wanted)
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cross-entropy": F.cross_entropy,
-    "sigmoid-cross-entropy": _per_class_sigmoid,
-}
-
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "momentum": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr, momentum=0.9),
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
+}
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Schedule = Callable[[torch.optim.Optimizer, int], Any]
+
+
+def _warmup_cosine(optimizer: torch.optim.Optimizer, steps: int) -> Any:
+    rising = max(1, steps // 10)
+    parts = [
+        schedules.LinearLR(optimizer, 0.01, 1.0, rising),
+        schedules.CosineAnnealingLR(optimizer, max(1, steps - rising)),
+    ]
+    return schedules.SequentialLR(optimizer, parts, [rising])
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "cosine": schedules.CosineAnnealingLR,
+    "step": lambda optimizer, steps: schedules.StepLR(optimizer, max(1, steps // 3)),
+    "warmup-cosine": _warmup_cosine,
 }
 
 
@@ -74,20 +117,35 @@ def train(model: nn.Module, batches: Batches, held_out: Batches, training: Train
     >>> run.outcome, run.curve.steps, run.curve.metric
     ('finished', (10, 20), (1.0, 1.0))
     """
-    criterion = one_of(LOSSES, training.loss, "loss")
-    make = one_of(OPTIMIZERS, training.optimizer, "optimizer")
-    optimizer = make([p for p in model.parameters() if p.requires_grad], lr=training.learning_rate)
+    criterion, optimizer = criterion_of(training), _optimizer(model, training)
+    schedule = _schedule(optimizer, training)
+    device = training.device
+    kind = PRECISIONS[training.precision]
+    scaler = torch.amp.GradScaler(device.type) if kind is torch.float16 else None
+    lower = partial(torch.autocast, device.type, kind) if kind is not None else nullcontext
+    read = reader(model)
     curve, seconds, loss_sum, since = Curve(), 0.0, torch.zeros(()), 0
     set_mode(model, training=True)
     endless = _endless(batches)
     began = time.perf_counter()
     for step in range(1, training.steps + 1):
-        inputs, targets = next(endless)
+        inputs, targets = moved(read(next(endless)), device)
         args, kwargs = as_call(inputs)
-        loss = criterion(model(*args, **kwargs), targets)
+        with lower():
+            loss = criterion(model(*args, **kwargs), targets)
         optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
+        torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
+        if training.clip is not None:
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), training.clip)
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+        if schedule is not None:
+            schedule.step()
         loss_sum = loss_sum + loss.detach()  # not in place: the loss may be on another device
         since += 1
         if step % training.evaluate_every == 0 or step == training.steps:
@@ -100,6 +158,74 @@ def train(model: nn.Module, batches: Batches, held_out: Batches, training: Train
             # Restarted here, so that the time of the evaluation does not count.
             loss_sum, since, began = torch.zeros(()), 0, time.perf_counter()
     return Trained("finished", "", curve, training.steps, seconds)
+
+
+def criterion_of(training: Training) -> Callable[[Any, Tensor], Tensor]:
+    """Return the loss of what the network returned and the targets of a batch."""
+    if training.loss is None:
+        return _own_loss
+    loss = (
+        one_of(LOSSES, training.loss, "loss") if isinstance(training.loss, str) else training.loss
+    )
+    judge = training.judge
+    if judge is None:
+        return loss
+    if loss is training.loss:
+        return lambda outputs, targets: loss(logits_of(outputs), targets)
+    task = judge.task
+    return lambda outputs, targets: loss(*task.aligned(logits_of(outputs), targets))
+
+
+def _own_loss(outputs: Any, _targets: Tensor) -> Tensor:
+    found = own_loss_of(outputs)
+    if found is None:
+        raise TypeError(
+            f"the network returns a {type(outputs).__name__} without a loss: pass `loss` to compare"
+        )
+    return found
+
+
+def _optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    make = training.optimizer
+    if isinstance(make, str):
+        make = one_of(OPTIMIZERS, make, "optimizer")
+    parameters: list[Any] = [p for p in model.parameters() if p.requires_grad]
+    if training.weight_decay is not None:
+        parameters = parameter_groups(model, weight_decay=training.weight_decay)
+    if isinstance(training.optimizer, str):
+        return make(parameters, lr=training.learning_rate)
+    return make(parameters, training.learning_rate)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, training: Training) -> Any:
+    make = training.schedule
+    if isinstance(make, str):
+        return one_of(SCHEDULES, make, "schedule")(optimizer, training.steps)
+    return None if make is None else make(optimizer)
+
+
+def moved(tree: Any, device: torch.device) -> Any:
+    """Return the tree with its tensors on the device; on the CPU it is the tree itself."""
+    return tree if device.type == "cpu" else replace_tensors(tree, lambda each: each.to(device))
+
+
+def measured(model: nn.Module, batches: Batches, training: Training) -> float:
+    """Return the metric of `model` on batches, in its present mode; ValueError without any."""
+    if training.judge is None:
+        return accuracy(model, batches)
+    read = reader(model)
+    kind = PRECISIONS[training.precision]
+    lower = partial(torch.autocast, training.device.type, kind) if kind is not None else nullcontext
+
+    def run(batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        inputs, targets = moved(read(batch), training.device)
+        args, kwargs = as_call(inputs)
+        with lower():
+            outputs = model(*args, **kwargs)
+        return logits_of(outputs), targets, own_loss_of(outputs)
+
+    with torch.no_grad():
+        return training.judge(run, batches)
 
 
 @torch.no_grad()
@@ -118,46 +244,32 @@ def accuracy(model: nn.Module, batches: Batches) -> float:
     return float(correct) / total
 
 
-def inputs_and_targets(batch: Any) -> tuple[Any, Tensor]:
-    """Return the first and the last item of a batch; TypeError if it is not a tuple of two or more.
-
-    Inputs in a list come back as a tuple, since torch's default collation makes lists of tuples.
-
-    >>> inputs_and_targets(("x", "weights", "y"))
-    ('x', 'y')
-    """
-    if not isinstance(batch, tuple | list) or len(batch) < 2:
-        length = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
-        raise TypeError(
-            f"a batch is a {type(batch).__name__}{length}: each must be a tuple or list with the "
-            f"inputs first and the targets last"
-        )
-    inputs = tuple(batch[0]) if isinstance(batch[0], list) else batch[0]
-    return inputs, batch[-1]
-
-
 def _extended(
     curve: Curve, step: int, loss: float, model: nn.Module, held_out: Batches, training: Training
 ) -> Curve:
     with evaluating(model):
-        measured = accuracy(model, held_out)
+        value = measured(model, held_out, training)
     own: tuple[float, ...] = ()
     if training.training_mode_accuracy:
         with normalising_by_batch_statistics(model):
-            own = (accuracy(model, held_out),)
+            own = (measured(model, held_out, training),)
     return Curve(
         steps=(*curve.steps, step),
-        loss=(*curve.loss, loss if math.isfinite(loss) else None),
-        metric=(*curve.metric, measured),
-        training_mode_metric=(*curve.training_mode_metric, *own),
+        loss=(*curve.loss, _finite(loss)),
+        metric=(*curve.metric, _finite(value)),
+        training_mode_metric=(*curve.training_mode_metric, *map(_finite, own)),
     )
 
 
-def _endless(batches: Batches) -> Iterator[tuple[Any, Tensor]]:
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _endless(batches: Batches) -> Iterator[Any]:
     while True:
         batch = None
         for batch in batches:
-            yield inputs_and_targets(batch)
+            yield batch
         if batch is None:
             raise ValueError(
                 "the training batches are empty, or an iterator that is used up after one epoch: "

@@ -1,16 +1,20 @@
 """`Trial`: one network, trained once under one setting and seed."""
 
+import math
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from bnkit.experiments.experiment import Experiment
+from bnkit.experiments.loaders import seed_everything
+from bnkit.experiments.own_loop import EndOfTrial
 from bnkit.experiments.provenance import array_fingerprint, fingerprint, machine_of
 from bnkit.experiments.results import Side, TrialResult
-from bnkit.experiments.training import Training, accuracy, train
+from bnkit.experiments.training import Training, measured, train
 from bnkit.observation import evaluating, preserved_random_state, preserved_torch_settings
 from bnkit.references import message_of
 
@@ -88,22 +92,56 @@ class Trial:
                 "the network has other initial arrays here than in the process that planned the "
                 "comparison: its weights must follow from the seed alone"
             )
+        kept = model.state_dict()
+        begun = replace(
+            self.not_run,
+            parameters=sum(p.numel() for p in model.parameters()),
+            buffers=sum(b.numel() for name, b in model.named_buffers() if name in kept),
+        )
+        own = self.experiment.loop is not None
+        return self._by_own_loop(begun, model) if own else self._by_built_in_loop(begun, model)
+
+    def _by_built_in_loop(self, begun: TrialResult, model: nn.Module) -> TrialResult:
         loaders = self.experiment.loaders(self.seed)
+        model.to(self.training.device)
         trained = train(model, loaders.train, loaders.held_out, self.training)
         with evaluating(model):
-            on_test = accuracy(model, loaders.test)
-        kept = model.state_dict()
+            on_test = measured(model, loaders.test, self.training)
         return replace(
-            self.not_run,
+            begun,
             outcome=trained.outcome,
             reason=trained.reason,
             curve=trained.curve,
             metric=trained.curve.metric[-1],
-            test_metric=on_test,
-            parameters=sum(p.numel() for p in model.parameters()),
-            buffers=sum(b.numel() for name, b in model.named_buffers() if name in kept),
+            test_metric=on_test if math.isfinite(on_test) else None,
             steps=trained.steps,
             seconds=trained.seconds,
+            machine=machine_of(model),
+        )
+
+    def _by_own_loop(self, begun: TrialResult, model: nn.Module) -> TrialResult:
+        assert self.experiment.loop is not None
+        trial = self.experiment.running_trial(
+            self.side, self.activation, self.seed, self.training.learning_rate, rehearsal=False
+        )
+        seed_everything(self.seed)  # again: making the twin may have drawn numbers
+        with suppress(EndOfTrial):  # it is ended where it should have ended itself
+            self.experiment.loop.function(model.to(trial.device), trial)
+        curve = trial.curve
+        if not curve.steps:
+            raise ValueError(
+                f"`train` has ended without a report of {self.experiment.metric.name!r}, which it "
+                f"made in its rehearsal"
+            )
+        return replace(
+            begun,
+            outcome=trial.outcome,
+            reason=trial.reason,
+            curve=curve,
+            metric=curve.metric[-1],
+            test_metric=curve.metric[-1],
+            steps=trial.last_step,
+            seconds=trial.last - trial.began,
             machine=machine_of(model),
         )
 

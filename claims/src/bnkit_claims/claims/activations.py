@@ -13,7 +13,8 @@ from bnkit.experiments.loaders import first_of
 from bnkit.experiments.networks import activation as activation_named
 from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.statistics import SuccessRate, paired_difference
-from bnkit.experiments.training import Training, inputs_and_targets, train
+from bnkit.experiments.tasks import inputs_and_targets
+from bnkit.experiments.training import Training, train
 from bnkit.observation import normalising_by_batch_statistics, seeing_inputs
 from bnkit_claims.core.best_rates import Run, edge_notes, final_accuracy, own_best, run_of
 from bnkit_claims.core.cases import in_turn

@@ -107,7 +107,7 @@ def _drawn(settings: Robustness, network: str, side: Side, seed: int) -> tuple[n
     train = _in_ink(grey.train, settings.ink)
     channels = (3, *drawn.example(seed).shape[2:])
     seed_everything(seed)
-    model = network_named(network).build(channels, drawn.source.classes, activation="relu")
+    model = network_named(network).build(channels, drawn.classes, activation="relu")
     initialise_(model, "he", generator=torch.default_generator)
     if side == "batch norm":
         model = add(model, torch.zeros(2, *channels))
