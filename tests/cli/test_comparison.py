@@ -223,7 +223,7 @@ def test_a_comparison_ends_with_a_table_a_verdict_and_the_path_of_the_report(out
     code, stdout, stderr = run(f"compare {OWN} {BRIEF}")
     assert code == 0
     assert "as built" in stdout
-    assert "runs train, without it" in stdout
+    assert "A training step takes" in stdout
     assert f"Report: {out.name}/report.html" in stderr
     assert len(list((out / "trials").glob("*.json"))) == 2
 

@@ -198,7 +198,7 @@ def experiment_of(
     elif isinstance(data, str):
         source = named_source(data, settings, folder=folder)
     else:
-        source = own_source(data, settings)
+        source = own_source(data, settings, checked=loop is None)
     if isinstance(build, str):
         name, code = build, {}
         draw = partial(_draw_named, build, str(data), settings, folder)
