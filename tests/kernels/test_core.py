@@ -528,6 +528,28 @@ def test_what_is_not_for_the_core_is_left_as_it_is(given):
             assert torch.equal(state[name], value)
 
 
+@pytest.mark.parametrize("guarded", [True, False])
+@pytest.mark.parametrize("value", [None, torch.nan, torch.inf])
+@pytest.mark.parametrize("shape", [(6, 3), (6, 33, 4), (64, 64, 96)])
+def test_running_statistics_and_guard_are_those_of_the_specification(shape, value, guarded):
+    x = torch.randn(shape)
+    if value is not None:
+        x.view(-1)[-1] = value
+    mean, variance = torch.randn(shape[1]), torch.rand(shape[1])
+    counts = torch.tensor(4), torch.tensor(2)
+    *expected, entered = reference.running_statistics(
+        mean,
+        variance,
+        *reference.batch_norm_forward(x, None, None, eps=EPS)[1:],
+        count=x.numel() // shape[1],
+        momentum=0.3,
+        guarded=guarded,
+    )
+    core.by_batch(x, None, None, None, mean, variance, *counts, 0.3, EPS, 0, guarded)
+    torch.testing.assert_close([mean, variance], expected, equal_nan=True)
+    assert [count.item() for count in counts] == ([5, 2] if entered else [4, 3])
+
+
 @pytest.mark.parametrize("cpu", ["baseline", "avx2"])
 def test_the_code_for_older_cpus_computes_the_same(cpu):
     program = """

@@ -12,6 +12,7 @@ from bnkit.kernels.reference import (
     batch_norm_forward,
     batch_norm_inference,
     batch_norm_inference_backward,
+    running_statistics,
 )
 from cases import CASES, Case, channels_last, seeded
 
@@ -216,6 +217,29 @@ def test_values_that_are_not_finite_spread_as_in_torch(place, bad, activation, t
         ours(p, training=training), of_torch(p, training=training), strict=True
     ):
         torch.testing.assert_close(got, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("value", [None, torch.nan, torch.inf])
+def test_running_statistics_move_as_torchs_and_a_guard_keeps_what_is_not_finite_out(
+    value, momentum
+):
+    x = torch.randn(5, 3, 4, generator=seeded(0), dtype=torch.float64)
+    if value is not None:
+        x[0, 1, 0] = value
+    layer = torch.nn.BatchNorm1d(3, momentum=momentum, dtype=torch.float64)
+    before = layer.running_mean.clone(), layer.running_var.clone()
+    layer(x)
+    _, *statistics = batch_norm_forward(x, None, None, eps=1e-5)
+    options = {"count": 20, "momentum": momentum}
+    *found, entered = running_statistics(*before, *statistics, **options, guarded=False)
+    for got, wanted in zip(found, (layer.running_mean, layer.running_var), strict=True):
+        torch.testing.assert_close(got, wanted, equal_nan=True)
+    assert entered
+    *guarded, entered = running_statistics(*before, *statistics, **options)
+    assert entered == (value is None)
+    for got, wanted in zip(guarded, found if entered else before, strict=True):
+        assert torch.equal(got, wanted)
 
 
 def test_nothing_is_recorded_for_autograd():

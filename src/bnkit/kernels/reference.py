@@ -50,6 +50,36 @@ def batch_norm_forward(
 
 
 @torch.no_grad()
+def running_statistics(
+    running_mean: Tensor,
+    running_var: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    *,
+    count: int,
+    momentum: float,
+    guarded: bool = True,
+) -> tuple[Tensor, Tensor, bool]:
+    """Return the running mean and variance after a mini-batch, and whether it entered them.
+
+    `mean` and `variance` (biased) are what `batch_norm_forward` returned, of `count` values per
+    channel. With momentum m the mean becomes (1 − m)·running + m·μ, and the variance the same with
+    the unbiased σ²·count/(count − 1), since it stands for that of all data (section 3.1 of the
+    paper). Where anything of that is not finite, a guarded mini-batch stays out whole.
+
+    >>> zero, one = torch.zeros(1), torch.ones(1)
+    >>> running_statistics(zero, one, one, one, count=2, momentum=0.1)
+    (tensor([0.1000]), tensor([1.1000]), True)
+    """
+    unbiased = variance.double() * (count / (count - 1))
+    pairs = (running_mean, mean.double()), (running_var, unbiased)
+    moved = [((1 - momentum) * old.double() + momentum * new).to(old.dtype) for old, new in pairs]
+    if guarded and not all(values.isfinite().all() for values in moved):
+        return running_mean, running_var, False
+    return moved[0], moved[1], True
+
+
+@torch.no_grad()
 def batch_norm_backward(
     dy: Tensor,
     x: Tensor,
