@@ -391,7 +391,7 @@ def test_frozen_layers_are_left_alone_listed_and_normalise_by_what_they_have():
 def test_a_model_that_is_all_in_eval_mode_is_not_frozen():
     model = net().eval()
     report = recalibrate_(model, BATCHES)
-    assert [shift.layer for shift in report.layers] == ["norm_a", "norm_b"]
+    assert [shift.layer for shift in report.layers] == ["norm_a", "norm_b.norm"]
 
 
 def test_a_layer_that_does_not_run_is_listed():
@@ -615,7 +615,7 @@ def test_torchscript_is_refused(verb):
         ),
         (
             {"batches": BATCHES, "where": lambda *_: False},
-            r"there is nothing to measure: norm_a: `where` did not choose it; norm_b: `where` did",
+            r"there is nothing to measure: norm_a: `where` did not choose it; norm_b.norm: `where`",
         ),
         ({"batches": [BATCHES[0][:0]]}, r"none of the batch norms ran on `batches` with values"),
     ],
