@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bnkit.checkpoints.formats import SHOWN, format_of, listed, reader_of
 from bnkit.checkpoints.plans import Document, parsed, written
+from bnkit.dataflow.tracing import refuse_sharded
 from bnkit.files import moved_into_place
 from bnkit.internals import with_versions
 from bnkit.surgery.operations import replay
@@ -31,7 +32,7 @@ def save(
 
     Raises ValueError for another suffix, for a plan whose changes cannot be made again, as those by
     a function of yours, and for state that the format cannot hold; OSError if the file cannot be
-    written.
+    written. TypeError, with the way out, for a model that is sharded over several ranks.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -41,6 +42,7 @@ def save(
     path = Path(path)
     write = format_of(path).write
     document = written(plan)
+    refuse_sharded(model)
     state = model.state_dict()
     try:
         with moved_into_place(path) as part:

@@ -126,6 +126,7 @@ def duplicate(model: nn.Module) -> nn.Module:
         raise TypeError(f"`model` is a {type(model).__name__}: pass a torch.nn.Module")
     for path, module in model.named_modules():
         _refuse_uncopiable(f"layer '{path}'" if path else "the model", module)
+    refuse_sharded(model)
     memo = _copies_of_computed_tensors(model) | _empty_containers(model)
     fill = copied_closures(model, memo)
     try:
@@ -157,6 +158,26 @@ def refuse_keras(model: object) -> None:
         raise TypeError(
             f"`model` ({type(model).__name__}) is a Keras model, whose batch norms have rules of "
             f"their own: use the verbs of bnkit.keras, such as bnkit.keras.fold(model)"
+        )
+
+
+def refuse_sharded(model: nn.Module) -> None:
+    """Raise TypeError, with the way out, for a model whose parameters lie on several ranks."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # without it nothing is sharded
+    tensors: Any = sys.modules.get("torch.distributed.tensor")
+    kinds = () if fsdp is None else (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)
+    wrapped = any(isinstance(module, kinds) for module in model.modules())
+    parts = tensors is not None and any(
+        isinstance(parameter, tensors.DTensor) for parameter in model.parameters()
+    )
+    if wrapped or parts:
+        raise TypeError(
+            f"`model` ({type(model).__name__}) is sharded: each rank holds a part of its "
+            f"parameters. Gather them into a plain model, on all ranks: "
+            f"plain.load_state_dict(get_model_state_dict(model, options=StateDictOptions("
+            f"full_state_dict=True))), both of torch.distributed.checkpoint.state_dict, and pass "
+            f"that; running statistics go back by model.load_state_dict(dict("
+            f"plain.named_buffers()), strict=False)"
         )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -10,13 +10,17 @@ import torch
 
 from bnkit.diagnosis.evidence import Evidence, Norm, once
 from bnkit.diagnosis.finding import Finding
-from bnkit.diagnosis.fix import by_edit, in_turn
+from bnkit.diagnosis.fix import Fix, by_edit, in_turn
 from bnkit.diagnosis.rules.distances import by_chance, distance, root_mean_square
-from bnkit.diagnosis.rules.fixes import become, edit
+from bnkit.diagnosis.rules.fixes import become, edit, measuring_trained_anew
 from bnkit.diagnosis.rules.places import normalises_by_batch
+from bnkit.diagnosis.rules.reading import readings
 from bnkit.diagnosis.rules.staleness import CHANGE
 from bnkit.layers.domains import DomainBatchNorm
 from bnkit.layers.masked import MaskedBatchNorm
+from bnkit.moments import Moments
+from bnkit.observation import seeing_inputs
+from bnkit.surgery.verification import run_itself
 
 _APART = "distance in standard deviations"
 
@@ -86,8 +90,6 @@ def _between_calls(evidence: Evidence, norm: Norm, calls: int) -> Finding:
     pairs = list(combinations(norm.as_trained, 2))
     apart = max((distance(norm.module, a.moments, b.moments) for a, b in pairs), default=None)
     chance = max((by_chance(norm.module, seen) for seen in norm.as_trained), default=math.inf)
-    others = _paths_of_modules(evidence)[id(norm.module)][1:]
-    copies = (by_edit(edit(path, "unshare", "become a copy"), needs=[path]) for path in others)
     measured: dict[str, Any] = {"calls in one forward": calls}
     if apart is not None:
         measured |= {_APART: apart, "by chance": chance}
@@ -100,8 +102,42 @@ def _between_calls(evidence: Evidence, norm: Norm, calls: int) -> Finding:
         "statistics: where their inputs differ, eval mode normalises each by a mixture."
         + ("" if pairs else " Give mini-batches to have the difference measured."),
         "Give each place a batch norm of its own (weights may stay shared).",
-        in_turn(*copies),
+        _apart(evidence, norm),
     )
+
+
+def _apart(evidence: Evidence, norm: Norm) -> Fix | None:
+    """Return the fix where a batch norm has several paths: a copy at each, with its statistics."""
+    paths = _paths_of_modules(evidence)[id(norm.module)]
+    copies = in_turn(
+        *(by_edit(edit(path, "unshare", "become a copy"), needs=[path]) for path in paths[1:])
+    )
+    reading = next(reading for reading in readings(evidence) if reading.norm is norm)
+    if copies is None or reading.untouched or reading.compared is None:
+        return copies
+    order = _order_of_calls(evidence, copies, paths)
+    if len(order) != len(norm.as_trained):
+        return copies
+    own: dict[str, list[Moments]] = defaultdict(list)
+    for path, seen in zip(order, norm.as_trained, strict=True):
+        own[path].append(seen.moments)
+    writes = (_holding(path, sum(moments[1:], moments[0])) for path, moments in own.items())
+    return in_turn(measuring_trained_anew(evidence), copies, *writes)
+
+
+def _order_of_calls(evidence: Evidence, copies: Fix, paths: Sequence[str]) -> list[str]:
+    """Return the path of each call, in order, of a model in which the copies are apart."""
+    model, order = copies(evidence.model), list[str]()
+    layers = {path: model.get_submodule(path) for path in paths}
+    with seeing_inputs(model, layers, lambda path, *_: order.append(path)):
+        run_itself(model, evidence.example)
+    return order
+
+
+def _holding(path: str, moments: Moments) -> Fix:
+    values = {"running_mean": moments.mean, "running_var": moments.unbiased_variance}
+    written = edit(path, "write_values", "hold the statistics of its place", values=values)
+    return by_edit(written, needs=[path])
 
 
 @once

@@ -1,0 +1,37 @@
+"""A prediction for a single sample, adapted to it with a prior."""
+
+import torch
+from torch import nn
+
+import bnkit
+
+torch.manual_seed(0)
+
+
+def net(width=8, norm=nn.BatchNorm1d):
+    return nn.Sequential(nn.Linear(6, width), norm(width), nn.ReLU(), nn.Linear(width, 3))
+
+
+def rows(number=8, *, shift=0.0, scale=1.0, count=64):
+    return [scale * torch.randn(count, 6) + shift for _ in range(number)]
+
+
+def fed(model, batches):
+    for batch in batches:
+        model(batch)
+    return model
+
+
+model = fed(net(), rows(60, shift=2.0)).eval()
+x = torch.randn(1, 6)
+old = model[1].running_mean.clone()
+with torch.no_grad(), bnkit.adapted(model, x, prior=16):
+    mixed = model[1].running_mean.clone()
+torch.testing.assert_close(mixed, (16 * old + model[0](x).detach()[0]) / 17, rtol=1e-5, atol=1e-6)
+assert torch.equal(model[1].running_mean, old)
+try:
+    bnkit.adapt(model, x, prior=0)
+except ValueError as error:
+    assert "1 value per channel" in str(error)
+else:
+    raise AssertionError("one row has no variance")
