@@ -1,5 +1,9 @@
 """Networks with nothing wrong: fresh, after short training, and in eval mode."""
 
+import json
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -155,3 +159,11 @@ def test_a_trained_network_whose_eps_outweighs_the_variance_is_warned():
     (text,) = bad(model, batches[:4])
     assert "large-eps at 4 (eps: 0.001" in text
     assert "output scale / γ" in text
+
+
+def test_the_page_has_the_kept_figures_of_the_instrument():
+    root = Path(__file__).parents[2]
+    program = runpy.run_path(str(root / "benchmarks" / "doctor.py"))
+    page = (root / "docs" / "doctor.md").read_text()
+    figures = json.loads((root / "benchmarks" / "doctor.json").read_text())
+    assert program["with_figures"](page, figures) == page

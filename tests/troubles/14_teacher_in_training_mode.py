@@ -1,4 +1,4 @@
-"""model.train() reaches the teacher inside of the student's wrapper: its statistics drift."""
+"""model.train() reaches the teacher inside the student's wrapper: its statistics drift."""
 
 import torch
 from torch import nn

@@ -305,7 +305,9 @@ SICK = (
     Sick(
         "a mini-batch that the guard kept out",
         "non-finite",
-        lambda: with_tensor(nn.Sequential(bnkit.BatchNorm1d(4)), "0.non_finite_batches", 3),
+        lambda: with_attributes(
+            nn.Sequential(bnkit.BatchNorm1d(4)), "0", non_finite_batches=torch.tensor(3)
+        ),
         "0",
         "warning",
         measured={"mini-batches kept out": 3},

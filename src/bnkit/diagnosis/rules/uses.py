@@ -135,7 +135,9 @@ def checkpointed_twice(evidence: Evidence) -> Iterator[Finding]:
             "Activation checkpointing runs the forward again in the backward, and the running "
             "statistics take the same mini-batch twice: the momentum is 1 − (1 − m)² instead of m.",
             "Use bnkit's batch norms, which see that they are recomputed: "
-            'bnkit.convert(model, "bnkit").',
+            'model = bnkit.convert(model, "bnkit").'
+            if path in norms
+            else "Use a layer of bnkit's instead, which sees that it is recomputed.",
             become("bnkit", path) if path in norms else None,
         )
 
