@@ -463,9 +463,9 @@ SICK = (
         "the ReLU is part of the layer",
         "negative-gamma",
         lambda: with_tensor(
-            nested(bnkit.BatchNorm1d(4, activation="relu")), "2.weight", [-2, -1, 1, 1]
+            nested(bnkit.BatchNorm1d(4, activation="relu")), "2.norm.weight", [-2, -1, 1, 1]
         ),
-        "2",
+        "2.norm",
         "info",
         fixed=False,
     ),
@@ -700,7 +700,8 @@ def test_the_zeros_that_start_a_residual_branch_are_information_in_training(trai
     ids=["before a tanh", "with a tanh inside", "at the end"],
 )
 def test_negative_gamma_matters_before_a_relu_only(model):
-    with_tensor(model, "0.weight", -1.0)
+    name = "0.weight" if isinstance(model[0], nn.BatchNorm1d) else "0.norm.weight"
+    with_tensor(model, name, -1.0)
     assert found_by("negative-gamma", model, rows()) == []
 
 

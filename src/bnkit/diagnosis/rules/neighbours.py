@@ -69,11 +69,14 @@ def two_normalisations(evidence: Evidence) -> Iterator[Finding]:
             continue
         yield Finding(
             "two-normalisations",
-            "warning",
+            "warning" if chain.alone else "info",
             (place.path, _norm_of(first)),
             {"reads": str(first)},
             "Two normalisations in a row: the second undoes scale and shift of the first, whose "
-            "weight and bias do not train, and the statistics are taken twice.",
+            "weight and bias do not train, and the statistics are taken twice."
+            if chain.alone
+            else "Two normalisations in a row, in a branch: on this way the second undoes scale "
+            "and shift of the first, which train by what else reads them.",
             "Remove one of them.",
             _merging(evidence, flow, place, first) if chain.alone and not chain.passages else None,
         )
