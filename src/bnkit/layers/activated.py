@@ -78,7 +78,8 @@ class ActivatedNorm(TracedAsLeaf):
             return finish(norm(input, **options), residual, self.activation)
         if norm.one_pass and "forward" not in vars(norm) and not has_hooks(norm):
             return norm.activated(input, residual, self.activation, **options)
-        return norm.activate(norm(input, residual, **options), self.activation, **options)
+        given = (input,) if residual is None else (input, residual)
+        return norm.activate(norm(*given, **options), self.activation, **options)
 
     # --- the state dict of `norm`
 

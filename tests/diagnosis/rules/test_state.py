@@ -129,9 +129,9 @@ def warm(model, batches=None, *, momentum=None):
 
 def with_tensor(model, name, value):
     """Return the model with a value written into one of its tensors."""
-    held = dict(model.named_buffers()) | dict(model.named_parameters())
+    path, _, own = name.rpartition(".")
     with torch.no_grad():
-        held[name].copy_(torch.as_tensor(value))
+        getattr(model.get_submodule(path), own).copy_(torch.as_tensor(value))
     return model
 
 
