@@ -376,7 +376,7 @@ def row(record):
 
 def shown_cell(verb, cell, batch_norms):
     state = cell["state"]
-    if state in ("refused", "fault") and verb != "convert":
+    if state in ("refused", "fault", "not run") and verb != "convert":
         return state
     if verb == "diagnose":
         warned = [key.split()[1] for key in cell["findings"] if not key.startswith("info")]
