@@ -81,7 +81,7 @@ class GuardedBatchNorm(OnePass, AnyBatchNorm, metaclass=Activatable):
         find_activation(activation)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         if affine and not bias:
-            self.register_parameter("bias", None)  # `bias=` is an option of torch from 2.12 on
+            self.register_parameter("bias", None)  # torch 2.9 has no `bias=`
         self._activation = activation  # until the class takes it out again
         self.guard = guard
         self.non_finite_batches = torch.zeros((), dtype=torch.long)
