@@ -69,7 +69,8 @@ def _settings_of(
     """Return the settings with these options, and else with these fields of the claim's."""
     names = (*names, "hidden") if network == "mlp" else names
     own = {name: getattr(claim, name) for name in names if hasattr(claim, name)}
-    return Settings(**{**own, **options})
+    # On the CPU, where the kept figures were made, whatever else is there.
+    return Settings(**{"device": "cpu", **own, **options})
 
 
 def train_to_end(model: nn.Module, loaders: Loaders, *, learning_rate: float, steps: int) -> bool:
