@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bnkit
-from bnkit.behaviour import activation_of, affine_of, behaviour_of
+from bnkit.behaviour import activation_of, affine_of, behaviour_of, name_of_activation
 from bnkit.norms import why_frozen, why_incomparable, why_same_in_both_modes
 from bnkit.roles import is_batch_norm
 from bnkit.surgery.conversion.kinds import KINDS
@@ -163,6 +163,12 @@ def test_an_activation_that_bnkit_does_not_know_is_its_module():
     layer = Act(3, nn.LeakyReLU(0.3))
     assert behaviour_of(layer).activation is layer.act
     assert behaviour_of(layer).activation_name is None
+
+
+@pytest.mark.parametrize("act", [nn.SiLU, nn.Hardswish, nn.ReLU, nn.LeakyReLU, nn.ReLU6])
+def test_an_activation_in_place_has_the_name_of_one_that_is_not(act):
+    assert name_of_activation(act(inplace=True)) == name_of_activation(act()) is not None
+    assert bnkit.convert(nn.Sequential(Act(3, act(inplace=True))), "frozen", IMAGES)[0] is not None
 
 
 def test_a_clipping_layer_is_not_taken_for_linear():

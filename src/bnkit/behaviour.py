@@ -179,7 +179,7 @@ def name_of_activation(activation: nn.Module) -> str | None:
     for name, known in ACTIVATIONS.items():
         if name is not None and type(activation_module(name)) is type(activation):
             with torch.no_grad():
-                return name if torch.equal(activation(z), known.function(z)) else None
+                return name if torch.equal(activation(z.clone()), known.function(z)) else None
     return None
 
 
