@@ -434,12 +434,6 @@ class _Processes:
             process.shutdown(kill_workers=True)
 
 
-def end_idle_processes() -> None:
-    """End the processes that wait for another comparison."""
-    pool = _Processes(0, "")
-    pool.kill()
-
-
 def _hold_ctrl_c_from_children() -> None:
     """Let Ctrl-C in the terminal not reach the processes that this thread starts.
 
