@@ -5,7 +5,7 @@ SETUP := .venv/set-up
 WORKERS ?= 2
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
-.PHONY: help compare test check fuzz chaos zoo bench docs notebooks release test-matrix clean
+.PHONY: help compare test check fuzz chaos zoo keras bench docs notebooks release test-matrix clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,13 @@ zoo:  ## 129 public networks through every verb, two hours; resumes
 
 chaos: $(SETUP)  ## 250 kills and over 1,000 injections, a quarter of an hour
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/chaos.py
+# TensorFlow wants other versions of what it shares with the pinned packages.
+keras:  ## the tests of Keras models by another backend: make keras BACKEND=jax or tensorflow
+	$(PYTHON) -m venv .venv-$(BACKEND)
+	grep -v -E '^(h5py|ml_dtypes|protobuf|grpcio|tensorboard|numpy)' constraints.txt > .venv-$(BACKEND)/constraints.txt
+	.venv-$(BACKEND)/bin/pip install --quiet --disable-pip-version-check --constraint .venv-$(BACKEND)/constraints.txt torch
+	.venv-$(BACKEND)/bin/pip install --quiet --disable-pip-version-check --constraint .venv-$(BACKEND)/constraints.txt --editable ".[cli,compare,keras,report]" pytest pytest-xdist hypothesis $(if $(filter jax,$(BACKEND)),"jax[cpu]",tensorflow-cpu)
+	KERAS_BACKEND=$(BACKEND) OMP_NUM_THREADS=1 .venv-$(BACKEND)/bin/pytest --quiet tests/keras
 
 bench: $(SETUP)  ## measure, print and keep the figures
 	$(BIN)/python benchmarks/harness.py
