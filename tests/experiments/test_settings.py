@@ -21,7 +21,8 @@ def test_the_defaults_are_allowed_and_go_to_json():
     assert document["learning_rates"] == [0.01, 0.1, 1.0, 3.0]
     assert document["hidden"] == [100, 100, 100]
     assert document["epochs"] is None
-    assert Settings(**document) == Settings()
+    assert document["sides"] == ["plain", "batch norm"]
+    assert Settings(**{**document, "sides": ("plain", "batch")}) == Settings()
 
 
 def test_what_type_checkers_see_are_the_fields():

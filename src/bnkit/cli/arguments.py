@@ -11,6 +11,7 @@ import typer
 from torch import Tensor
 
 from bnkit.experiments.settings import PANELS, Choice, Seeds, Settings, Shown, shown_settings
+from bnkit.experiments.sides import Change
 from bnkit.names import one_beginning
 from bnkit.options import parameters_of
 from bnkit.recalibration.estimators import Estimator
@@ -225,6 +226,15 @@ def seeds(text: str) -> Seeds:
         raise ValueError(f"--seeds is {text!r}: pass an integer ≥ 1, or auto") from None
 
 
+def sides(text: str) -> tuple[str | Change, ...]:
+    """Return sides by their names, and functions of one's own by package.module:change.
+
+    >>> sides("plain,group")
+    ('plain', 'group')
+    """
+    return tuple(import_reference(side) if ":" in side else side for side in texts(text))
+
+
 # Settings that are typed as text: the parser, how a default is shown, the metavar.
 _TYPED: dict[Any, tuple[Callable[[str], Any], Callable[[Any], str | None], str | None]] = {
     Sequence[float]: (numbers(float), listed, "X,X,…"),
@@ -237,6 +247,7 @@ _TYPED: dict[Any, tuple[Callable[[str], Any], Callable[[Any], str | None], str |
         lambda _: None,
         "NAME",
     ),
+    Sequence[str | Change]: (sides, listed, "NAME,NAME,…"),
     Placement: (
         lambda text: one_beginning(PLACEMENTS, text, "placement"),
         lambda placement: placement.removesuffix("_activation"),

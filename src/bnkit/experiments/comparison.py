@@ -26,7 +26,7 @@ from bnkit.experiments.provenance import (
     versions,
 )
 from bnkit.experiments.rehearsal import rehearse
-from bnkit.experiments.results import SIDES, TrialResult
+from bnkit.experiments.results import TrialResult
 from bnkit.experiments.settings import (
     Settings,
     SettingsOptions,
@@ -192,7 +192,10 @@ def compare(
     returns (train, test), iterables of batches with the inputs first and the targets (N,) last;
     both are called afresh for each trial, under its seed. Or they are names: of a network (mlp,
     dlology, udacity, vgg, resnet, logistic) and of a data set (digits, mnist, fashion-mnist). The
-    twin is `bnkit.add(build(), first batch)`. For each seed both sides begin with the same arrays
+    twin is `bnkit.add(build(), first batch)`; of a network that brings batch norms, the plain side
+    is what is left without, its biases drawn anew. `sides` names others, each of which is compared
+    with the first: "plain", "batch", "group", "layer", "instance", "ghost", or a function from the
+    network without batch norm to the side. For each seed both sides begin with the same arrays
     and see the same batches. `Settings` explains the options.
 
     With `seeds="auto"` there are 3 seeds, then 5, 8, 12 and at most 20, until the verdict says more
@@ -318,9 +321,9 @@ def _trials(
 ) -> Iterator[Trial]:
     for activation in experiment.activations:
         for seed in seeds:
-            plain = experiment.plain(activation, seed)
-            for side in SIDES:
-                model = plain if side == "plain" else experiment.twin(plain, seed)
+            built = experiment.built(activation, seed)
+            for side in experiment.sides:
+                model = experiment.side(side, built, seed)
                 arrays = array_fingerprint(model)
                 # What changes no number (target, jobs, folder) is left out: results serve again.
                 decides = {

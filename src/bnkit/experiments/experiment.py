@@ -26,8 +26,15 @@ from bnkit.experiments.loaders import (
 from bnkit.experiments.metrics import ACCURACY, Metric
 from bnkit.experiments.networks import network as network_named
 from bnkit.experiments.own_loop import OwnLoop, RunningTrial
-from bnkit.experiments.results import Side
+from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.settings import OF_THE_BUILT_IN_LOOP, Settings
+from bnkit.experiments.sides import (
+    Change,
+    has_batch_norms,
+    made,
+    name_of,
+    without_batch_norm,
+)
 from bnkit.experiments.summary import Recipe
 from bnkit.experiments.tasks import Judge, inputs_and_targets, reader
 from bnkit.observation import preserved_random_state
@@ -46,9 +53,10 @@ class Experiment:
 
     `draw(activation)` takes its randomness from the global generators, as `source` does;
     `add_batch_norm(plain, example)` returns the twin, `options` are those of `add` (None where the
-    network brings its own batch norm). `description` is for people; `identity` holds source texts
-    and fingerprints; `unused` names the settings that change nothing here; `sources` are
-    fingerprints of the files of one's own modules, from which every trial must come. `metric` is
+    network brings its own batch norm). `sides` are by their names what `sides.made` takes.
+    `description` is for people; `identity` holds source texts and fingerprints; `unused` names the
+    settings that change nothing here; `sources` are fingerprints of the files of one's own modules,
+    from which every trial must come. `metric` is
     judged.
 
     With a `loop` of the user's own, `calls` are the first calls of the network, or of its parts by
@@ -68,16 +76,36 @@ class Experiment:
     judge: Judge | None = None
     loop: OwnLoop | None = None
     calls: Mapping[str, Call] = field(default_factory=dict)
+    sides: Mapping[Side, str | Change] = field(
+        default_factory=lambda: dict(zip(SIDES, SIDES, strict=True))
+    )
 
     def network(self, side: Side, activation: str, seed: int) -> nn.Module:
         """Return one side's network: for each seed both sides begin with the same arrays."""
-        plain = self.plain(activation, seed)
-        return plain if side == "plain" else self.twin(plain, seed)
+        return self.side(side, self.built(activation, seed), seed)
+
+    def built(self, activation: str, seed: int) -> nn.Module:
+        """Return the network as it is built for this seed."""
+        seed_everything(seed)
+        return self.draw(activation)
+
+    def side(self, side: Side, built: nn.Module, seed: int) -> nn.Module:
+        """Return one side of a network that `built` gave for this seed.
+
+        Of one that brings batch norm, the plain side is what is left without.
+        """
+        brings, plain = has_batch_norms(built), built
+        if brings and side != "batch norm":
+            example = self.example(seed, built)
+            seed_everything(seed)  # the biases that come back are drawn
+            plain = without_batch_norm(built, example)
+        seed_everything(seed)  # a function of the user's may draw
+        change = self.sides.get(side, side)
+        return made(side, change, plain, lambda: built if brings else self.twin(plain, seed))
 
     def plain(self, activation: str, seed: int) -> nn.Module:
         """Return the network without batch norm."""
-        seed_everything(seed)
-        return self.draw(activation)
+        return self.network("plain", activation, seed)
 
     def twin(self, plain: nn.Module, seed: int) -> nn.Module:
         """Return a copy of a network that `plain` gave for this seed, with batch norm added."""
@@ -105,8 +133,9 @@ class Experiment:
     def recipe(self) -> Recipe:
         """How the twin is made, for the first activation."""
         activation = self.activations[0]
-        plain = self.plain(activation, 0)
-        if self.options is None:
+        built = self.built(activation, 0)
+        plain = self.side("plain", built, 0)
+        if self.options is None or has_batch_norms(built):
             return Recipe(str(plain), activation)
         rows: list[tuple[str, str, str, str]] = []
         code = ["import bnkit", ""]
@@ -212,16 +241,20 @@ def experiment_of(
         description |= {"train": reference_to(loop.function)}
         activations = tuple(loop.variants) or activations
     options = {name: getattr(settings, name) for name in ("placement", "momentum", "eps")}
+    sides = {name_of(side): side for side in settings.sides}
+    own_sides = {f"side {n}": source_of(side) for n, side in sides.items() if callable(side)}
     return Experiment(
         draw=draw,
         source=source,
         add_batch_norm=partial(twin, **options),
         options=options if twin is add else None,
+        sides=sides,
         activations=tuple(activations),
         description={name: value for name, value in description.items() if value},
         identity={
             **(source.identity if source else {}),
             **code,
+            **own_sides,
             "network": name,
             "options": str(options),
             "version": version,

@@ -83,7 +83,9 @@ def _try_sides(
     with preserved_torch_settings():
         _try_side(experiment, "plain", plain, step)
     with preserved_torch_settings():
-        _try_side(experiment, "batch norm", experiment.twin(again, 0), step)
+        for side in experiment.sides:
+            if side != "plain":
+                _try_side(experiment, side, experiment.side(side, again, 0), step)
     metric = experiment.metric if experiment.judge is None else experiment.judge.metric
     return replace(experiment, metric=metric)
 

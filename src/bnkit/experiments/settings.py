@@ -9,6 +9,7 @@ import torch
 
 from bnkit.experiments.initialisation import parse_scheme
 from bnkit.experiments.networks import ACTIVATIONS, HIDDEN
+from bnkit.experiments.sides import NAMES, Change, name_of
 from bnkit.experiments.tasks import LOSSES, METRICS, Judge
 from bnkit.experiments.training import OPTIMIZERS, PRECISIONS, SCHEDULES, Training
 from bnkit.names import one_of
@@ -72,6 +73,14 @@ class Settings:
     budget: Annotated[
         float | None, Shown(COMPARED, "seconds after which --seeds auto adds no more seeds")
     ] = None
+    sides: Annotated[
+        Sequence[str | Change],
+        Shown(
+            COMPARED,
+            f"each is compared with the first: {', '.join(NAMES)}, or package.module:change, a "
+            f"function from the network without batch norm to the side",
+        ),
+    ] = ("plain", "batch")
     hidden: Annotated[Sequence[int], Shown(COMPARED, "units of each hidden layer of mlp")] = HIDDEN
     optimizer: Annotated[
         Choice,
@@ -162,7 +171,7 @@ class Settings:
     ] = False
 
     def __post_init__(self) -> None:
-        for name in ("learning_rates", "activations", "hidden"):
+        for name in ("learning_rates", "activations", "sides", "hidden"):
             object.__setattr__(self, name, _several(name, getattr(self, name)))
         for name in ("init", "placement", "device", "precision"):
             if not isinstance(value := getattr(self, name), str):
@@ -172,6 +181,7 @@ class Settings:
             check_count(name, getattr(self, name))
         if self.seeds != "auto":
             _check_seeds(self)
+        _check_sides(self.sides)
         if self.epochs is not None:
             check_count("epochs", self.epochs)
         if self.target is not None and not (
@@ -189,7 +199,8 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain lists, numbers and strings."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        plain = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        return {**plain, "sides": [name_of(side) for side in self.sides]}
 
 
 def shown_settings() -> dict[str, Shown]:
@@ -249,6 +260,7 @@ class SettingsOptions(TypedDict, total=False):
     activations: Sequence[str]
     seeds: Seeds
     budget: float | None
+    sides: Sequence[str | Change]
     hidden: Sequence[int]
     optimizer: Choice
     loss: Choice | None
@@ -321,6 +333,12 @@ def _check_sweep(settings: Settings) -> None:
         check_positive("learning_rates", rate)
     for size in settings.hidden:
         check_count("hidden", size)
+
+
+def _check_sides(sides: Sequence[str | Change]) -> None:
+    named = [name_of(side) for side in sides]
+    if len(named) < 2 or len({*named}) < len(named):
+        raise ValueError(f"`sides` is {named}: pass two or more, each once")
 
 
 def _check_seeds(settings: Settings) -> None:
