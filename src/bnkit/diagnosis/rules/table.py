@@ -117,8 +117,8 @@ def rule_of(check: Callable[[Any], Iterable[Finding]], folder: Path = FOLDER) ->
 def summary_of(slug: str, folder: Path = FOLDER) -> str:
     """Return the title of a rule's page.
 
-    >>> summary_of("on-logits")[:23]
-    'Batch norm on the logit'
+    >>> summary_of("on-logits")[:24]
+    'A batch norm on the outp'
     """
     with (folder / f"{slug}.md").open(encoding="utf-8") as page:
         return page.readline().removeprefix("#").strip()
