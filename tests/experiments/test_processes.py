@@ -274,7 +274,8 @@ def test_who_died_twice_in_other_processes_is_not_tried_again(tmp_path):
 def test_code_that_another_process_cannot_load_is_refused(tmp_path, module):
     trials, store = planned(tmp_path, module("raise ImportError('only here')").build)
     message = (
-        r"^the processes cannot load `build` or `data` \(ImportError: only here\): define them"
+        r"^the processes cannot load `build` or `data` \(ImportError: only here \(.*, line 3\)\): "
+        r"define them"
     )
     with pytest.raises(ChildProcessError, match=message):
         results_of(trials, store, jobs=1)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import users
+from bnkit.experiments import provenance
 from bnkit.experiments.provenance import (
     array_fingerprint,
     batch_fingerprint,
@@ -274,4 +275,5 @@ def test_other_systems_than_linux_are_described_too(monkeypatch):
         raise FileNotFoundError
 
     monkeypatch.setattr(Path, "read_text", absent)
+    monkeypatch.setattr(provenance, "_processor", provenance._processor.__wrapped__)  # not cached
     assert (environment()["cores"], environment()["processor"]) == ("1", "unknown")

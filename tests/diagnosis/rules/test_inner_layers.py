@@ -108,8 +108,8 @@ def test_one_value_of_an_inner_layer_is_an_error_with_layer_and_mini_batch(
     diagnosis = diagnose(build(), batches(*numbers), progress=False)
     assert diagnosis.worst == "error"
     if at > 1:  # the first one is the example, on which the run says more
-        (why,) = diagnosis.not_run
-        assert f"mini-batch {at} in" in why
+        # the functional batch norm, which no rule reads, is named there, too
+        assert len([why for why in diagnosis.not_run if f"mini-batch {at} in" in why]) == 1
 
 
 @pytest.mark.parametrize(("build", "batches"), [each[:2] for each in INNER], ids=IDS)

@@ -135,7 +135,7 @@ def test_many_small_graphs_are_bounded_together(tmp_path, monkeypatch):
             for index in range(copies):
                 many.writestr(f"net/models/{index}.json", graph)
         if copies == 2:
-            assert len(diagnose_export(tmp_path / "net.pt2")) == 1
+            assert len(diagnose_export(tmp_path / "net.pt2").findings) == 1
         else:
             with pytest.raises(ValueError, match=r"its graph has more than"):
                 diagnose_export(tmp_path / "net.pt2")
