@@ -103,16 +103,21 @@ def dying(*, always=(), once=(), folder=None):
     return loaders_that_die
 
 
-def is_run_apart():
-    """Return whether this is the process that a worker of a cluster started for one trial."""
-    return "bnkit.experiments.workers" in sys.modules and "-c" in sys.argv[:1]
+def is_run_apart(test):
+    """Return whether this is what a worker of a cluster started for one trial, not the `test`.
+
+    `test` is the number of the process that runs the test: pytest-xdist's begin as trials' do.
+    """
+    started = "bnkit.experiments.workers" in sys.modules and "-c" in sys.argv[:1]
+    return started and os.getpid() != test
 
 
 def dying_apart(*, seed):
     """Return loaders that kill the process of a cluster's trial under this seed."""
+    test = os.getpid()
 
     def loaders_that_die():
-        if is_run_apart() and torch.initial_seed() == seed:
+        if is_run_apart(test) and torch.initial_seed() == seed:
             os.kill(os.getpid(), signal.SIGKILL)
         return loaders()
 
@@ -121,9 +126,10 @@ def dying_apart(*, seed):
 
 def killing_what_runs_it(folder):
     """Return loaders that kill, once, the worker of a cluster that runs the trial of seed 0."""
+    test = os.getpid()
 
     def loaders_that_kill():
-        if is_run_apart() and torch.initial_seed() == 0 and not (folder / "killed-0").exists():
+        if is_run_apart(test) and torch.initial_seed() == 0 and not (folder / "killed-0").exists():
             (folder / "killed-0").touch()
             os.kill(os.getppid(), signal.SIGKILL)
             time.sleep(60)
