@@ -43,7 +43,7 @@ def test_ours_stand_beside_the_published(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["smal"], "unknown experiment 'smal': did you mean 'small'"),
+        (["smaal"], "unknown experiment 'smaal': did you mean 'small'"),
         ([], "no experiment is named, and all of them take hours: see --list"),
     ],
 )
