@@ -2,6 +2,7 @@
 
 import json
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,8 +54,9 @@ def in_this_process(request, monkeypatch):
 
 
 @pytest.fixture
-def in_processes():
-    """Run trials as users do."""
+def in_processes(monkeypatch):
+    """Run trials as users do, in processes that find this file."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
 
 
 def compared(build=net, train=train, **options):
