@@ -2,7 +2,6 @@
 
 import json
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,9 +53,8 @@ def in_this_process(request, monkeypatch):
 
 
 @pytest.fixture
-def in_processes(monkeypatch):
-    """Run trials as users do, in processes that find this file."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+def in_processes(importable_tests):
+    """Run trials as users do."""
 
 
 def compared(build=net, train=train, **options):

@@ -138,6 +138,7 @@ def test_biases_come_back_where_a_batch_norm_had_taken_them_and_only_there():
     assert model[0].bias is None  # the user's own stays as it was
 
 
+@pytest.mark.usefixtures("importable_tests")
 def test_trials_of_three_sides_are_named_and_run():
     found = bnkit.compare(
         *(conv, loaders),
