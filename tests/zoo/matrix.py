@@ -21,7 +21,6 @@ from pathlib import Path
 
 import torch
 import torch.fx
-from torch.fx.experimental.optimization import fuse
 
 import bnkit
 from bnkit.dataflow import as_call
@@ -141,6 +140,9 @@ def folds(model, example):
 
 def folded_by_fx(model):
     """Return how many batch norms torch.fx's fusion takes out, None where it does not trace."""
+    # Here: torch imports TorchScript with it, which warns that it is deprecated.
+    from torch.fx.experimental.optimization import fuse  # noqa: PLC0415
+
     try:
         before = torch.fx.symbolic_trace(copy.deepcopy(model).eval())
         after = fuse(copy.deepcopy(model).eval())
