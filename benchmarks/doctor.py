@@ -7,7 +7,7 @@
 Planted faults are those of the tests, disguised ones too; a fault is found if the rule that is
 meant speaks, its layer is right if a finding of that rule names it, and its cause comes first if
 the first group of the diagnosis is of that rule. Public networks
-(`public_networks.py`) are fresh: each finding at warning or worse is an alarm. Another checkout of
+(tests/zoo/guests.py) are fresh: each finding at warning or worse is an alarm. Another checkout of
 bnkit is measured with its sources in PYTHONPATH. The figures go to benchmarks/doctor.json, and the
 table made from them into docs/doctor.md.
 """
@@ -32,7 +32,7 @@ from bnkit.experiments.provenance import environment
 ROOT = Path(__file__).parents[1]
 FIGURES = Path(__file__).with_suffix(".json")
 PAGE = ROOT / "docs" / "doctor.md"
-ROWS, BATCHES, SECONDS = 8, 2, 240
+SAMPLES, BATCHES, SECONDS = 8, 2, 240
 
 
 def sick() -> dict[str, Any]:
@@ -122,14 +122,20 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
 
 def one(name: str) -> dict[str, Any]:
     """Return what is said of one public network at warning or worse: how often each rule speaks."""
-    networks = import_module("public_networks").NETWORKS
+    guest = guests()[name]
     torch.manual_seed(0)
-    model = networks[name].build().train()
-    batches = [networks[name].batch(ROWS) for _ in range(BATCHES)]
+    model = guest.build().train()
+    batches = [guest.batch(SAMPLES) for _ in range(BATCHES)]
     diagnosis = bnkit.diagnose(model, batches, progress=False)
     rules = [finding.rule for finding in diagnosis.at_least("warning")]
     alarms = {rule: rules.count(rule) for rule in sorted(set(rules))}
     return {"batch norms": diagnosis.batch_norms, "alarms": alarms}
+
+
+def guests() -> dict[str, Any]:
+    """Return the public networks by their names."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    return import_module("zoo.guests").GUESTS  # type: ignore[no-any-return]
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -162,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["sick", "troubles", "healthy", "one"])
     parser.add_argument("--label", default="after", choices=["before", "after"])
-    parser.add_argument("--network", help="of public_networks.py")
+    parser.add_argument("--network", help="of tests/zoo/guests.py")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -176,10 +182,7 @@ def main() -> None:
     elif options.what == "troubles":
         own["troubles"] = troubles()
     else:
-        names = (
-            [options.network] if options.network else [*import_module("public_networks").NETWORKS]
-        )
-        own["healthy"] = healthy(names)
+        own["healthy"] = healthy([options.network] if options.network else [*guests()])
     own[f"environment of {options.what}"] = environment()
     FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
     PAGE.write_text(with_figures(PAGE.read_text(), figures))

@@ -1,6 +1,7 @@
-"""Public networks as guests: how each is built with random weights, and its smallest example.
+"""Public networks as guests: how each is built with random weights, and its smallest mini-batches.
 
-They live in an environment of their own; see `matrix.py`.
+They live in an environment of their own; see `matrix.py`. `benchmarks/doctor.py` takes them for
+healthy networks.
 """
 
 from collections.abc import Callable
@@ -13,16 +14,19 @@ import torch
 
 @dataclass(frozen=True)
 class Guest:
-    """One network: its library, how it is built, and an example of this shape or made anew."""
+    """One network: its library, how it is built, and mini-batches of so many samples.
+
+    Both draw from torch's global generator.
+    """
 
     library: str
     build: Callable[[], Any]
-    example: Callable[[], Any]
+    batch: Callable[[int], Any]
 
 
-def images(size=64, rows=2):
-    """Return a function that makes images, the same each time."""
-    return lambda: torch.randn(rows, 3, size, size, generator=torch.Generator().manual_seed(1))
+def images(size=64, depth=()):
+    """Return a function of the number of samples that draws images."""
+    return lambda samples: torch.randn(samples, 3, *depth, size, size)
 
 
 def _torchvision(path, size=64, **options):
@@ -37,17 +41,12 @@ def _torchvision(path, size=64, **options):
 
 def _detector(name, size=64, **options):
     made = _torchvision(f"detection.{name}", size, weights_backbone=None, **options)
-    return Guest(made.library, made.build, lambda: ([*images(size)()],))
+    return Guest(made.library, made.build, lambda samples: ([*made.batch(samples)],))
 
 
 def _video(name):
-    shape = (2, 3, 8, 48, 48)
     made = _torchvision(f"video.{name}")
-    return Guest(
-        made.library,
-        made.build,
-        lambda: torch.randn(shape, generator=torch.Generator().manual_seed(1)),
-    )
+    return Guest(made.library, made.build, images(48, depth=(8,)))
 
 
 def _timm(name, size=64):
@@ -57,12 +56,52 @@ def _timm(name, size=64):
     return Guest("timm", build, images(size))
 
 
-def _transformers(kind, config, size=64, **options):
-    def build():
-        library = import_module("transformers")
-        return getattr(library, kind)(getattr(library, config)(**options))
+def _of_transformers(kind, config, **options):
+    """Return a network of transformers, in training mode as the other libraries give theirs."""
+    library = import_module("transformers")
+    return getattr(library, kind)(getattr(library, config)(**options)).train()
 
-    return Guest("transformers", build, lambda: {"pixel_values": images(size)()})
+
+def _transformers(kind, config, size=64, **options):
+    return Guest(
+        "transformers",
+        lambda: _of_transformers(kind, config, **options),
+        lambda samples: {"pixel_values": images(size)(samples)},
+    )
+
+
+def _detr(kind):
+    """Return a small DETR, whose batch norms are frozen and have a class of their own."""
+    small = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32}
+    small |= {"decoder_ffn_dim": 32, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+
+    def build():
+        backbone = import_module("transformers").ResNetConfig(
+            embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], out_features=["stage2"]
+        )
+        own = {"backbone_config": backbone, "backbone": None, "use_pretrained_backbone": False}
+        return _of_transformers(
+            f"{kind}Model",
+            f"{kind}Config",
+            use_timm_backbone=False,
+            num_queries=5,
+            **own,
+            **small,
+        )
+
+    return Guest("transformers", build, lambda samples: {"pixel_values": images()(samples)})
+
+
+def _speech(kind):
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    small |= {"intermediate_size": 32, "conv_dim": (16, 16), "conv_kernel": (10, 3)}
+    small |= {"conv_stride": (5, 2), "num_feat_extract_layers": 2}
+    small |= {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
+    return Guest(
+        "transformers",
+        lambda: _of_transformers(f"{kind}Model", f"{kind}Config", **small),
+        lambda samples: {"input_values": torch.randn(samples, 4000)},
+    )
 
 
 def _segmentation(name, encoder):
@@ -177,6 +216,10 @@ GUESTS: dict[str, Guest] = {
         decoder_layers=1,
         num_queries=10,
     ),
+    "transformers/detr": _detr("Detr"),
+    "transformers/conditional_detr": _detr("ConditionalDetr"),
+    "transformers/wav2vec2": _speech("Wav2Vec2"),
+    "transformers/wav2vec2_conformer": _speech("Wav2Vec2Conformer"),
     "smp/unet_resnet18": _segmentation("Unet", "resnet18"),
     "smp/fpn_mobilenet_v2": _segmentation("FPN", "mobilenet_v2"),
     "smp/pan_resnet18": _segmentation("PAN", "resnet18"),

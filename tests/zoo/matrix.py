@@ -51,7 +51,7 @@ def run_guest(name):
     guest = GUESTS[name]
     torch.manual_seed(0)
     fresh = guest.build()
-    example = guest.example()
+    example = guest.batch(2)
     fresh = fresh[0] if isinstance(fresh, tuple) else fresh
     model = with_random_state(copy.deepcopy(fresh)).eval()
     cells = {"batch norms": sum(map(is_batch_norm, model.modules()))}
