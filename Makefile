@@ -31,19 +31,20 @@ check: $(SETUP)  ## lint, types, docs
 	$(BIN)/mypy
 	$(MKDOCS) build --strict --quiet --site-dir .venv/site
 
-fuzz: $(SETUP)  ## 10,000 random networks through the surgery, and 1,000 of Keras, half an hour
+fuzz: $(SETUP)  ## 10,000 random networks through the surgery, and 1,000 of Keras
 	OMP_NUM_THREADS=1 BNKIT_FUZZ=2500 $(BIN)/pytest --numprocesses $(WORKERS) --quiet -rP tests/surgery -k "random_networks and not addition"
 	OMP_NUM_THREADS=1 BNKIT_FUZZ_KERAS=500 $(BIN)/pytest --numprocesses $(WORKERS) --quiet tests/keras/test_random_graphs.py tests/keras/test_applications.py
 
 # torch 2.14.1 with its torchvision; what they bring does not fit beside the tested torch
-zoo:  ## 129 public networks through every verb, two hours; resumes
+zoo:  ## the public networks of tests/zoo/guests.py through every verb, hours; resumes
 	test -d .zoo || ($(PYTHON) -m venv .zoo && .zoo/bin/pip install --quiet torch==2.14.1 torchvision==0.29.1)
 	.zoo/bin/pip install --quiet timm==1.0.31 transformers==5.24.0 segmentation-models-pytorch==0.6.0 --editable .
 	.zoo/bin/python tests/zoo/matrix.py run tests/zoo/matrix.jsonl
 	.zoo/bin/python tests/zoo/matrix.py page tests/zoo/matrix.jsonl
 
-chaos: $(SETUP)  ## 250 kills and over 1,000 injections, a quarter of an hour
+chaos: $(SETUP)  ## kills, damage and errors in large numbers
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/chaos.py
+
 # TensorFlow wants other versions of what it shares with the pinned packages.
 keras:  ## the tests of Keras models by another backend: make keras BACKEND=jax or tensorflow
 	$(PYTHON) -m venv .venv-$(BACKEND)
@@ -55,6 +56,7 @@ keras:  ## the tests of Keras models by another backend: make keras BACKEND=jax 
 bench: $(SETUP)  ## measure, print and keep the figures
 	$(BIN)/python benchmarks/harness.py
 	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/core.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/folding.py
@@ -65,7 +67,7 @@ release: $(SETUP)  ## build wheels and sdists, and try them in environments of t
 	PYTHONPATH=tests $(BIN)/python tests/released.py
 
 test-matrix:  ## run the tests on the lowest, the pinned and the newest torch, hours, 7 GB at a time
-	$(PYTHON) tests/matrix.py $(TORCH)
+	$(PYTHON) tests/torch_versions.py $(TORCH)
 
 docs: $(SETUP)  ## serve the documentation
 	$(MKDOCS) serve

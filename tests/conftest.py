@@ -1,3 +1,5 @@
+"""Fixtures of several test files."""
+
 from pathlib import Path
 
 import pytest
