@@ -167,6 +167,22 @@ def test_what_has_no_dictionary_is_known_by_its_class():
     assert source_of(carrying(len)) != source_of(carrying(max))
 
 
+def test_a_librarys_module_is_known_by_its_settings():
+    # The class weights of a loss, as users pass it to a comparison: its results must not be mixed.
+    weights = torch.tensor([1.0, 2.0])
+    one, other = nn.CrossEntropyLoss(weights), nn.CrossEntropyLoss(2 * weights)
+    assert source_of(one) != source_of(other)
+    assert source_of(one) == source_of(nn.CrossEntropyLoss(weights.clone()))
+    assert source_of(nn.CrossEntropyLoss(label_smoothing=0.1)) != source_of(nn.CrossEntropyLoss())
+
+
+def test_an_object_of_torchmetrics_is_known_by_its_settings():
+    classification = pytest.importorskip("torchmetrics.classification")
+    accuracy = classification.BinaryAccuracy
+    assert source_of(accuracy(0.3)) == source_of(accuracy(0.3))
+    assert source_of(accuracy(0.3)) != source_of(accuracy(0.4))
+
+
 def test_a_closure_that_is_not_filled_yet_is_no_error():
     def build():
         return later

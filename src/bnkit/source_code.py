@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnkit.platforms import PROCESS_BEGUN
 
@@ -29,7 +29,8 @@ def source_of(thing: Any) -> str:
     The source is whole files, since what a function does depends on what stands around it: the
     file that defines it, and those of one's own that this imports, at any depth. Code that was
     typed into a session has no file: its byte code stands for it, and that of what it refers to.
-    The values are defaults, closures and the arguments of a `functools.partial`.
+    The values are defaults, closures, the arguments of a `functools.partial`, and what a module
+    holds.
 
     >>> width = 8
     >>> narrow = source_of(lambda: width)
@@ -207,7 +208,8 @@ def _parts(thing: Any) -> Iterable[Any]:  # noqa: C901, PLR0911, PLR0912  a line
             return thing.shape, hashlib.sha256(thing.tobytes()).hexdigest()
         case CellType():
             return (thing.cell_contents,) if thing != CellType() else ()
-    if _is_own(type(thing)):
+    # A library's module has settings, such as the class weights of a loss, or those of a metric.
+    if _is_own(type(thing)) or isinstance(thing, nn.Module):
         return type(thing), getattr(thing, "__dict__", None)
     named = getattr(thing, "__qualname__", type(thing).__qualname__)
     return named, getattr(thing, "__wrapped__", None)  # such as functools.cache leaves behind

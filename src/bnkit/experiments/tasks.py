@@ -260,8 +260,7 @@ class Judge:
     @property
     def identity(self) -> str:
         """What of it decides the numbers, functions by their source."""
-        own = source_of(self.measure) if inspect.isroutine(self.measure) else repr(self.measure)
-        return f"{self.task} {self.metric} {own}"
+        return f"{self.task} {self.metric} {source_of(self.measure)}"
 
     def __call__(self, run: Run, batches: Iterable[Any]) -> float:
         """Return the metric; `run` gives outputs, targets and own loss of a batch.
