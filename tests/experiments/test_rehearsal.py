@@ -89,7 +89,8 @@ def test_inputs_that_do_not_fit_are_refused_by_the_name_of_the_layer(name):
 def test_outputs_that_are_no_scores_are_refused(last, found):
     assert refused(ValueError, lambda: net().append(last)) == (
         f"the network returns {found} for targets of torch.int64 of shape (6,): numbers need "
-        f"outputs of their shape, class numbers one axis more, of scores"
+        f"outputs of their shape, class numbers an integer type, as by targets.long(), and one "
+        f"axis more, of scores"
     )
 
 

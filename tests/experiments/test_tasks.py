@@ -1,6 +1,7 @@
 """Tasks by their targets and outputs, what reads batches, metrics, and networks trained by them."""
 
 import math
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -81,12 +82,51 @@ def test_the_number_that_stands_for_no_class_is_not_counted():
         (rand(6, 4), rand(6, 3), None, "the network returns (6, 4) for targets of torch.float32"),
         (rand(2, 3, 4, 4), ints(3, 2, 5, 5), None, "one score of each class for each target"),
         (rand(2, 4, 4), ints(4, 2, 4), None, "the classes may be its second or its last axis"),
+        (rand(6, 3), ints(3, 6).float(), None, "class numbers an integer type, as by targets.lo"),
+        (rand(6, 3), F.one_hot(ints(3, 6), 3), None, "a single 1 in each row, so they may be cla"),
+        (rand(2, 1, 4, 4), ints(2, 2, 4, 4), None, "may be two classes or numbers, with outputs"),
+        (rand(2, 3, 4, 4), PIXELS - 1, None, "the targets hold -1, 254, and the network has sco"),
     ],
 )
 def test_what_may_be_two_tasks_or_none_is_refused_with_the_choices(outputs, targets, loss, message):
     with pytest.raises(ValueError) as raised:  # noqa: PT011  the text is looked at
         task_of(outputs, targets, loss=loss)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "loss", "name"),
+    [
+        (rand(6, 3), ints(3, 6, 1), None, "classification"),
+        (rand(1, 1), rand(1), None, "regression"),
+        (rand(2, 1, 4, 4), rand(2, 4, 4), None, "regression"),
+        (rand(2, 1, 4, 4), ints(2, 2, 4, 4).bool(), "bce", "binary segmentation"),
+        (rand(2, 1, 4, 4), ints(2, 2, 1, 4, 4).float(), "bce", "binary segmentation"),
+        (rand(6, 3), F.one_hot(ints(3, 6), 3), "bce", "multi-label classification"),
+    ],
+)
+def test_an_axis_of_one_is_no_difference(outputs, targets, loss, name):
+    task = task_of(outputs, targets, loss=loss)
+    assert task.name == name
+    scores, numbers = task.aligned(outputs, targets)
+    assert torch.equal(numbers.flatten(), targets.flatten())
+    assert math.isfinite(LOSSES[task.loss](scores, numbers))
+
+
+def test_a_number_that_stands_for_no_class_may_be_in_later_batches_only():
+    outputs, targets = rand(2, 3, 4, 4), ints(3, 2, 4, 4)
+    assert task_of(outputs, targets, marks={255}).ignored == 255
+    assert task_of(rand(2, 300, 4, 4), targets, marks={255}).ignored == -100  # it is a class
+
+
+def test_a_batch_of_padding_alone_has_no_loss_instead_of_nan():
+    outputs = rand(2, 3, 5).requires_grad_()
+    loss = LOSSES["cross-entropy"](outputs, torch.full((2, 5), -100))
+    loss.backward()
+    assert (loss.item(), outputs.grad.abs().sum().item()) == (0, 0)
+    targets = ints(3, 2, 5).index_fill(1, torch.tensor([1, 4]), -100)
+    expected = F.cross_entropy(outputs, targets).item()
+    assert LOSSES["cross-entropy"](outputs, targets).item() == pytest.approx(expected)
 
 
 # Batches and outputs
@@ -198,11 +238,68 @@ def test_a_metric_may_be_a_function_or_an_object_of_torchmetrics():
     assert own(lambda batch: (*batch, None), batches) == outputs.max()
 
 
+def judged(name, batches, loss=None, **options):
+    task = task_of(*batches[0], loss=loss)
+    judge = judge_of(task, name, loss or task.loss, **{"higher_is_better": None} | options)
+    # As a process gets it, where it is not the same object.
+    return pickle.loads(pickle.dumps(judge))(lambda batch: (*batch, None), batches)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1", "loss"])
+def test_sequences_are_judged_together_whatever_length_their_batches_are_padded_to(name):
+    batches = [(rand(2, n, 3), ints(3, 2, n)) for n in (5, 7)]
+    batches[0][1][:, 3:] = -100
+    batches.append((rand(2, 4, 3), torch.full((2, 4), -100)))
+    outputs = torch.cat([each.reshape(-1, 3) for each, _ in batches])
+    targets = torch.cat([each.flatten() for _, each in batches])
+    outputs, targets = outputs[targets != -100], targets[targets != -100]
+    expected = {
+        "accuracy": lambda: (outputs.argmax(1) == targets).double().mean(),
+        "f1": lambda: macro_f1(outputs, targets),
+        "loss": lambda: F.cross_entropy(outputs, targets),
+    }
+    assert judged(name, batches) == pytest.approx(float(expected[name]()), abs=1e-6)
+    with pytest.raises(ValueError, match="all targets of the held-out batches are -100, which is"):
+        judged(name, batches[2:])
+
+
+def test_a_metric_that_needs_one_length_says_so():
+    batches = [(rand(2, n, 3), ints(3, 2, n)) for n in (5, 7)]
+
+    def share(outputs, targets):
+        return (outputs.argmax(-1) == targets).float().mean()
+
+    message = r"have shapes \(-1, 5, 3\) and \(-1, 7, 3\), which share cannot take together: pad"
+    judge = judge_of(task_of(*batches[0]), share, "cross-entropy", higher_is_better=True)
+    with pytest.raises(ValueError, match=message):
+        judge(lambda batch: (*batch, None), batches)
+    numbers = [(rand(2, n), rand(2, n)) for n in (5, 7)]
+    ours, theirs = (torch.cat([pair[side].flatten() for pair in numbers]) for side in (0, 1))
+    assert judged("mae", numbers) == pytest.approx(float((ours - theirs).abs().mean()), abs=1e-6)
+
+
+def test_masks_of_one_channel_are_judged_by_their_ones():
+    outputs, masks = rand(3, 1, 4, 4), ints(2, 3, 4, 4)
+    found, true = (outputs[:, 0] > 0).flatten(), masks.bool().flatten()
+    both, either = (found & true).sum().item(), (found | true).sum().item()
+    for masked in (masks.bool(), masks.float()[:, None]):
+        batches = [(outputs, masked)]
+        assert judged("iou", batches, "bce") == pytest.approx(both / either)
+        assert judged("f1", batches, "bce") == pytest.approx(2 * both / (both + either))
+
+
+@pytest.mark.parametrize("name", ["r2", "mse"])
+@pytest.mark.parametrize("lost", [math.nan, math.inf, -math.inf])
+def test_outputs_of_a_network_that_has_diverged_have_no_metric(name, lost):
+    assert not math.isfinite(judged(name, [(torch.full((4, 1), lost), rand(4))]))
+    assert math.isfinite(judged("r2", [(torch.full((4, 1), 1e30), rand(4))]))
+
+
 # Networks trained
 
 
-def conv():
-    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1))
+def conv_of(outputs):
+    return lambda: nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, outputs, 1))
 
 
 def dense(outputs, inputs=4):
@@ -211,6 +308,10 @@ def dense(outputs, inputs=4):
 
 def pinball(outputs, targets):
     return torch.maximum(0.9 * (targets - outputs[:, 0]), 0.1 * (outputs[:, 0] - targets)).mean()
+
+
+def energy(outputs, _targets):
+    return (outputs**2).mean()
 
 
 def over(outputs, targets):
@@ -248,11 +349,14 @@ def run(build, batch, **options):
         (dense(1), NUMBERS, {}, "mse"),
         (dense(1), NUMBERS, {"loss": "huber", "metric": "r2"}, "r2"),
         (dense(1), NUMBERS, {"loss": pinball, "metric": over, "higher_is_better": True}, "over"),
+        (dense(5), (X, X[:, :2]), {"loss": energy, "metric": "loss"}, "loss"),
         (dense(1), (X, KIND), {"loss": "bce"}, "accuracy"),
         (dense(3), (X, ints(2, 24, 3).float()), {"optimizer": nesterov, "schedule": halving}, "f1"),
-        (conv, (rand(4, 1, 6, 6), ints(3, 4, 6, 6)), {"schedule": "warmup-cosine"}, "iou"),
+        (conv_of(3), (rand(4, 1, 6, 6), ints(3, 4, 6, 6)), {"schedule": "warmup-cosine"}, "iou"),
         (Masked, [IDS, MASK, KIND], {"optimizer": "adamw", "weight_decay": 0.1}, "accuracy"),
         (Masked, OF_TOKENS, {"clip": 0.1, "schedule": "cosine"}, "accuracy"),
+        (dense(1), (X, ints(9, 24)), {"loss": "huber", "precision": "float16"}, "mse"),
+        (conv_of(1), (rand(4, 1, 6, 6), ints(2, 4, 6, 6)), {"loss": "bce"}, "iou"),
         (dense(3), (X, ints(3, 24)), {"precision": "bfloat16", "schedule": "step"}, "accuracy"),
         (dense(3), (X, ints(3, 24)), {"precision": "float16", "clip": 1.0}, "accuracy"),
         (dense(3), (X, ints(3, 24)), {"metric": "loss", "training_mode_accuracy": True}, "loss"),

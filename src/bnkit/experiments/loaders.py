@@ -16,7 +16,7 @@ from bnkit.batches import number_of
 from bnkit.experiments import data as data_sets
 from bnkit.experiments.provenance import batch_fingerprint, fingerprint
 from bnkit.experiments.settings import Settings
-from bnkit.experiments.tasks import inputs_and_targets, target_of
+from bnkit.experiments.tasks import MARKS, inputs_and_targets, target_of
 from bnkit.references import blaming, called, reference_to
 from bnkit.source_code import source_of
 
@@ -37,6 +37,7 @@ class Source:
 
     `open_loaders()` starts them again, with randomness from the global generators. `classes` is
     how many the targets name, `steps` the length of a run; `identity` is what decides the numbers.
+    `marks` are the numbers in targets that may stand for what is not counted.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Source:
     classes: int
     steps: int
     identity: Mapping[str, str]
+    marks: frozenset[int] = frozenset()
 
 
 def seed_everything(seed: int) -> None:
@@ -83,9 +85,9 @@ def own_source(loaders: OwnLoaders, settings: Settings, *, checked: bool = True)
         identity = {"loaders": source_of(loaders), "examples": examples}
         return Source(reference_to(loaders), open_loaders, 0, settings.steps, identity)
     steps = _steps(settings, number_of(train))
-    train_batches, train_classes = _read(train, "training", at_most=steps)
+    train_batches, train_classes, marks = _read(train, "training", at_most=steps)
     _check_restarts(train, "training", enough=len(train_batches) == steps)
-    test_batches, test_classes = _read(test, "test")
+    test_batches, test_classes, others = _read(test, "test")
     _check_restarts(test, "test", enough=False)
     examples = fingerprint({"train": train_batches, "test": test_batches})
     return Source(
@@ -94,6 +96,7 @@ def own_source(loaders: OwnLoaders, settings: Settings, *, checked: bool = True)
         classes=max(train_classes, test_classes),
         steps=steps,
         identity={"loaders": source_of(loaders), "examples": examples},
+        marks=frozenset(marks | others),
     )
 
 
@@ -119,20 +122,22 @@ def _steps(settings: Settings, per_epoch: int | None) -> int:
 
 def _read(
     batches: Iterable[Any], name: str, *, at_most: int | None = None
-) -> tuple[list[str], int]:
-    """Return the fingerprint of each batch, and how many classes their targets name."""
-    found, classes = [], 0
+) -> tuple[list[str], int, set[int]]:
+    """Return the fingerprint of each batch, how many classes the targets name, and their marks."""
+    found, classes, marks = [], 0, set[int]()
     for batch in _first(batches, name, at_most):
         if not isinstance(batch, Mapping):
             _check_inputs(inputs_and_targets(batch)[0], name)
         targets = target_of(batch)
         _check_targets(targets, name)
-        if targets.dtype == torch.int64 and targets.dim() == 1:
-            classes = max(classes, int(targets.max()) + 1)
+        if not targets.dtype.is_floating_point:
+            marks |= {mark for mark in MARKS - marks if bool((targets == mark).any())}
+            if targets.numel() == len(targets):  # a column, too
+                classes = max(classes, int(targets.max()) + 1)
         found.append(batch_fingerprint(batch))
     if not found:
         raise ValueError(f"the {name} batches of `data` are empty: there is nothing to compare on")
-    return found, classes
+    return found, classes, marks
 
 
 def _first(batches: Iterable[Any], name: str, at_most: int | None) -> Iterator[Any]:

@@ -1,7 +1,7 @@
 """`rehearse`: every part of a comparison is tried once, on both sides, before anything runs."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -95,11 +95,15 @@ def _judge_of(experiment: Experiment, model: nn.Module, settings: Settings) -> J
     inputs, targets = reader(model)(first_of(experiment.loaders(0).train))
     outputs = _outputs(model, inputs, "training")
     own = own_loss_of(outputs)
-    is_own = callable(settings.loss) and settings.metric is not None
-    if is_own and not isinstance(settings.metric, str):
+    measure = settings.metric
+    if callable(settings.loss) and (
+        measure == "loss" if isinstance(measure, str) else measure is not None
+    ):
         task = OWN
     else:
-        task = task_of(logits_of(outputs), targets, loss=settings.loss)
+        assert experiment.source is not None
+        marks = experiment.source.marks
+        task = task_of(logits_of(outputs), targets, loss=settings.loss, marks=marks)
     loss = settings.loss or (task.loss if own is None else None)
     metric = settings.metric
     if own is not None and settings.loss is None and metric is None:
@@ -140,12 +144,22 @@ def _try_loop(
 
 def _try_side(experiment: Experiment, side: Side, model: nn.Module, step: Training) -> None:
     loaders = experiment.loaders(0)
-    first, test = first_of(loaders.train), first_of(loaders.test)
+    first, test = first_of(loaders.train), _first_that_counts(experiment, model, loaders.test)
     _check_batch(experiment, model, first, "training")
     _check_batch(experiment, model, test, "test")
     model.to(step.device)
     with blaming(f"a training step of the {side} network fails"):
         train(model, [first], [test], step)
+
+
+def _first_that_counts(experiment: Experiment, model: nn.Module, batches: Iterable[Any]) -> Any:
+    """Return the first batch with a target that is counted; the first of all where none is."""
+    if experiment.judge is not None:
+        read, ignored = reader(model), experiment.judge.task.ignored
+        for batch in batches:
+            if bool((read(batch)[1] != ignored).any()):
+                return batch
+    return first_of(batches)
 
 
 def _check_batch(experiment: Experiment, model: nn.Module, batch: Any, name: str) -> None:

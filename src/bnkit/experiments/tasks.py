@@ -4,6 +4,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ Ran = tuple[Tensor, Tensor, Tensor | None]  # outputs, targets, and the network'
 Run = Callable[[Any], Ran]
 
 IGNORED = -100  # torch's own ignore_index: padding and pixels without a class
+MARKS = frozenset({IGNORED, -1, 255})  # what stands for it in data sets
 
 
 def _per_class_sigmoid(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -33,8 +35,16 @@ def _sigmoid(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype))
 
 
+def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    if targets.dim() == 1:
+        return F.cross_entropy(outputs, targets)
+    # The mean over the targets that count, of which a batch of padding has none: torch has NaN.
+    summed = F.cross_entropy(outputs, targets, reduction="sum")
+    return summed / (targets != IGNORED).sum().clamp(min=1)
+
+
 LOSSES: dict[str, Loss] = {
-    "cross-entropy": F.cross_entropy,
+    "cross-entropy": _cross_entropy,
     "sigmoid-cross-entropy": _per_class_sigmoid,
     "bce": _sigmoid,
     "mse": F.mse_loss,
@@ -76,9 +86,26 @@ class Task:
             targets = targets.long()  # which is the tensor itself where it is int64
             if self.ignored != IGNORED:
                 targets = targets.masked_fill(targets == self.ignored, IGNORED)
-        elif self is not OWN and targets.shape != outputs.shape:
-            targets = targets.reshape(outputs.shape)
+            if self == CLASSIFICATION:
+                targets = targets.reshape(len(outputs))  # of a column, too
+        elif self != OWN:
+            # Integers and float64 meet float32: of another kind, losses have no gradient.
+            kind = torch.promote_types(outputs.dtype, torch.float32)
+            targets = targets.reshape(outputs.shape).to(kind)
         return outputs, targets
+
+    def counted(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is predicted and what is true, a row for each target that counts."""
+        outputs, targets = self.aligned(outputs, targets)
+        if self.name in _OF_CLASSES:
+            counts = targets != IGNORED
+            return outputs.argmax(1)[counts], targets[counts]
+        if self == REGRESSION:
+            return outputs, targets
+        predicted, true = (outputs > 0).long(), targets.long()
+        if self == MULTI_LABEL:
+            return predicted, true
+        return predicted.flatten(), true.flatten()
 
 
 _OF_CLASSES = ("classification", "segmentation", "sequence labelling")
@@ -87,6 +114,7 @@ CLASSIFICATION = Task(
     "classification", "cross-entropy", ("accuracy", "f1", "loss"), _CLASSES_OF_ONE
 )
 BINARY = Task("binary classification", "bce", ("accuracy", "f1", "loss"), ("bce",))
+BINARY_MASKS = Task("binary segmentation", "bce", ("iou", "f1", "accuracy", "loss"), ("bce",))
 MULTI_LABEL = Task("multi-label classification", "bce", ("f1", "accuracy", "loss"), ("bce",))
 REGRESSION = Task("regression", "mse", ("mse", "mae", "r2", "loss"), ("mse", "mae", "huber"))
 SEGMENTATION = Task(
@@ -98,33 +126,43 @@ SEQUENCE = Task(
 OWN = Task("of your own", "", ("loss",), ())  # its loss and its metric are the user's
 
 
-def task_of(outputs: Any, targets: Tensor, *, loss: Any = None) -> Task:
+def task_of(outputs: Any, targets: Tensor, *, loss: Any = None, marks: Iterable[int] = ()) -> Task:
     """Return the task that a mini-batch shows; `loss`, a name, decides where two are possible.
 
-    Raises ValueError where two are possible and it does not, and for shapes that fit none.
+    `marks` are numbers of MARKS that other mini-batches hold. Raises ValueError where two tasks are
+    possible and `loss` does not decide, and for shapes that fit none.
 
     >>> task_of(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])).name
     'classification'
     >>> task_of(torch.zeros(4, 1), torch.randn(4)).name
     'regression'
     """
+    shapes = f"the network returns {tuple(outputs.shape)} for targets of {targets.dtype} of shape "
+    shapes += f"{tuple(targets.shape)}"
     is_class = not targets.dtype.is_floating_point
-    alike = outputs.shape == targets.shape or outputs.squeeze(-1).shape == targets.squeeze(-1).shape
-    if is_class and outputs.dim() == targets.dim() + 1 and not alike:
-        return _of_classes(outputs, targets)
+    alike = _without_ones(outputs) == _without_ones(targets)
+    if is_class and not alike and outputs.dim() == 2 and targets.numel() == len(targets):
+        return CLASSIFICATION
+    if is_class and not alike and outputs.dim() == targets.dim() + 1:
+        return _of_classes(outputs, targets, {*marks})
     if not alike:
         raise ValueError(
-            f"the network returns {tuple(outputs.shape)} for targets of {targets.dtype} of shape "
-            f"{tuple(targets.shape)}: numbers need outputs of their shape, class numbers one axis "
-            f"more, of scores"
+            f"{shapes}: numbers need outputs of their shape, class numbers an integer type, as by "
+            f"targets.long(), and one axis more, of scores"
         )
     if loss in ("mse", "mae", "huber"):
         return REGRESSION
-    several = targets.dim() > 1 and targets.shape[-1] > 1
+    several = targets.dim() == 2 and targets.shape[1] > 1
     if loss == "bce":
-        return MULTI_LABEL if several else BINARY
+        return MULTI_LABEL if several else BINARY if targets.dim() <= 2 else BINARY_MASKS
     zero_or_one = bool(((targets == 0) | (targets == 1)).all())
     if zero_or_one and several:
+        if bool((targets.sum(1) == 1).all()):
+            raise ValueError(
+                f"{shapes}, with a single 1 in each row, so they may be classes or labels: pass "
+                f"class numbers, targets.argmax(1), or loss='bce' where a sample may have several "
+                f"labels"
+            )
         return MULTI_LABEL
     if zero_or_one or is_class:
         kinds = "two classes or numbers" if zero_or_one else "counts, or class numbers"
@@ -136,30 +174,36 @@ def task_of(outputs: Any, targets: Tensor, *, loss: Any = None) -> Task:
     return REGRESSION
 
 
-def _of_classes(outputs: Tensor, targets: Tensor) -> Task:
+def _without_ones(tensor: Tensor) -> tuple[int, ...]:
+    """Return the shape without axes of one, which are no difference: columns, single channels."""
+    samples, *others = tensor.shape
+    return samples, *(size for size in others if size != 1)
+
+
+def _of_classes(outputs: Tensor, targets: Tensor, marks: AbstractSet[int]) -> Task:
     second, last = outputs.shape[:1] + outputs.shape[2:], outputs.shape[:-1]
-    if targets.dim() == 1:
-        task = CLASSIFICATION
-    elif second == targets.shape == last and outputs.dim() > 2:
+    if second == targets.shape == last and outputs.dim() > 2:
         raise ValueError(
             f"the network returns {tuple(outputs.shape)} for targets of shape "
             f"{tuple(targets.shape)}, so the classes may be its second or its last axis: pass a "
             f"`loss` and a `metric` of your own"
         )
-    elif targets.shape not in (second, last):
+    if targets.shape not in (second, last):
         raise ValueError(
             f"the network returns {tuple(outputs.shape)} for targets of shape "
             f"{tuple(targets.shape)}: there must be one score of each class for each target"
         )
-    else:
-        task = SEQUENCE if targets.dim() == 2 else SEGMENTATION
-    classes_last = targets.dim() > 1 and targets.shape == last
+    task = SEQUENCE if targets.dim() == 2 else SEGMENTATION
+    classes_last = targets.shape == last
     classes = outputs.shape[-1 if classes_last else 1]
-    outside = targets[(targets < 0) | (targets >= classes)].tolist()
-    outside = sorted(set(outside))
-    if task is not CLASSIFICATION and len(outside) == 1 and outside[0] in (-100, -1, 255):
-        return replace(task, classes_last=classes_last, ignored=outside[0])
-    return replace(task, classes_last=classes_last)
+    here = targets[(targets < 0) | (targets >= classes)].tolist()
+    outside = sorted({*here, *(mark for mark in marks if not 0 <= mark < classes)})
+    if len(outside) > 1 or not MARKS.issuperset(outside):
+        raise ValueError(
+            f"the targets hold {', '.join(map(str, outside[:5]))}, and the network has scores of "
+            f"{classes} classes, from 0: one of -100, -1 and 255 may stand for what is not counted"
+        )
+    return replace(task, classes_last=classes_last, ignored=outside[0] if outside else IGNORED)
 
 
 def logits_of(outputs: Any) -> Tensor:
@@ -268,35 +312,65 @@ class Judge:
         Raises ValueError if there are no batches.
         """
         measure = self.measure
+        ran = (_cpu(run(batch)) for batch in batches)
         if hasattr(measure, "update") and hasattr(measure, "compute"):
-            return self._accumulated(run, batches)
-        ran = [_cpu(run(batch)) for batch in batches]
-        pairs = [(outputs, targets) for outputs, targets, _ in ran]
-        if not pairs:
+            return self._accumulated(ran)
+        found = [*ran]
+        if not found:
             raise ValueError(
                 f"the held-out batches are empty: there is nothing to measure {self.metric.name} on"
             )
         if measure == "loss":
-            counts = [len(targets) for _, targets in pairs]
-            losses = [self._loss_of(*each) for each in ran]
-            return sum(c * v for c, v in zip(counts, losses, strict=True)) / sum(counts)
-        outputs, targets = (torch.cat([pair[side] for pair in pairs]) for side in (0, 1))
+            losses = [self._loss_of(*each) for each in found]
+            total = sum(count for count, _ in losses)
+            self._check_counted(total)
+            return sum(count * loss for count, loss in losses) / total
+        if any(_is_lost(outputs) for outputs, _, _ in found):
+            return math.nan
+        pairs = [(outputs, targets) for outputs, targets, _ in found]
         if callable(measure):
-            return float(measure(outputs, targets))
-        return _NAMED[measure](*self.task.aligned(outputs, targets), self.task)
+            return float(measure(*self._joined(pairs)))
+        predicted, true = self._joined([self.task.counted(*pair) for pair in pairs])
+        self._check_counted(len(true))
+        return _NAMED[measure](predicted, true, self.task)
 
-    def _loss_of(self, outputs: Tensor, targets: Tensor, own: Tensor | None) -> float:
+    def _loss_of(self, outputs: Tensor, targets: Tensor, own: Tensor | None) -> tuple[int, float]:
+        """Return the loss of a batch and how many targets it is the mean over."""
         if self.loss is None:
-            return math.nan if own is None else float(own)
-        if isinstance(self.loss, str):
-            return float(LOSSES[self.loss](*self.task.aligned(outputs, targets)))
-        return float(self.loss(outputs, targets))
+            return len(targets), math.nan if own is None else float(own)
+        if not isinstance(self.loss, str):
+            return len(targets), float(self.loss(outputs, targets))
+        outputs, targets = self.task.aligned(outputs, targets)
+        return int((targets != IGNORED).sum()), float(LOSSES[self.loss](outputs, targets))
 
-    def _accumulated(self, run: Run, batches: Iterable[Any]) -> float:
+    def _joined(self, pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Return all batches as one; of other lengths only where each number counts for itself."""
+        shapes = [outputs.shape[1:] for outputs, _ in pairs]
+        other = next((shape for shape in shapes if shape != shapes[0]), None)
+        if other is not None:
+            if self.measure not in ("mse", "mae"):
+                raise ValueError(
+                    f"the outputs of the held-out batches have shapes {(-1, *shapes[0])} and "
+                    f"{(-1, *other)}, which {self.metric.name} cannot take together: pad them to "
+                    f"one length, or pass an object of torchmetrics"
+                )
+            pairs = [(outputs.flatten(), targets.flatten()) for outputs, targets in pairs]
+        outputs, targets = zip(*pairs, strict=True)
+        return torch.cat(outputs), torch.cat(targets)
+
+    def _check_counted(self, count: int) -> None:
+        if not count:
+            raise ValueError(
+                f"all targets of the held-out batches are {self.task.ignored}, which is not "
+                f"counted: there is nothing to measure {self.metric.name} on"
+            )
+
+    def _accumulated(self, ran: Iterable[Ran]) -> float:
         measure = copy.deepcopy(self.measure)
         measure.reset()
-        for batch in batches:
-            outputs, targets, _ = _cpu(run(batch))
+        for outputs, targets, _ in ran:
+            if _is_lost(outputs):
+                return math.nan
             measure.update(outputs, targets)
         return float(measure.compute())
 
@@ -329,46 +403,45 @@ def _cpu(ran: Ran) -> Ran:
     return outputs.float() if outputs.dtype.is_floating_point else outputs, targets, own
 
 
-def _classes(outputs: Tensor, targets: Tensor, task: Task) -> tuple[Any, Any]:
-    """Return predicted and true classes that count, flat; of labels a row each."""
-    if task.name not in _OF_CLASSES:
-        return (outputs > 0).long().numpy(), targets.long().numpy()
-    counts = targets != IGNORED
-    return outputs.argmax(1)[counts].numpy(), targets[counts].numpy()
+def _is_lost(outputs: Tensor) -> bool:
+    """Return whether a network has diverged; -inf may be the score of a class that is left out."""
+    return bool((outputs.isnan() | outputs.isposinf()).any())
 
 
-def _accuracy(outputs: Tensor, targets: Tensor, task: Task) -> float:
-    predicted, true = _classes(outputs, targets, task)
-    return float((predicted == true).mean())
+def _accuracy(predicted: Tensor, true: Tensor, _task: Task) -> float:
+    return float((predicted == true).double().mean())
 
 
-def _f1(outputs: Tensor, targets: Tensor, task: Task) -> float:
+def _f1(predicted: Tensor, true: Tensor, task: Task) -> float:
     from sklearn.metrics import f1_score  # noqa: PLC0415  a second, needed only here
 
-    predicted, true = _classes(outputs, targets, task)
-    average = "binary" if task is BINARY else "macro"
-    return float(f1_score(true, predicted, average=average, zero_division=0.0))
+    average = "binary" if task in (BINARY, BINARY_MASKS) else "macro"
+    return float(f1_score(true.numpy(), predicted.numpy(), average=average, zero_division=0.0))
 
 
-def _iou(outputs: Tensor, targets: Tensor, task: Task) -> float:
+def _iou(predicted: Tensor, true: Tensor, task: Task) -> float:
     from sklearn.metrics import jaccard_score  # noqa: PLC0415  as above
 
-    predicted, true = _classes(outputs, targets, task)
-    return float(jaccard_score(true, predicted, average="macro", zero_division=0.0))
+    average = "binary" if task == BINARY_MASKS else "macro"
+    found = jaccard_score(true.numpy(), predicted.numpy(), average=average, zero_division=0.0)
+    return float(found)
 
 
-def _r2(outputs: Tensor, targets: Tensor, _task: Task) -> float:
+def _r2(predicted: Tensor, true: Tensor, _task: Task) -> float:
     from sklearn.metrics import r2_score  # noqa: PLC0415  as above
 
-    outputs, targets = (each.flatten(1) if each.dim() > 1 else each for each in (outputs, targets))
-    return float(r2_score(targets.numpy(), outputs.numpy()))
+    if not predicted.isfinite().all():
+        return math.nan
+    # In float64, in which the square of a number that float32 holds is finite.
+    predicted, true = (each.double().reshape(len(each), -1) for each in (predicted, true))
+    return float(r2_score(true.numpy(), predicted.numpy()))
 
 
 _NAMED: dict[str, Callable[[Tensor, Tensor, Task], float]] = {
     "accuracy": _accuracy,
     "f1": _f1,
     "iou": _iou,
-    "mse": lambda outputs, targets, _: float(F.mse_loss(outputs, targets)),
-    "mae": lambda outputs, targets, _: float(F.l1_loss(outputs, targets)),
+    "mse": lambda predicted, true, _: float(F.mse_loss(predicted, true)),
+    "mae": lambda predicted, true, _: float(F.l1_loss(predicted, true)),
     "r2": _r2,
 }
