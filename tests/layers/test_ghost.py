@@ -322,6 +322,18 @@ def test_layers_compile_as_one_graph(number):
     torch.testing.assert_close(layer.state_dict(), other.state_dict())
 
 
+def test_layers_of_several_sizes_compile_as_one_graph():
+    """The compiler takes what it has seen change as a variable: the second time, a size of ours."""
+    torch.compiler.reset()
+    for virtual, number in [(4, 8), (6, 8), (5, 11), (16, 8)]:
+        layer = GhostBatchNorm1d(3, virtual_batch_size=virtual)
+        other = copy.deepcopy(layer)
+        x = torch.randn(number, 3)
+        compiled = torch.compile(layer, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x), other(x))
+        torch.testing.assert_close(layer.state_dict(), other.state_dict())
+
+
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @pytest.mark.parametrize("row", [0, 9], ids=["full virtual batch", "rows left over"])
 def test_a_mini_batch_that_is_not_finite_stays_out_of_the_running_statistics(row, poison):

@@ -124,7 +124,8 @@ def _virtual_batches(shape: torch.Size, virtual_batch_size: int) -> list[_Group]
             f"`virtual_batch_size` is 1, so a virtual batch of `input` of shape {tuple(shape)} has "
             f"1 value per channel, of which training can take no variance: use at least 2"
         )
-    count, rest = divmod(shape[0], virtual_batch_size)
+    # No divmod: torch.compile has none of a size that it takes as variable.
+    count, rest = shape[0] // virtual_batch_size, shape[0] % virtual_batch_size
     if count and rest * positions == 1:
         count, rest = count - 1, virtual_batch_size + 1
     groups = [(count, virtual_batch_size), (1, rest)]
