@@ -10,6 +10,7 @@ from torch import nn
 from torch.fx import symbolic_trace
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fuse_conv_bn_eval
+from torch.nn.utils.parametrize import register_parametrization
 
 import bnkit
 from bnkit.kernels.activations import find_activation
@@ -281,6 +282,39 @@ def test_what_does_not_fit_is_named_by_its_key():
     named = {**dict(Net().named_parameters()), **dict(Net().named_buffers())}
     assert {key_of(model, name) for name in named} == model.state_dict().keys()
     model.load_state_dict(named)
+
+
+class Half(nn.Module):
+    def forward(self, values):
+        return values / 2
+
+
+def with_more():
+    """What users give to a layer: a parametrisation, and modules, parameters and buffers."""
+    layer = bnkit.BatchNorm2d(4, activation="relu")
+    register_parametrization(layer.norm, "weight", Half())
+    layer.extra = nn.Linear(2, 2)
+    layer.add_module("other", nn.BatchNorm1d(2))
+    layer.scale = nn.Parameter(torch.rand(1))
+    layer.register_buffer("offset", torch.rand(1))
+    return nn.Sequential(layer, nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_what_users_give_to_it_is_saved_and_loaded(assign):
+    saved, loaded = randomised(with_more()), with_more()
+    state = saved.state_dict()
+    own = {"0.parametrizations.weight.original", "0.extra.weight", "0.scale", "0.offset"}
+    assert state.keys() >= own
+    assert len(state) == len([*saved.parameters(), *saved.buffers()])
+    loaded.load_state_dict(state, assign=assign)
+    assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
+    assert torch.equal(loaded[0].norm.weight, saved[0].norm.weight)
+    assert loaded[0].extra is loaded[0].norm.extra
+    del state["0.parametrizations.weight.original"], state["0.extra.bias"]
+    found = r"(?s)Missing.*parametrizations\.weight\.original.*extra\.bias"
+    with pytest.raises(RuntimeError, match=found):
+        loaded.load_state_dict(state)
 
 
 def made():

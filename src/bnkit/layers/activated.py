@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from bnkit.internals import child_of, has_hooks, move_call_hooks
+from bnkit.internals import child_of, children_of, has_hooks, move_call_hooks
 from bnkit.kernels.activations import find_activation
 from bnkit.layers.affine import finish
 from bnkit.layers.leaves import TracedAsLeaf, is_proxy
@@ -92,8 +92,30 @@ class ActivatedNorm(TracedAsLeaf):
         for key in [key for key in state_dict if key.startswith(inside)]:  # names of parameters
             state_dict[prefix + key.removeprefix(inside)] = state_dict.pop(key)
         self.norm._load_from_state_dict(state_dict, prefix, *details)  # noqa: SLF001  as torch calls it
-        # Torch will now ask `norm` to load what is called so: itself, which changes nothing.
-        state_dict.update(self.norm.state_dict(prefix=inside, keep_vars=True))
+        # Torch will now ask `norm` to load what is called so: itself, which changes nothing,
+        loaded = self.norm.state_dict(prefix=inside, keep_vars=True)
+        state_dict.update((k, v) for k, v in loaded.items() if "." not in k.removeprefix(inside))
+        # and then each child of `norm`, such as its parametrizations.
+        for child in children_of(self.norm):
+            for key in [key for key in state_dict if key.startswith(f"{prefix}{child}.")]:
+                state_dict[inside + key.removeprefix(prefix)] = state_dict[key]
+
+    # --- what is registered later is registered on `norm`, so that the state dict has it
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register it on `norm`."""
+        self.norm.register_parameter(name, param)
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Register it on `norm`."""
+        self.norm.register_buffer(name, tensor, persistent)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Put another module in the place of `norm`; under any other name, into it."""
+        if name == "norm":
+            super().add_module(name, module)
+        else:
+            self.norm.add_module(name, module)
 
     # --- the attributes of `norm`
 
@@ -108,8 +130,8 @@ class ActivatedNorm(TracedAsLeaf):
 
     def __setattr__(self, name: str, value: Any) -> None:
         norm = child_of(self, "norm")
-        own = name in vars(self) or hasattr(type(self), name)
-        if norm is None or own or not hasattr(norm, name):
+        own = name == "norm" or name in vars(self) or hasattr(type(self), name)
+        if norm is None or own or not (hasattr(norm, name) or isinstance(value, nn.Module)):
             super().__setattr__(name, value)
         else:
             setattr(norm, name, value)
