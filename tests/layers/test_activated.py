@@ -368,6 +368,22 @@ def test_the_count_follows_the_statistics():
     assert copy.deepcopy(layer).half().non_finite_batches.item() == 1
 
 
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_a_layer_made_without_memory_counts_once_it_has_some(activation):
+    with torch.device("meta"):
+        assigned, emptied = (bnkit.BatchNorm2d(4, activation=activation) for _ in range(2))
+        plain = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU())
+    plan = bnkit.surgery.plan_acceleration(nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()), IMAGES)
+    accelerated = plan.change(plain)[0]
+    accelerated.guard = True
+    assigned.load_state_dict(nn.BatchNorm2d(4).state_dict(), assign=True)
+    for layer in (emptied, accelerated):
+        layer.to_empty(device="cpu").load_state_dict(nn.BatchNorm2d(4).state_dict())
+    for layer in (assigned, emptied, accelerated):
+        layer(torch.full((2, 4, 1, 1), torch.nan))
+        assert layer.non_finite_batches.item() == 1
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_it_compiles_as_one_graph(training):
     model = randomised(Net()).train(training)

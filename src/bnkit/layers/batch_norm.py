@@ -84,8 +84,7 @@ class GuardedBatchNorm(OnePass, AnyBatchNorm, metaclass=Activatable):
             self.register_parameter("bias", None)  # torch 2.9 has no `bias=`
         self._activation = activation  # until the class takes it out again
         self.guard = guard
-        self.non_finite_batches = torch.zeros((), dtype=torch.long)
-        self._count_beside_statistics()
+        self.begin_count()
 
     @property
     def activation(self) -> str | None:
@@ -231,6 +230,15 @@ class GuardedBatchNorm(OnePass, AnyBatchNorm, metaclass=Activatable):
         super()._apply(*args, **options)  # type: ignore[no-untyped-call]
         self._count_beside_statistics()
         return self
+
+    def _load_from_state_dict(self, *details: Any) -> None:
+        super()._load_from_state_dict(*details)  # type: ignore[no-untyped-call]
+        self._count_beside_statistics()  # with assign=True the statistics may be on another device
+
+    def begin_count(self) -> None:
+        """Set `non_finite_batches` to 0, on the device of the statistics."""
+        self.non_finite_batches = torch.zeros((), dtype=torch.long, device="cpu")
+        self._count_beside_statistics()
 
     def _count_beside_statistics(self) -> None:
         """Keep the count on the device of the statistics, but where these have no memory yet."""

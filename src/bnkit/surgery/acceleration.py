@@ -3,7 +3,6 @@
 from contextlib import suppress
 from typing import Any
 
-import torch
 from torch import nn
 
 from bnkit.behaviour import behaviour_of, has_known_forward
@@ -141,8 +140,7 @@ def apply_acceleration(
     if type(module) in _KINDS:
         module.__class__ = _KINDS[type(module)]
         module.guard = False
-        device = next((t.device for t in module.state_dict().values()), None)
-        module.non_finite_batches = torch.zeros((), dtype=torch.long, device=device)
+        module.begin_count()
     if activation is not None:
         enclose(module, activation)
     if replaced is not None:
