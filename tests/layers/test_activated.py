@@ -385,6 +385,19 @@ def test_a_layer_made_without_memory_counts_once_it_has_some(activation):
 
 
 @pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["layers", "accelerated"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit is
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # torch's batch_norm gives them
+def test_torch_jit_traces_torchs_own_operations(name, training):
+    plain = randomised(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.SiLU()))
+    model = Net() if name == "layers" else bnkit.accelerate(plain, IMAGES)
+    model = randomised(model).train(training)
+    traced = torch.jit.trace(copy.deepcopy(model), (IMAGES,), check_trace=False)
+    assert "bnkit::" not in str(traced.inlined_graph)
+    torch.testing.assert_close(traced(IMAGES[:3]), copy.deepcopy(model)(IMAGES[:3]))
+
+
+@pytest.mark.parametrize("training", [True, False])
 def test_it_compiles_as_one_graph(training):
     model = randomised(Net()).train(training)
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")

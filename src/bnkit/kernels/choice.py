@@ -52,6 +52,7 @@ _DTYPE = Choice("torch", "there are no kernels for this dtype")
 _LAYOUT = Choice("torch", "its memory is neither channels first nor channels last, without gaps")
 _SHAPE = Choice("torch", "it has no channel axis")
 _EMPTY = Choice("torch", "it is empty")
+_JIT = Choice("torch", "torch.jit.trace records this call, and what it records runs without bnkit")
 
 
 def choose_kernel(x: Tensor, *, training: bool = True, fused: bool = True) -> Choice:  # noqa: ARG001  as it was
@@ -72,6 +73,8 @@ def choose_kernel(x: Tensor, *, training: bool = True, fused: bool = True) -> Ch
 
 def _objection(x: Tensor) -> Choice | None:
     """Return torch and the reason why `x` is left to it, or None."""
+    if torch.jit.is_tracing():  # the sizes of `x` are tensors there
+        return _JIT
     objections = (
         (x.device.type == "cuda", _GPU),
         (x.device.type != "cpu", _DEVICE),
@@ -130,6 +133,7 @@ def is_traced(x: Tensor) -> bool:
     """Return whether a compiler records this call, for which the kernels must be operators."""
     return (
         torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
         # FakeTensor, FunctionalTensor and their like are subclasses; a parameter is plain memory.
         or type(x) not in (Tensor, nn.Parameter)
         or dispatch_modes() > 0
