@@ -95,6 +95,12 @@ def is_forward_mode() -> bool:
 assume: Callable[[bool], object] = getattr(torch, "_check", bool)
 
 
+# --- what asks whether torch.jit scripts or traces, without types and in no list of exports
+
+is_scripting: Callable[[], bool] = torch.jit.is_scripting  # type: ignore[attr-defined]
+is_jit_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
+
+
 # --- what torch.compile wraps
 
 

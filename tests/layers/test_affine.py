@@ -75,7 +75,7 @@ def test_gradients_reach_weight_bias_and_input():
 
 
 def test_other_channels_are_refused():
-    message = r"`input` of shape \(5, 3\) does not have 4 channels on axis 1, as this ChannelAffine"
+    message = r"`input` of shape \[5, 3\] does not have 4 channels on axis 1, as this ChannelAffine"
     with pytest.raises(ValueError, match=message):
         ChannelAffine(4)(torch.zeros(5, 3))
 

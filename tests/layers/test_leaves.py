@@ -1,6 +1,7 @@
-"""torch.fx takes what bnkit makes for one call each, as it does torch's own layers."""
+"""torch.fx takes what bnkit makes for one call each, and torch.jit compiles what is deployed."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -58,6 +59,7 @@ def test_it_can_be_prepared_for_quantisation(name):
     torch.testing.assert_close(prepared(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_a_standardised_model_of_several_arguments_says_what_to_trace():
     class Two(nn.Module):
         def forward(self, x, y):
@@ -65,5 +67,50 @@ def test_a_standardised_model_of_several_arguments_says_what_to_trace():
 
     pairs = [((IMAGES, IMAGES),)]
     model = bnkit.standardize(Two(), pairs, inputs=lambda b: (b[0], {}), argument="x")
-    with pytest.raises(TypeError, match="of one argument, and 2 are taken by Two: trace its `mod"):
-        symbolic_trace(model)
+    for take in (symbolic_trace, torch.jit.script):
+        with pytest.raises(TypeError, match="of one argument, and Two takes 2: give them its `mod"):
+            take(model)
+
+
+class ByName(nn.Module):
+    """Normalises what is called `x`."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.norm(torch.relu(self.conv(x))).mean((2, 3)))
+
+
+def pixels():
+    """A model of integers, whose weights are of float64."""
+    model = ByName().double().eval()
+    return bnkit.standardize(model, [(20 * batch).clamp(0, 255).byte() for batch in BATCHES])
+
+
+DEPLOYED = {
+    "remove": MADE["remove"],
+    "remove by name": lambda: bnkit.remove(ByName().eval(), IMAGES),
+    "standardize": MADE["standardize"],
+    "standardize by name": lambda: bnkit.standardize(ByName().eval(), BATCHES),
+    "standardize pixels": pixels,
+}
+
+
+@pytest.mark.parametrize("name", DEPLOYED)
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_what_is_deployed_can_be_scripted(name):
+    model = DEPLOYED[name]().eval()
+    x = (20 * IMAGES).clamp(0, 255).byte() if name.endswith("pixels") else IMAGES
+    expected, kinds = model(x), [type(module) for module in model.modules()]
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(model), file)
+    file.seek(0)
+    scripted = torch.jit.load(file)
+    torch.testing.assert_close(scripted(x), expected)
+    assert scripted.state_dict().keys() == model.state_dict().keys()
+    assert [type(module) for module in model.modules()] == kinds
+    if name.startswith("standardize"):
+        with pytest.raises(torch.jit.Error, match=r"of shape \[8, 1, 8, 8\] must have 3 features"):
+            scripted(x[:, :1])

@@ -390,12 +390,12 @@ def test_what_hides_its_layers_is_refused(model, message):
 
 def test_inputs_with_other_features_are_refused_in_use():
     message = (
-        r"^`input` of shape \(5, 3, 4\) must have 4 features on axis 1, as the inputs had by which "
+        r"^`input` of shape \[5, 3, 4\] must have 4 features on axis 1, as the inputs had by which "
         r"it is standardised$"
     )
     with pytest.raises(ValueError, match=message):
         standardize(nn.Identity(), vectors())(sequences())
-    with pytest.raises(ValueError, match=r"`input` of shape \(4,\) must have 4 features on axis 1"):
+    with pytest.raises(ValueError, match=r"`input` of shape \[4\] must have 4 features on axis 1"):
         Standardize(4)(torch.zeros(4))
 
 

@@ -17,7 +17,7 @@ ROWS = {f"{int(row[0]):02}": row[1] for row in re.findall(
 @pytest.mark.parametrize("number", PROGRAMS)
 def test_a_public_trouble_is_told_right(number, request):
     if ROWS[number] != "solved":
-        request.applymarker(pytest.mark.xfail(reason="the page says what is missing", strict=False))
+        request.applymarker(pytest.mark.xfail(reason="the page says what is missing", strict=True))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, on what these situations are made of
         runpy.run_path(str(PROGRAMS[number]), run_name="__main__")

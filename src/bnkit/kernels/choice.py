@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import has_torch_function_unary
 
-from bnkit.internals import dispatch_modes, is_forward_mode, transformation
+from bnkit.internals import dispatch_modes, is_forward_mode, is_jit_tracing, transformation
 from bnkit.kernels import build
 
 Kernel = Literal["reference", "torch", "core", "gpu"]
@@ -73,7 +73,7 @@ def choose_kernel(x: Tensor, *, training: bool = True, fused: bool = True) -> Ch
 
 def _objection(x: Tensor) -> Choice | None:
     """Return torch and the reason why `x` is left to it, or None."""
-    if torch.jit.is_tracing():  # the sizes of `x` are tensors there
+    if is_jit_tracing():  # the sizes of `x` are tensors there
         return _JIT
     objections = (
         (x.device.type == "cuda", _GPU),
@@ -133,7 +133,7 @@ def is_traced(x: Tensor) -> bool:
     """Return whether a compiler records this call, for which the kernels must be operators."""
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or is_jit_tracing()
         # FakeTensor, FunctionalTensor and their like are subclasses; a parameter is plain memory.
         or type(x) not in (Tensor, nn.Parameter)
         or dispatch_modes() > 0

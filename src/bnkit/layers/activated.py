@@ -71,7 +71,7 @@ class ActivatedNorm(TracedAsLeaf):
     ) -> Tensor:
         """Return activation(norm(input) + residual); a `mask` is for `norm`."""
         if is_proxy(input):
-            return self.as_leaf(input, residual=residual, mask=mask)  # type: ignore[no-any-return]
+            return self.as_leaf(input, residual, mask)
         options = {} if mask is None else {"mask": mask}
         norm = self.norm
         if not isinstance(norm, OnePass):

@@ -48,16 +48,19 @@ class ChannelAffine(TracedAsLeaf):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return activation((input − center) · weight + bias + residual)."""
         if is_proxy(input):
-            return self.as_leaf(input, residual=residual)  # type: ignore[no-any-return]
+            return self.as_leaf(input, residual, None)
         if input.dim() < 2 or input.shape[1] != self.num_features:
             raise ValueError(
-                f"`input` of shape {tuple(input.shape)} does not have {self.num_features} channels "
+                f"`input` of shape {list(input.shape)} does not have {self.num_features} channels "
                 f"on axis 1, as this ChannelAffine does"
             )
-        shape = (1, -1, *[1] * (input.dim() - 2))
-        center, weight, bias = (t.view(shape) for t in (self.center, self.weight, self.bias))
-        y = torch.addcmul(bias, input - center, weight).to(input.dtype)
-        return finish(y, residual, self.activation)
+        shape = [1] * input.dim()
+        shape[1] = self.num_features
+        deviations = input - self.center.view(shape)
+        y = torch.addcmul(self.bias.view(shape), deviations, self.weight.view(shape))
+        y = y.to(input.dtype) if residual is None else y.to(input.dtype) + residual
+        # So written, torch.jit.script compiles a layer without an activation.
+        return y if self.activation is None else finish(y, None, self.activation)
 
     def extra_repr(self) -> str:
         """Return the features and the activation, for printing."""
@@ -81,7 +84,7 @@ class ResidualActivation(TracedAsLeaf):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return activation(input + residual)."""
         if is_proxy(input):
-            return self.as_leaf(input, residual=residual)  # type: ignore[no-any-return]
+            return self.as_leaf(input, residual, None)
         return finish(input, residual, self.activation)
 
     def extra_repr(self) -> str:

@@ -106,7 +106,7 @@ class GuardedBatchNorm(OnePass, AnyBatchNorm, metaclass=Activatable):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return batch_norm(input) + residual, in the shape and dtype of `input`."""
         if is_proxy(input):
-            return self.as_leaf(input, residual=residual)  # type: ignore[no-any-return]
+            return self.as_leaf(input, residual, None)
         return self.activated(input, residual, None)
 
     def activated(self, input: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
@@ -232,7 +232,7 @@ class GuardedBatchNorm(OnePass, AnyBatchNorm, metaclass=Activatable):
         return self
 
     def _load_from_state_dict(self, *details: Any) -> None:
-        super()._load_from_state_dict(*details)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(*details)
         self._count_beside_statistics()  # with assign=True the statistics may be on another device
 
     def begin_count(self) -> None:

@@ -2,8 +2,11 @@
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.fx import Proxy
+
+from bnkit.internals import is_scripting
 
 
 def is_proxy(value: Any) -> bool:
@@ -12,18 +15,25 @@ def is_proxy(value: Any) -> bool:
     >>> is_proxy(1)
     False
     """
-    return isinstance(value, Proxy)
+    return False if is_scripting() else isinstance(value, Proxy)  # TorchScript has no Proxy
 
 
 class TracedAsLeaf(nn.Module):
     """A module whose forward hands proxies to `as_leaf`: torch.fx takes only torch's for leaves."""
+
+    __jit_unused_properties__ = ("itself",)
 
     @property
     def itself(self) -> "TracedAsLeaf":
         """The module: a graph whose root it is needs a name by which to call it."""
         return self
 
-    def as_leaf(self, *args: Any, **options: Any) -> Any:
+    @torch.jit.unused
+    def as_leaf(self, input: Any, residual: Any, mask: Any) -> Tensor:
+        """Return `call_of` these, which torch.jit.script need not compile."""
+        return self.call_of(input, residual=residual, mask=mask)  # type: ignore[no-any-return]
+
+    def call_of(self, *args: Any, **options: Any) -> Any:
         """Return the proxy of a call of this module, in which one of the arguments is a proxy.
 
         >>> from torch.fx import symbolic_trace

@@ -41,7 +41,7 @@ class MaskedBatchNorm(GuardedBatchNorm):
         or (N,) for rows. Without it that of the block `with bnkit.mask(...)` holds.
         """
         if is_proxy(input):
-            return self.as_leaf(input, residual=residual, mask=mask)  # type: ignore[no-any-return]
+            return self.as_leaf(input, residual, mask)
         return self.activated(input, residual, None, mask=mask)
 
     def activated(

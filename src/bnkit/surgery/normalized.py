@@ -58,7 +58,7 @@ class NormalizedOutput(Normalized):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if any(map(is_proxy, (*args, *kwargs.values()))):
-            return self.as_leaf(*args, **kwargs)  # type: ignore[no-any-return]
+            return self.call_of(*args, **kwargs)  # type: ignore[no-any-return]
         return _normalise(self, super().forward(*args, **kwargs))
 
 
@@ -67,7 +67,7 @@ class NormalizedInput(Normalized):
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
         if is_proxy(input):
-            return self.as_leaf(input, *args, **kwargs)
+            return self.call_of(input, *args, **kwargs)
         return super().forward(_normalise(self, input), *args, **kwargs)
 
 

@@ -44,11 +44,11 @@ class Standardize(TracedAsLeaf):
     def forward(self, input: Tensor) -> Tensor:
         """Return (input − mean) / std, feature by feature."""
         if is_proxy(input):
-            return self.as_leaf(input)  # type: ignore[no-any-return]
+            return self.as_leaf(input, None, None)
         axis = self.channel_axis
         if not -input.dim() <= axis < input.dim() or input.shape[axis] != self.num_features:
             raise ValueError(
-                f"`input` of shape {tuple(input.shape)} must have {self.num_features} features on "
+                f"`input` of shape {list(input.shape)} must have {self.num_features} features on "
                 f"axis {axis}, as the inputs had by which it is standardised"
             )
         shape = [1] * input.dim()
@@ -102,12 +102,18 @@ class Standardized(nn.Module):
             args = (*args[: self.position], standardised, *args[self.position + 1 :])
         return self.model(*args, **kwargs)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Return what torch.jit.script compiles in place of this."""
+        self._only_argument([None])
+        return _OfOneArgument(self.standardize, self.model, self._dtype_of_floats())
+
     def _only_argument(self, arguments: Any) -> Any:
         taken = len(inspect.signature(self.model.forward).parameters)
         if taken != 1:
             raise TypeError(
-                f"torch.fx traces a standardised model of one argument, and {taken} are taken by "
-                f"{type(self.model).__name__}: trace its `model`, and standardise by `standardize`"
+                f"torch.fx and torch.jit take a standardised model of one argument, and "
+                f"{type(self.model).__name__} takes {taken}: give them its `model`, and "
+                f"standardise by `standardize`"
             )
         return arguments[0]
 
@@ -115,9 +121,29 @@ class Standardized(nn.Module):
         standardised: Tensor = self.standardize(input)
         if is_proxy(input) or input.is_floating_point():
             return standardised
+        return standardised.to(self._dtype_of_floats())
+
+    def _dtype_of_floats(self) -> torch.dtype:
         dtypes = (p.dtype for p in self.model.parameters() if p.is_floating_point())
-        return standardised.to(next(dtypes, torch.get_default_dtype()))
+        return next(dtypes, torch.get_default_dtype())
 
     def extra_repr(self) -> str:
         """Return which argument is standardised."""
         return f"argument={self.argument!r}, position={self.position}"
+
+
+class _OfOneArgument(nn.Module):
+    """A standardised model for torch.jit.script, which compiles no `*args`."""
+
+    def __init__(self, standardize: Standardize, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.standardize = standardize
+        self.model = model
+        self.dtype_of_floats = dtype
+        follow_mode(self, model)
+
+    def forward(self, input: Tensor) -> Any:
+        standardised = self.standardize(input)
+        if not input.is_floating_point():
+            standardised = standardised.to(self.dtype_of_floats)
+        return self.model(standardised)
