@@ -21,6 +21,7 @@ FILLED = {
     "weight_decay=...": "weight_decay=1e-4",
     "domains=[...]": "domains=['one', 'other']",
     "bnkit.domain(model, name)": "bnkit.domain(model, 'one')",
+    "path in [...]": "path in [layer for finding in diagnosis for layer in finding.layers]",
     "bnkit.mask(real)": "bnkit.mask(torch.ones(8, 10, dtype=torch.bool))",
 }
 CALL = re.compile(r"(?:model = )?(?:bnkit|diagnosis)\.\w+\(")

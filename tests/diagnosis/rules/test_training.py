@@ -1,6 +1,7 @@
 """Sick and healthy trainings: the optimizer, accumulation, ranks, half precision, the gap."""
 
 import math
+import re
 from collections import OrderedDict
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from bnkit.diagnosis.evidence import Parallel
 from bnkit.diagnosis.gathering import gather
 from bnkit.diagnosis.rules import noise
 from bnkit.diagnosis.rules.table import KINDS
+from bnkit.layers import FrozenBatchNorm1d
 from bnkit.layers.sync import SyncBatchNorm1d
 from cases import seeded
 from reloading import reloaded
@@ -475,6 +477,10 @@ def test_a_teacher_is_not_missing_from_the_optimizer_but_its_statistics_move(how
     before = fixed.teacher[1].running_mean.clone()
     fixed(rows()[0])
     assert torch.equal(fixed.teacher[1].running_mean, before)
+    code = re.search(r"model = (bnkit.*\[\.\.\.\]\))", finding.fix)[1]
+    by_hand = eval(code.replace("[...]", str(list(finding.layers))))
+    kinds = [type(by_hand.get_submodule(path)) for path in ("teacher.1", "student.1")]
+    assert kinds == [FrozenBatchNorm1d, nn.BatchNorm1d]  # the student trains
 
 
 @pytest.mark.parametrize("how", CUT_OFF)

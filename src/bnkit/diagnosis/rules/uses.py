@@ -192,7 +192,8 @@ def _values_per_row(evidence: Evidence, place: Place) -> float:
 
 _KEEP_FROZEN = (
     "Put the layer in eval mode after each model.train(), or "
-    'model = bnkit.convert(model, "frozen"), which stays frozen.'
+    'model = bnkit.convert(model, "frozen", where=lambda path, _: path in [...]) with the paths of '
+    "such layers, which then stay frozen."
 )
 
 
