@@ -1,20 +1,13 @@
 """Gamma is pruned by a mask, or kept positive by a parametrisation."""
 
 import torch
+from situations import net, rows
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
 import bnkit
 
 torch.manual_seed(0)
-
-
-def net(width=8, norm=nn.BatchNorm1d):
-    return nn.Sequential(nn.Linear(6, width), norm(width), nn.ReLU(), nn.Linear(width, 3))
-
-
-def rows(number=8, *, shift=0.0, scale=1.0, count=64):
-    return [scale * torch.randn(count, 6) + shift for _ in range(number)]
 
 
 class Positive(nn.Module):

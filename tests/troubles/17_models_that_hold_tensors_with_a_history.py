@@ -1,25 +1,12 @@
 """A model that caches what it computed cannot be deep-copied."""
 
 import torch
+from situations import fed, net, rows
 from torch import nn
 
 import bnkit
 
 torch.manual_seed(0)
-
-
-def net(width=8, norm=nn.BatchNorm1d):
-    return nn.Sequential(nn.Linear(6, width), norm(width), nn.ReLU(), nn.Linear(width, 3))
-
-
-def rows(number=8, *, shift=0.0, scale=1.0, count=64):
-    return [scale * torch.randn(count, 6) + shift for _ in range(number)]
-
-
-def fed(model, batches):
-    for batch in batches:
-        model(batch)
-    return model
 
 
 class Caching(nn.Module):

@@ -1,26 +1,11 @@
 """A prediction for a single sample, adapted to it with a prior."""
 
 import torch
-from torch import nn
+from situations import fed, net, rows
 
 import bnkit
 
 torch.manual_seed(0)
-
-
-def net(width=8, norm=nn.BatchNorm1d):
-    return nn.Sequential(nn.Linear(6, width), norm(width), nn.ReLU(), nn.Linear(width, 3))
-
-
-def rows(number=8, *, shift=0.0, scale=1.0, count=64):
-    return [scale * torch.randn(count, 6) + shift for _ in range(number)]
-
-
-def fed(model, batches):
-    for batch in batches:
-        model(batch)
-    return model
-
 
 model = fed(net(), rows(60, shift=2.0)).eval()
 x = torch.randn(1, 6)
