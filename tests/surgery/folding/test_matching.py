@@ -131,6 +131,11 @@ INTO = {
         (2, 4, 6, 6),
         "3",
     ),
+    "conv before it, through padding that only cuts": (
+        chain(nn.Conv2d(4, 6, 3), lambda x: F.pad(x, (0, 0, -1, -2)), nn.BatchNorm2d(6)),
+        (2, 4, 8, 8),
+        "0",
+    ),
     "the layer before it rather than the one after it": (
         chain(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)),
         (5, 4),
@@ -211,7 +216,21 @@ def reads_weight():
     return randomised(Reads())
 
 
+def padded_to_even(x):
+    return F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
+
+
 ALONE = {
+    "padding with zeros that this size does not need": (
+        chain(nn.Conv2d(4, 3, 3), padded_to_even, nn.BatchNorm2d(3)),
+        (2, 4, 6, 6),
+        f"before it: pad() in '1' {STANDS}",
+    ),
+    "padding with ones, which are numbers of features, too": (
+        chain(nn.Conv2d(4, 1, 3), lambda x: F.pad(x, (1, 1), value=1.0), nn.BatchNorm2d(1)),
+        (2, 4, 6, 6),
+        f"before it: pad() in '1' {STANDS}",
+    ),
     "an activation between": (
         chain(nn.Linear(4, 3), nn.ReLU(), nn.BatchNorm1d(3)),
         (5, 4),

@@ -350,11 +350,29 @@ class Routes:
 
     def _averages(self, call: Call) -> bool:
         """Return whether the call keeps a constant, so that it keeps the shift of a map, too."""
+        if _pads_by_a_constant(call):
+            return False
+        shape = self.flow.shapes[call.inputs[0]]
         try:
-            made = _called(self.flow, call, torch.ones(self.flow.shapes[call.inputs[0]]).double())
+            made = _called(self.flow, call, torch.ones(shape, dtype=torch.float64))
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
             return False
         return torch.allclose(made, torch.ones_like(made), rtol=0, atol=1e-12)
+
+
+def _pads_by_a_constant(call: Call) -> bool:
+    """Return whether the call is `F.pad` with zeros or the like, unless it only cuts values away.
+
+    One that adds nothing counts: it may for sizes that a window does not divide.
+    """
+    if call.module is not None or call.name != "pad":
+        return False
+    amounts, mode = (
+        call.keywords.get(name, call.arguments[place] if len(call.arguments) > place else default)
+        for name, place, default in (("pad", 1, ()), ("mode", 2, "constant"))
+    )
+    only_cuts = any(amounts) and all(type(amount) is int and amount <= 0 for amount in amounts)
+    return mode == "constant" and not only_cuts
 
 
 def _is_on(dropout: Call) -> bool:
