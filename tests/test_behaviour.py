@@ -59,6 +59,19 @@ class FixedBatchNorm(nn.Module):
         return (x - mean) * (variance + 1e-5).rsqrt() * weight + bias
 
 
+class NoAffine(nn.Module):
+    """Frozen, and without weight and bias."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.register_buffer("running_mean", torch.rand(features))
+        self.register_buffer("running_var", torch.rand(features) + 0.5)
+
+    def forward(self, x):
+        mean, variance = (t.view(1, -1, 1, 1) for t in (self.running_mean, self.running_var))
+        return (x - mean) / (variance + 1e-3).sqrt()
+
+
 class Always(nn.modules.batchnorm._BatchNorm):
     """Normalises by the mini-batch in both modes."""
 
@@ -112,6 +125,7 @@ SHOWN = {
     "no activation": (lambda: Act(3, nn.Identity()), 0.1, False, True, True, None),
     "function": (lambda: Functional(3), 0.2, False, True, True, "silu"),
     "frozen": (lambda: FixedBatchNorm(3), 0.0, False, False, True, None),
+    "frozen, no affine": (lambda: NoAffine(3), 0.0, False, False, True, None),
     "always": (lambda: Always(3), 0.1, True, True, False, None),
     "kept share": (lambda: KeptShare(3), 0.1, False, True, False, None),
     "pair": (lambda: Flow(3), 0.1, False, True, False, None),
@@ -236,7 +250,9 @@ def test_where_no_layer_takes_it_in_it_becomes_an_affine_map_and_its_activation(
 
 
 @pytest.mark.parametrize("kind", ["frozen", "bnkit", "sync"])
-@pytest.mark.parametrize("name", ["child", "function", "no activation", "cumulative"])
+@pytest.mark.parametrize(
+    "name", ["child", "function", "no activation", "cumulative", "frozen, no affine"]
+)
 def test_it_becomes_another_kind_with_its_activation(name, kind):
     net = randomised(nn.Sequential(SHOWN[name][0]())).eval()
     changed = bnkit.convert(net, kind, IMAGES)
@@ -245,7 +261,8 @@ def test_it_becomes_another_kind_with_its_activation(name, kind):
     assert list(changed[0].children()) == inside
     if name == "function":
         assert (changed[0].eps, changed[0].momentum) == (1e-3, 0.2)
-    if kind == "bnkit":
+    torch.testing.assert_close(changed(IMAGES), net(IMAGES), rtol=1e-6, atol=1e-6)
+    if kind == "bnkit" and name != "frozen, no affine":
         torch.testing.assert_close(changed.train()(IMAGES), net.train()(IMAGES))
         same = changed[0].running_var, net[0].running_var
         torch.testing.assert_close(*same, rtol=1e-5, atol=1e-6)
@@ -260,7 +277,7 @@ def test_one_that_trains_otherwise_is_left_alone_by_conversion():
     assert plan.left_alone[0].why.endswith("which does not train as torch's batch norm")
 
 
-@pytest.mark.parametrize("name", ["child", "function", "frozen"])
+@pytest.mark.parametrize("name", ["child", "function", "frozen", "frozen, no affine"])
 def test_it_becomes_a_group_norm_that_is_calibrated_on_what_it_gave(name):
     net = randomised(nn.Sequential(nn.Conv2d(3, 3, 3), SHOWN[name][0]())).eval()
     plan = bnkit.surgery.plan_conversion(net, "group", [IMAGES, 2 * IMAGES], num_groups=1)

@@ -12,7 +12,7 @@ def randomised(model):
         if isinstance(getattr(module, "running_mean", None), torch.Tensor):
             with torch.no_grad():
                 for name in STATE:
-                    tensor = getattr(module, name)
+                    tensor = getattr(module, name, None)
                     if tensor is not None:
                         values = torch.randn(tensor.shape, generator=generator)
                         tensor.copy_(values.abs() + 0.5 if name == "running_var" else values)

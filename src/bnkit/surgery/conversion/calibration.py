@@ -21,6 +21,7 @@ from bnkit.layers.activated import path_of_norm
 from bnkit.moments import Moments
 from bnkit.observation import on_the_side, seeing_inputs
 from bnkit.surgery.conversion.kinds import family_of
+from bnkit.surgery.conversion.recasting import state_of
 from bnkit.surgery.insertion import run_batch
 from bnkit.surgery.operations import Edit, make_edits, write_values
 from bnkit.surgery.verification import SurgeryError, distance, run
@@ -100,7 +101,8 @@ def _output_moments(model: nn.Module, paths: Iterable[str], calls: Calls) -> dic
     """Return the moments of what each layer gives before its activation, in order of first call."""
     layers: dict[str, Any] = {path: model.get_submodule(path) for path in paths}
     moments, _ = _moments(model, layers, calls, _normalised)
-    return {path: _affine(m, layers[path].weight, layers[path].bias) for path, m in moments.items()}
+    affine = {path: state_of(layer).parameters for path, layer in layers.items()}
+    return {path: _affine(m, *affine[path].values()) for path, m in moments.items()}
 
 
 def _calibrated(model: nn.Module, path: str, wanted: Moments, calls: Calls) -> dict[str, Tensor]:

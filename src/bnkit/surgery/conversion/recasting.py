@@ -237,7 +237,7 @@ def state_of(layer: Any) -> State:
         statistics = {}  # it has no need of any, and a batch norm begins with new ones
     eps, activation, carried = _numbers_of(layer)
     return State(
-        num_features=_features_of(layer),
+        num_features=features_of(layer),
         eps=eps,
         affine=getattr(layer, "affine", parameters["weight"] is not None),
         track_running_stats=getattr(layer, "track_running_stats", True) or not statistics,
@@ -291,7 +291,13 @@ def _statistics_of_domains(layer: nn.Module) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def _features_of(layer: Any) -> int:
-    if isinstance(layer, nn.GroupNorm):
-        return layer.num_channels
-    return int(getattr(layer, "num_features", 0) or len(layer.weight))
+def features_of(layer: Any) -> int:
+    """Return how many channels a normalisation of any class has; 0 where nothing says it.
+
+    >>> features_of(nn.GroupNorm(2, 4)), features_of(nn.SyncBatchNorm(3))
+    (4, 3)
+    """
+    named = getattr(layer, "num_channels", None) or getattr(layer, "num_features", None)
+    held = (*STATISTICS[:1], *PARAMETERS)
+    tensors = (getattr(layer, name, None) for name in held)
+    return int(named or next((t.numel() for t in tensors if isinstance(t, Tensor)), 0))

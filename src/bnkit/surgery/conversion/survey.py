@@ -26,7 +26,7 @@ from bnkit.surgery.conversion.kinds import (
     family_of,
     name_and_rank,
 )
-from bnkit.surgery.conversion.recasting import own_names, state_of
+from bnkit.surgery.conversion.recasting import features_of, own_names, state_of
 from bnkit.surgery.folding.arithmetic import features_out
 from bnkit.surgery.folding.candidates import functional_batch_norms
 from bnkit.surgery.plan import LeftAlone
@@ -55,7 +55,7 @@ class Target:
         same = name_and_rank(layer)[0] == self.kind.name
         own = self.kind.options_of(layer) if same else {}
         if self.kind.family == "group" and not same:
-            own = {"num_groups": _groups_for(_channels_of(layer))}
+            own = {"num_groups": _groups_for(features_of(layer))}
         return {**own, **self.options}
 
 
@@ -66,12 +66,6 @@ def _groups_for(channels: int) -> int:
     """
     most = min(DEFAULT_GROUPS, max(channels // 2, 1))
     return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
-
-
-def _channels_of(layer: Any) -> int:
-    found = (getattr(layer, name, None) for name in ("num_features", "num_channels", "weight"))
-    held = next(value for value in found if value is not None)
-    return len(held) if isinstance(held, Tensor) else int(held)
 
 
 def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -129,7 +123,7 @@ def uses_without_example(model: nn.Module) -> Mapping[str, Use]:
             before = module
             continue
         any_rank = base_of(module) is not None and name_and_rank(module)[1] is None
-        if any_rank and before is not None and features_out(before) == _channels_of(module):
+        if any_rank and before is not None and features_out(before) == features_of(module):
             uses[path] = Use(rank=max((WEIGHT_LAYERS[layer_kind(before)] or 3) - 2, 1))
     return uses
 
