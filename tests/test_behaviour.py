@@ -307,3 +307,111 @@ def test_what_trains_otherwise_is_not_accelerated(name):
     x = IMAGES[:, :, 0, 0] if name == "kept share" else IMAGES
     (left,) = bnkit.surgery.plan_acceleration(nn.Sequential(SHOWN[name][0]()), x).left_alone
     assert left.why.endswith("which does not compute what torch's does in both modes")
+
+
+class KeepsDeviation(nn.BatchNorm2d):
+    """What it calls a running variance is a standard deviation."""
+
+    def forward(self, x):
+        mean, deviation = self.running_mean, self.running_var
+        if self.training:
+            mean, deviation = x.mean((0, 2, 3)), x.std((0, 2, 3))
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(deviation, self.momentum)
+        mean, scale, bias = (
+            t.view(1, -1, 1, 1) for t in (mean, self.weight / (deviation + self.eps), self.bias)
+        )
+        return (x - mean) * scale + bias
+
+
+class KeepsLogarithm(KeepsDeviation):
+    """What it calls a running variance may be negative."""
+
+    def forward(self, x):
+        mean, logarithm = self.running_mean, self.running_var
+        if self.training:
+            mean, logarithm = x.mean((0, 2, 3)), x.var((0, 2, 3)).log()
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(logarithm, self.momentum)
+        mean, scale = (t.view(1, -1, 1, 1) for t in (mean, (-logarithm / 2).exp()))
+        return (x - mean) * scale
+
+
+class Scaled(nn.BatchNorm2d):
+    """Scales its input first, by a tensor that is no parameter, so its statistics are of that."""
+
+    def __init__(self, features):
+        super().__init__(features)
+        self.gain = torch.linspace(0.5, 1.5, features)
+
+    def forward(self, x):
+        return super().forward(x * self.gain.view(-1, 1, 1).to(x))
+
+
+class Turned(nn.BatchNorm1d):
+    """Features are the last axis of sequences."""
+
+    def forward(self, x):
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Flattened(nn.BatchNorm1d):
+    """As `Turned`; a matrix it takes as torch's does."""
+
+    def forward(self, x):
+        return super().forward(x.flatten(0, -2)).view_as(x)
+
+
+OTHER = {
+    "deviation": (KeepsDeviation(3), IMAGES),
+    "logarithm": (KeepsLogarithm(3), IMAGES),
+    "scaled": (Scaled(3), IMAGES),
+    "turned, as long as wide": (Turned(5), IMAGES[:, 0]),
+    "turned": (Turned(5), IMAGES[:, 0, :4]),
+    "flattened, as long as wide": (Flattened(5), IMAGES[:, 0]),
+    "flattened": (Flattened(5), IMAGES[:, 0, :4]),
+}
+
+
+@pytest.mark.parametrize(("layer", "x"), OTHER.values(), ids=OTHER)
+def test_statistics_that_are_not_those_of_the_input_are_left_alone(layer, x):
+    net = nn.Sequential(nn.Identity(), layer, nn.BatchNorm1d(x.shape[1]) if x.dim() == 3 else layer)
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    with pytest.raises(ValueError, match=r"nothing to measure: 1: its running statistics are not"):
+        bnkit.recalibrate(net[:2], [x])
+    with pytest.raises(ValueError, match=r"no gap to explain: 1: its running statistics are not"):
+        bnkit.explain_gap(net[:2], x)
+    if x.dim() == 3:  # beside one of torch's
+        assert list(bnkit.explain_gap(net, x).left_out) == ["1"]
+        plan = bnkit.recalibration.plan_recalibration(net, [x])
+        assert [each.layer for each in plan.layers] == ["2"]
+        assert plan.left_alone["1"].startswith("its running statistics are not the mean and the")
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("name", [name for name in OTHER if OTHER[name][1].dim() == 3])
+@pytest.mark.parametrize("plan", ["folding", "removal", "acceleration", "conversion"])
+def test_a_layer_of_another_axis_is_left_alone_and_hinders_no_other(name, plan):
+    layer, x = OTHER[name]
+    net = nn.Sequential(layer, nn.Conv1d(x.shape[1], 5, 1), nn.BatchNorm1d(5)).eval()
+    arguments = (net, "bnkit", x) if plan == "conversion" else (net, x)
+    made = getattr(bnkit.surgery, f"plan_{plan}")(*arguments)
+    assert [edit.layer for edit in made.edits] == ["2"]
+    assert [left.layer for left in made.left_alone] == ["0"]
+
+
+def test_a_negative_logarithm_is_no_negative_variance():
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), KeepsLogarithm(3), nn.ReLU(), nn.Conv2d(3, 2, 1))
+    with torch.no_grad():
+        net[1].running_var.fill_(-0.5)
+    found = {finding.rule for finding in bnkit.diagnose(net, [IMAGES, -IMAGES]).findings}
+    assert not found & {"non-finite", "collapsed-variance"}
+
+
+def test_a_layer_that_turns_its_input_by_itself_is_on_no_wrong_axis():
+    net = nn.Sequential(nn.Linear(5, 5), Turned(5), nn.ReLU(), nn.Linear(5, 2))
+    found = {finding.rule for finding in bnkit.diagnose(net, [IMAGES[:, 0]]).findings}
+    assert "wrong-axis" not in found

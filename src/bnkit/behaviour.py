@@ -6,6 +6,7 @@ eval mode, what follows that map, does a row depend on its companions, and which
 mini-batch's statistics enters the running ones? Names of classes and attributes decide nothing.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from bnkit.moments import Moments, dtype_of_sums
 from bnkit.observation import on_the_side, set_mode
 from bnkit.roles import Role, role_of_module
 
+OTHER_AXIS = "what it normalises is not axis 1 of its input, where channels are"
 NO_STATISTICS = "it has no running statistics: even in eval mode it uses those of the mini-batch"
 BY_BATCH = "even in eval mode it normalises by the statistics of the mini-batch"
 _OWN_FORWARD = "its class has a forward of its own"
@@ -85,9 +87,11 @@ class Behaviour:
     and `why_not_affine` says why; `activation` is a module, None where nothing follows. The flags
     `by_batch_in_eval` and `by_batch_in_training` say whether what a row becomes depends on the
     other rows of its mini-batch. In training mode `share` of a mini-batch's statistics enters the
-    running ones (torch's momentum; 0 where nothing enters). Each of the three is None where that is
-    unknown. `is_plain` says whether training, too, is as torch's batch norm does it, with this
-    share and followed by this activation; `eps` is the number in √(σ² + ε), where there is one.
+    running ones (torch's momentum; 0 where nothing enters). `keeps_moments` says whether these are
+    a mean and a variance of each channel, axis 1, of its inputs. Each of the four is None where
+    that is unknown. `is_plain` says whether training, too, is as torch's batch norm does it, with
+    this share and followed by this activation; `eps` is the number in √(σ² + ε), where there is
+    one.
     """
 
     affine: Affine | None = None
@@ -95,6 +99,7 @@ class Behaviour:
     share: float | None = None
     by_batch_in_eval: bool | None = None
     by_batch_in_training: bool | None = None
+    keeps_moments: bool | None = None
     is_plain: bool = False
     eps: float | None = None
     why_not_affine: str | None = None
@@ -105,11 +110,14 @@ class Behaviour:
         return None if self.activation is None else name_of_activation(self.activation)
 
 
-def behaviour_of(layer: nn.Module, values: Tensor | None = None) -> Behaviour:
+def behaviour_of(
+    layer: nn.Module, values: Tensor | None = None, *, shape: tuple[int, ...] = ()
+) -> Behaviour:
     """Return what `layer`, a normalisation of any class, computes.
 
-    `values`, an input that it gets in a model, serves a trial where its rank or dtype matters. The
-    layer stays as it is. A class is tried once for each setting of its plain attributes.
+    `values`, an input that it gets in a model, or the `shape` of one, serves a trial where its rank
+    or dtype matters. The layer stays as it is. A class is tried once for each setting of its plain
+    attributes.
 
     >>> class Clipped(nn.BatchNorm1d):  # as other libraries write a batch norm with an activation
     ...     def forward(self, x):
@@ -120,7 +128,7 @@ def behaviour_of(layer: nn.Module, values: Tensor | None = None) -> Behaviour:
     """
     if has_known_forward(layer):
         return _by_state(layer)
-    form = _form_of(layer, values)
+    form = _form_of(layer, values, shape if values is None else tuple(values.shape))
     affine, why = form.affine, form.why
     if form.eps is not None:
         affine = _affine_by_state(layer, form.eps)
@@ -132,6 +140,7 @@ def behaviour_of(layer: nn.Module, values: Tensor | None = None) -> Behaviour:
         form.share,
         form.by_batch_in_eval,
         form.by_batch_in_training,
+        form.keeps_moments,
         form.is_plain,
         form.eps,
         why,
@@ -212,6 +221,7 @@ def _by_state(layer: Any) -> Behaviour:
         share=0.0 if frozen else _share(layer),
         by_batch_in_eval=mean is None and variance is None,
         by_batch_in_training=not frozen,
+        keeps_moments=None if mean is None or variance is None else True,
         is_plain=by_batch in (None, GuardedBatchNorm.normalise_by_batch),
         eps=layer.eps,
     )
@@ -264,6 +274,7 @@ class _Form:
     share: float | None = None
     by_batch_in_eval: bool | None = None
     by_batch_in_training: bool | None = None
+    keeps_moments: bool | None = None
     is_plain: bool = False
     why: str | None = None
 
@@ -279,7 +290,7 @@ _USUAL = frozenset([*_STATE, "num_batches_tracked"])
 _forms: "WeakKeyDictionary[type[nn.Module], dict[Any, _Form]]" = WeakKeyDictionary()
 
 
-def _form_of(layer: nn.Module, values: Tensor | None) -> _Form:
+def _form_of(layer: nn.Module, values: Tensor | None, shape: tuple[int, ...]) -> _Form:
     held = {
         name: t
         for tensors in (layer.named_parameters, layer.named_buffers)
@@ -291,11 +302,11 @@ def _form_of(layer: nn.Module, values: Tensor | None) -> _Form:
         for name, value in sorted(vars(part).items())
         if name != "training" and isinstance(value, _PLAIN)
     )
-    rank = None if values is None else (values.dim(), values.is_quantized)
+    rank = len(shape), values is not None and values.is_quantized
     key = plain, tuple((name, t.shape) for name, t in held.items()), rank
     known = _forms.setdefault(type(layer), {})
     if key not in known:
-        form = _try(layer, values)
+        form = _try(layer, values, shape)
         counts = "num_batches_tracked" in held and getattr(layer, "momentum", 0) is None
         if form.affine is not None or counts or held.keys() - _USUAL or "forward" in vars(layer):
             return form  # it depends on more than the key holds
@@ -303,7 +314,7 @@ def _form_of(layer: nn.Module, values: Tensor | None) -> _Form:
     return known[key]
 
 
-def _try(layer: nn.Module, values: Tensor | None) -> _Form:
+def _try(layer: nn.Module, values: Tensor | None, shape: tuple[int, ...]) -> _Form:
     """Return what a trial of a copy of `layer` shows."""
     why = ""
     for widen in (True, False):
@@ -311,7 +322,7 @@ def _try(layer: nn.Module, values: Tensor | None) -> _Form:
             trial = _Trial(duplicate(layer), widen=widen)
         except (TypeError, ValueError) as error:
             return _Form(why=f"it cannot be tried: {error}")
-        for x in trial.probes(values):
+        for x in trial.probes(values, shape):
             try:
                 return trial.form(x)
             except Exception as error:  # noqa: BLE001  whatever a class of another library raises
@@ -339,21 +350,22 @@ class _Trial:
         sizes = [t.numel() for t in self.own.values() if t.is_floating_point() and t.dim()]
         return max(set(sizes), key=sizes.count, default=0)
 
-    def probes(self, values: Tensor | None) -> Iterator[Tensor]:
+    def probes(self, values: Tensor | None, shape: tuple[int, ...]) -> Iterator[Tensor]:
         """Yield inputs of any rank in which it may be run, in the dtype of its state."""
         floats = [t for t in self.own.values() if t.is_floating_point()]
+        like = floats[0] if floats else torch.empty(0)
         if values is None or not values.is_quantized:
-            like = floats[0] if floats else torch.empty(0)
-            channels = self.channels or (0 if values is None else values.shape[1])
-            for rank in (4, 2, 3, 5) if values is None else (values.dim(),):
+            channels = self.channels or (shape[1] if len(shape) > 1 else 0)
+            for rank in (len(shape),) if shape else (4, 2, 3, 5):
                 if channels and rank > 1:
-                    yield _probe(channels, rank).to(like)
+                    yield _probe((6, channels, *[2] * (rank - 2))).to(like)
+        if values is None and len(shape) > 1:
+            yield _probe((6, *shape[1:])).to(like)
         if values is not None and len(values) > 1:
-            yield values
+            yield values.to(like) if values.is_floating_point() else values
         if self.channels and not self.widened:  # of classes for quantised tensors
-            yield torch.quantize_per_tensor(
-                _probe(self.channels, 4).float(), 0.05, 64, torch.quint8
-            )
+            maps = _probe((6, self.channels, 2, 2)).float()
+            yield torch.quantize_per_tensor(maps, 0.05, 64, torch.quint8)
 
     def form(self, x: Tensor) -> _Form:
         """Return what runs on `x` in both modes show."""
@@ -365,6 +377,9 @@ class _Trial:
             )
         self._take_usual_state()
         in_eval = self._is_by_batch(x, training=False)
+        mean = self.own.get("running_mean")
+        if mean is not None and mean.numel() != x.shape[1]:
+            return _Form(by_batch_in_eval=in_eval, keeps_moments=False, why=OTHER_AXIS)
         found = _Form(by_batch_in_eval=in_eval, why=BY_BATCH) if in_eval else self._eval_mode(x)
         return replace(found, by_batch_in_eval=in_eval, **self._training_mode(x, found))
 
@@ -502,8 +517,18 @@ class _Trial:
             for name, t in self._held().items()
             if t.is_floating_point() and not torch.equal(t, self.state[name])
         }
-        share, as_torch = self._share(x, moved) if moved else (0.0, True)
-        shown = {"by_batch_in_training": by_batch, "share": share}
+        followed = self._followed(x, moved)
+        shares = dict(followed.values())
+        share = shares.get("mean", next(iter(shares.values()), None if moved else 0.0))
+        (of_mean, _), (of_variance, other) = (
+            followed.get(name, ("", 0.0)) for name in ("running_mean", "running_var")
+        )
+        shown: dict[str, Any] = {"by_batch_in_training": by_batch, "share": share}
+        if {"running_mean", "running_var"} & moved.keys():
+            variances = "variance", "biased variance"
+            shown["keeps_moments"] = of_mean == "mean" and of_variance in variances
+        same = share is not None and abs(other - share) < 1e-3 * abs(share)
+        as_torch = not moved or (of_mean == "mean" and of_variance == "variance" and same)
         if share is None or found.eps is None or not as_torch:
             return shown
         moments = Moments.of(x)
@@ -518,10 +543,10 @@ class _Trial:
         ending = isinstance(made, Tensor) and self._ending(x, made, affine)
         return {**shown, "is_plain": ending == (found.child, found.function)}
 
-    def _share(self, x: Tensor, moved: dict[str, Tensor]) -> tuple[float | None, bool]:
-        """Return the share of the mini-batch in what moved, and whether all is as in torch."""
+    def _followed(self, x: Tensor, moved: dict[str, Tensor]) -> dict[str, tuple[str, float]]:
+        """Return which statistic of the mini-batch each name that moved follows, by which share."""
         moments = Moments.of(x)
-        shares: dict[str, float] = {}
+        followed: dict[str, tuple[str, float]] = {}
         for name, after in moved.items():
             before = self.state[name].flatten().to(moments.mean)
             if before.shape != moments.mean.shape:
@@ -531,17 +556,14 @@ class _Trial:
                 ("variance", moments.unbiased_variance),
                 ("biased variance", moments.variance),
             ):
-                shares_of_channels = (after.flatten().to(before) - before) / (drawn_to - before)
-                share = float(shares_of_channels.median())
-                if shares_of_channels.isfinite().all() and bool(
-                    (shares_of_channels - share).abs().max() <= 1e-3 * abs(share)
+                shares = (after.flatten().to(before) - before) / (drawn_to - before)
+                share = float(shares.median())
+                if shares.isfinite().all() and bool(
+                    (shares - share).abs().max() <= 1e-3 * abs(share)
                 ):
-                    shares.setdefault(what, share)
+                    followed[name] = what, float(f"{share:.6g}")
                     break
-        mean, variance = shares.get("mean"), shares.get("variance", shares.get("biased variance"))
-        found = variance if mean is None else mean
-        as_torch = mean is not None and abs(shares.get("variance", 0.0) - mean) < 1e-3 * abs(mean)
-        return None if found is None else float(f"{found:.6g}"), as_torch
+        return followed
 
     # --- one run
 
@@ -573,12 +595,12 @@ class _Trial:
         return made
 
 
-def _probe(channels: int, rank: int) -> Tensor:
-    """Return a mini-batch of 6 rows, with values up to 3 and some up to 100, in float64."""
-    shape = (6, *[2] * (rank - 2), channels)
-    numbers = torch.arange(1, 1 + torch.Size(shape).numel(), dtype=torch.float64)
+def _probe(shape: tuple[int, ...]) -> Tensor:
+    """Return a mini-batch of this shape, with values up to 3 and some up to 100, in float64."""
+    last = (*shape[:1], *shape[2:], *shape[1:2])  # numbered with the channels last
+    numbers = torch.arange(1, 1 + math.prod(last), dtype=torch.float64)
     values = torch.sin(1.7 * numbers) * torch.where(numbers % 5 == 0, 100.0, 3.0)
-    return values.view(shape).movedim(-1, 1).contiguous()
+    return values.view(last).movedim(-1, min(1, len(last) - 1)).contiguous()
 
 
 @contextmanager

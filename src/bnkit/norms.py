@@ -21,6 +21,10 @@ Where = Callable[[str, nn.Module], bool]
 Objection = Callable[[str, nn.Module], str | None]
 
 NOT_CHOSEN = "`where` did not choose it"
+NOT_MOMENTS = (
+    "its running statistics are not the mean and the variance of each channel (axis 1) of its "
+    "input, as a trial of its class shows"
+)
 PER_STEP = "it has statistics for each time step of a recurrent layer"
 
 
@@ -74,8 +78,10 @@ def batch_norms(
     return chosen
 
 
-def why_incomparable(layer: nn.Module) -> str | None:
+def why_incomparable(layer: nn.Module, shape: tuple[int, ...] = ()) -> str | None:
     """Return why the moments of a layer's input say nothing about its statistics, None if they do.
+
+    What a class of another library normalises may depend on the `shape` of its input.
 
     >>> why_incomparable(nn.BatchNorm1d(2, track_running_stats=False))
     'it has no running statistics: even in eval mode it uses those of the mini-batch'
@@ -88,9 +94,30 @@ def why_incomparable(layer: nn.Module) -> str | None:
         return PER_STEP
     if isinstance(layer, MaskedBatchNorm):
         return "it is masked: what it leaves out of its input cannot be seen from outside"
-    if _is_to_be_tried(layer) and behaviour_of(layer).by_batch_in_eval:
+    if is_to_be_tried(layer) and behaviour_of(layer, shape=shape).by_batch_in_eval:
         return BY_BATCH
-    return None
+    return NOT_MOMENTS if keeps_something_else(layer, shape) else None
+
+
+def keeps_something_else(layer: nn.Module, shape: tuple[int, ...] = ()) -> bool:
+    """Return whether a trial shows that its statistics are no mean and variance of its input.
+
+    >>> keeps_something_else(nn.BatchNorm1d(2))
+    False
+    """
+    return is_to_be_tried(layer) and behaviour_of(layer, shape=shape).keeps_moments is False
+
+
+def has_other_channels(layer: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Return whether a trial shows that `layer` does not normalise the channels of such an input.
+
+    Neither is it a map of each of them in eval mode, nor are its statistics theirs: one that turns
+    its input around, for one.
+
+    >>> has_other_channels(nn.BatchNorm1d(2), (8, 2))
+    False
+    """
+    return keeps_something_else(layer, shape) and behaviour_of(layer, shape=shape).affine is None
 
 
 def why_frozen(model: nn.Module, layer: nn.Module) -> str | None:
@@ -102,7 +129,7 @@ def why_frozen(model: nn.Module, layer: nn.Module) -> str | None:
     'frozen: its momentum is 0'
     """
     why = why_same_in_both_modes(model, layer)
-    if why is None and _is_to_be_tried(layer):
+    if why is None and is_to_be_tried(layer):
         still = behaviour_of(layer).share == 0
         return "frozen: no mini-batch enters its running statistics" if still else None
     if why is None and getattr(layer, "momentum", None) == 0:
@@ -123,7 +150,7 @@ def why_same_in_both_modes(model: nn.Module, layer: nn.Module) -> str | None:
     """
     kind = type(layer).__name__
     frozen = isinstance(layer, FrozenBatchNorm)
-    if _is_to_be_tried(layer):
+    if is_to_be_tried(layer):
         by_batch = behaviour_of(layer).by_batch_in_training
         frozen = "frozen" in kind.lower() if by_batch is None else not by_batch
     if frozen:
@@ -133,8 +160,12 @@ def why_same_in_both_modes(model: nn.Module, layer: nn.Module) -> str | None:
     return None
 
 
-def _is_to_be_tried(layer: nn.Module) -> bool:
-    """Return whether only a trial says what the layer computes: it is not torch's or bnkit's."""
+def is_to_be_tried(layer: nn.Module) -> bool:
+    """Return whether only a trial says what the layer computes: it is not torch's or bnkit's.
+
+    >>> is_to_be_tried(nn.BatchNorm1d(2))
+    False
+    """
     return not (isinstance(layer, GuardedBatchNorm) or has_known_forward(layer))
 
 

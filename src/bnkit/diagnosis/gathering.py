@@ -19,7 +19,7 @@ from bnkit.dataflow import Dataflow, duplicate
 from bnkit.diagnosis.evidence import Evidence, Loader, Norm, Parallel
 from bnkit.diagnosis.runs import BatchRuns, ExampleRuns, Observed, rows_of, run_on_example
 from bnkit.layers.exchange import without_other_ranks
-from bnkit.norms import batch_norms, unwrapped
+from bnkit.norms import batch_norms, has_other_channels, unwrapped
 from bnkit.observation import follow_mode, preserved_random_state
 from bnkit.options import Default
 from bnkit.progress import counted
@@ -172,7 +172,11 @@ def _norms(model: nn.Module, runs: ExampleRuns, observed: tuple[Observed, ...]) 
     for path, module in batch_norms(model).layers.items():
         owner = owners.get(id(module))
         caller = path if owner is None else owner
-        as_trained, in_eval, in_training = (tuple(way.seen.get(path, ())) for way in observed)
+        shapes = tuple(runs.shapes.get(path, ()))
+        other = bool(shapes) and has_other_channels(module, shapes[0])
+        as_trained, in_eval, in_training = (
+            () if other else tuple(way.seen.get(path, ())) for way in observed
+        )
         yield Norm(
             path=path,
             module=module,
@@ -182,7 +186,7 @@ def _norms(model: nn.Module, runs: ExampleRuns, observed: tuple[Observed, ...]) 
             as_trained=as_trained,
             in_eval=in_eval,
             in_training=in_training,
-            shapes=tuple(runs.shapes.get(path, ())),
+            shapes=shapes,
         )
 
 

@@ -20,7 +20,7 @@ from bnkit.dataflow.tracing import observe_in_its_mode
 from bnkit.diagnosis.evidence import Failure, Seen, Step, module_of
 from bnkit.internals import AnyBatchNorm
 from bnkit.moments import Moments, dtype_of_sums
-from bnkit.norms import why_same_in_both_modes
+from bnkit.norms import keeps_something_else, why_same_in_both_modes
 from bnkit.observation import (
     evaluating,
     seeing_gradients,
@@ -58,6 +58,7 @@ class BatchRuns:
             for path, layer in layers.items()
             if isinstance(layer, AnyBatchNorm)
             and layer.running_mean is not None
+            and not keeps_something_else(model.get_submodule(path))
             and why_same_in_both_modes(model, model.get_submodule(path)) is None
         }
 

@@ -26,6 +26,8 @@ Statistics = tuple[Tensor, Tensor]  # mean and variance, (C,) each
 
 # From a path, a sample of one input and where that is, for errors; None keeps the statistics.
 Normalise = Callable[[str, Sample, str], Statistics | None]
+# From a path and an input: whether that says nothing about the layer's statistics.
+Refuses = Callable[[str, Tensor], bool]
 # From the statistics that a layer has, a sample of its inputs, and where that is, for errors.
 Settle = Callable[[Buffers, Sample, str], Statistics]
 
@@ -100,6 +102,8 @@ def estimate(
     layers = {path: layer for path, layer in modules.items() if isinstance(layer, AnyBatchNorm)}
     old = {path: buffers_of(layer) for path, layer in layers.items()}
     begun, turns = time.monotonic(), itertools.count(1)
+    left_out: dict[str, str] = {}
+    refuses = refusing(model, left_out)
 
     def by_batch(path: str, sample: Sample, place: str) -> Statistics | None:
         if estimator == "layer_by_layer" and sample.moments.count < 2:
@@ -115,7 +119,7 @@ def estimate(
         calls = counted(calls, "measuring statistics", total=total, begun=begun, shown=shown)
         return over_all_ranks(
             waiting if until is None else {until[0]: waiting[until[0]]},
-            lambda: measure(copy, waiting, calls, normalise=by_batch, until=until),
+            lambda: measure(copy, waiting, calls, normalise=by_batch, refuses=refuses, until=until),
             options["process_group"],
             turn=next(turns),
         )
@@ -131,6 +135,8 @@ def estimate(
             for path, sample in samples.items()
         }
     idle = [path for path in layers if path not in new]
+    if not new and left_out:
+        raise ValueError(f"there is nothing to measure: {Chosen({}, left_out).why_none(model)}")
     if not new:
         raise ValueError(
             f"none of the batch norms ran on `batches` with values in its input: "
@@ -139,7 +145,11 @@ def estimate(
     return Recalibration(
         estimator,
         tuple(shift_of(path, layers[path], old[path], sample) for path, sample in samples.items()),
-        {**chosen.left_alone, **dict.fromkeys(idle, "it did not run on these mini-batches")},
+        {
+            **chosen.left_alone,
+            **dict.fromkeys(idle, "it did not run on these mini-batches"),
+            **left_out,
+        },
         new,
         {path: old[path] for path in new},
     )
@@ -154,20 +164,39 @@ def _measurable(model: nn.Module, where: Where | None) -> Chosen:
     return chosen
 
 
+def refusing(model: nn.Module, left_out: dict[str, str]) -> Refuses:
+    """Return what refuses inputs of layers of `model` that say nothing about their statistics.
+
+    It notes by their paths, in `left_out`, why.
+    """
+    asked: dict[str, str | None] = {}
+
+    def refuses(path: str, values: Tensor) -> bool:
+        if path not in asked:
+            why = asked[path] = why_incomparable(model.get_submodule(path), tuple(values.shape))
+            if why is not None:
+                left_out[path] = why
+        return asked[path] is not None
+
+    return refuses
+
+
 def measure(
     model: nn.Module,
     layers: Layers,
     calls: Iterable[Call],
     *,
     normalise: Normalise,
+    refuses: Refuses,
     until: Stop | None = None,
 ) -> Samples:
     """Return a sample of each layer's inputs over all calls, in the order in which they first ran.
 
     `model` runs in the mode that it is in, each forward to its end or `until` that call. What
     `normalise` returns for an input is what the layer normalises it by; these statistics are
-    written into its buffers, so pass a copy. Layers that did not run are not in the result. Raises
-    ValueError, naming the mini-batch and the layer, for inputs that are not finite.
+    written into its buffers, so pass a copy. Layers that did not run, and those of which `refuses`
+    refuses an input, are not in the result. Raises ValueError, naming the mini-batch and the layer,
+    for inputs that are not finite.
     """
     seen: Samples = {}
     forward: Samples = {}  # what the forward that runs has shown
@@ -175,6 +204,8 @@ def measure(
 
     def see(path: str, _layer: nn.Module, values: Tensor) -> None:
         layer = layers[path]
+        if refuses(path, values):
+            return
         if values.dim() < 2 or values.shape[1] != layer.num_features or not values.numel():
             return  # the layer itself says what is wrong
         sample = Sample(Moments.of(values), inputs=1, rows=len(values))

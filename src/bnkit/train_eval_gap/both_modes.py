@@ -13,9 +13,9 @@ from bnkit.dataflow import ExampleError, duplicate, observe
 from bnkit.dataflow.tensors import replace_tensors, tensors_in
 from bnkit.internals import AnyBatchNorm
 from bnkit.moments import Moments, dtype_of_sums
-from bnkit.norms import batch_norms, why_incomparable, why_same_in_both_modes
+from bnkit.norms import Chosen, batch_norms, why_incomparable, why_same_in_both_modes
 from bnkit.observation import on_the_side, seeing_inputs, watching
-from bnkit.recalibration.estimators import Statistics, measure
+from bnkit.recalibration.estimators import Refuses, Statistics, measure, refusing
 from bnkit.recalibration.samples import Sample
 from bnkit.roles import is_batch_norm
 from bnkit.train_eval_gap.gap import Gap, LayerGap
@@ -68,11 +68,17 @@ def explain_gap(
     left_out |= dict.fromkeys(functions, "a function: in which mode it works cannot be seen")
     if not paths:
         raise ValueError(f"there is no gap to explain: {chosen.why_none(model)}")
+    refused: dict[str, str] = {}
     with on_the_side(by_batch):
-        samples, differences = _run_by_batch_statistics(by_batch, call, paths, outputs)
+        samples, differences = _run_by_batch_statistics(
+            by_batch, call, paths, outputs, refuses=refusing(model, refused)
+        )
+    if not samples and refused:
+        raise ValueError(f"there is no gap to explain: {Chosen({}, refused).why_none(model)}")
     if not samples:
         raise ValueError(f"none of the batch norms ran: {', '.join(map(repr, paths))}")
-    left_out |= {path: "it did not run" for path in paths if path not in samples}
+    idle = [path for path in paths if path not in samples]
+    left_out |= dict.fromkeys(idle, "it did not run") | refused
     layers = tuple(
         _gap_of(path, model.get_submodule(path), sample, differences[path])
         for path, sample in samples.items()
@@ -129,7 +135,12 @@ def _run_in_eval_mode(
 
 
 def _run_by_batch_statistics(
-    model: nn.Module, call: Call, paths: list[str], outputs: Mapping[str, list[Tensor]]
+    model: nn.Module,
+    call: Call,
+    paths: list[str],
+    outputs: Mapping[str, list[Tensor]],
+    *,
+    refuses: Refuses,
 ) -> tuple[dict[str, _Inputs], dict[str, float]]:
     """Return a sample of the layers' inputs in the order in which they run, and all differences.
 
@@ -150,7 +161,7 @@ def _run_by_batch_statistics(
     norms = {path: layer for path, layer in layers.items() if isinstance(layer, AnyBatchNorm)}
     copied = replace_tensors(call, lambda tensor: tensor.detach().clone())
     with watching(model, after=compare), seeing_inputs(model, layers, see):
-        seen = measure(model, norms, [copied], normalise=_by_the_mini_batch)
+        seen = measure(model, norms, [copied], normalise=_by_the_mini_batch, refuses=refuses)
     samples = {path: (sample.moments, of_rows[path]) for path, sample in seen.items()}
     return samples, {path: _ratio(squares[path], len(outputs[path])) for path in outputs}
 

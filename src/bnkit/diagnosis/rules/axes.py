@@ -9,6 +9,7 @@ from bnkit.dataflow import Call, Dataflow, Value
 from bnkit.diagnosis.evidence import Evidence, Failure
 from bnkit.diagnosis.finding import Finding
 from bnkit.diagnosis.rules.places import Chain, Makers, Place, layer_of, makers_of, places
+from bnkit.norms import has_other_channels
 from bnkit.roles import Role, can_own_batch_norm
 from bnkit.surgery.folding.arithmetic import feature_axis
 from bnkit.surgery.folding.matching import followed, one_end_each, spread
@@ -62,7 +63,9 @@ def wrong_axis(evidence: Evidence) -> Iterator[Finding]:
 
 def _has_channels(place: Place, count: int) -> bool:
     """Return whether a layer has so many channels; one that has others reshapes its input."""
-    module = None if place.norm is None else place.norm.module
+    module, shapes = (None, ()) if place.norm is None else (place.norm.module, place.norm.shapes)
+    if module is not None and any(has_other_channels(module, shape) for shape in shapes[:1]):
+        return False
     held = (getattr(module, name, None) for name in ("running_mean", "weight"))
     known = next((tensor for tensor in held if isinstance(tensor, Tensor)), None)
     return known is None or known.shape[-1] == count

@@ -12,10 +12,10 @@ from bnkit.diagnosis.finding import Finding
 from bnkit.diagnosis.fix import Fix, by_edit
 from bnkit.diagnosis.rules.fixes import edit
 from bnkit.diagnosis.rules.programs import findings_of, remnants_of_graph
-from bnkit.diagnosis.rules.reading import functions, is_to_be_tried, readings
+from bnkit.diagnosis.rules.reading import functions, readings
 from bnkit.internals import AnyBatchNorm
 from bnkit.moments import Moments
-from bnkit.norms import why_same_in_both_modes
+from bnkit.norms import is_to_be_tried, why_same_in_both_modes
 
 
 def training_mode_export(evidence: Evidence) -> Iterator[Finding]:

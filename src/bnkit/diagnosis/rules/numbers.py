@@ -15,12 +15,12 @@ from bnkit.diagnosis.rules.reading import (
     STATISTICS,
     Reading,
     is_finite,
-    is_to_be_tried,
     readings,
 )
 from bnkit.diagnosis.rules.running_statistics import is_collapsed, measured_variance
 from bnkit.diagnosis.rules.staleness import is_young
 from bnkit.internals import AnyBatchNorm
+from bnkit.norms import is_to_be_tried
 
 # An average of which the last mini-batch or two make nine tenths is hardly intended; Keras's 0.99
 # and 0.9 are shares of what is kept.

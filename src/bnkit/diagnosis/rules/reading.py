@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnkit.behaviour import behaviour_of, has_known_forward
+from bnkit.behaviour import behaviour_of
 from bnkit.dataflow import Call, Dataflow
 from bnkit.diagnosis.evidence import Evidence, Norm, Seen, once
-from bnkit.layers.batch_norm import GuardedBatchNorm
 from bnkit.layers.domains import DomainBatchNorm
 from bnkit.layers.masked import MaskedBatchNorm
 from bnkit.moments import Moments, dtype_of_sums
-from bnkit.norms import why_frozen
+from bnkit.norms import is_to_be_tried, keeps_something_else, why_frozen
 from bnkit.train_eval_gap.output_change import relative_chance, relative_change
 
 HALF_PRECISION = (torch.float16, torch.bfloat16)
@@ -79,8 +78,12 @@ class Reading:
 
     @property
     def running_var(self) -> Tensor | None:
-        """The running variance in float64, without steps that training never reached."""
-        return self._statistic("running_var")
+        """The running variance in float64, without steps that training never reached.
+
+        None, too, where a trial shows that what has the name is no variance: a logarithm of one.
+        """
+        other = self.module is not None and keeps_something_else(self.module)
+        return None if other else self._statistic("running_var")
 
     @property
     def weight(self) -> Tensor | None:
@@ -247,15 +250,6 @@ def _number(module: nn.Module, attribute: str, otherwise: Any) -> Any:
     return float(value) if isinstance(value, int | float) else otherwise
 
 
-def is_to_be_tried(module: nn.Module) -> bool:
-    """Return whether only a trial says what this layer computes: its class is of another library.
-
-    >>> is_to_be_tried(nn.BatchNorm1d(2))
-    False
-    """
-    return not (has_known_forward(module) or isinstance(module, GuardedBatchNorm))
-
-
 def _eps_of(module: nn.Module) -> float:
     """Return the eps by which a layer divides, whatever it is called; 0.0 where that is unknown."""
     known = behaviour_of(module).eps if is_to_be_tried(module) else None
@@ -276,6 +270,8 @@ def _share_of(module: nn.Module) -> float | None:
 
 def _comparable(module: Any) -> bool:
     """Return whether the moments of the inputs are those of what its statistics are about."""
+    if keeps_something_else(module):
+        return False
     mean = _held(module, "running_mean")
     return not isinstance(module, MaskedBatchNorm) and (mean is None or mean.dim() == 1)
 

@@ -24,11 +24,10 @@ from bnkit.diagnosis.rules.reading import (
     QUARTER,
     Comparison,
     Reading,
-    is_to_be_tried,
     readings,
 )
 from bnkit.diagnosis.runs import rows_of
-from bnkit.norms import why_incomparable
+from bnkit.norms import is_to_be_tried, why_incomparable
 from bnkit.observation import follow_mode, normalising_by_batch_statistics
 from bnkit.surgery.verification import run_itself
 from bnkit.train_eval_gap import Gap, explain_gap
@@ -356,8 +355,9 @@ def _gap_at(
 
 def _gap(evidence: Evidence) -> Gap | None:
     """Return the gap on the example, None where there is none to measure."""
-    ran = (norm.module for norm in evidence.norms if norm.calls)
-    if evidence.example is None or evidence.failure or all(map(why_incomparable, ran)):
+    ran = [norm for norm in evidence.norms if norm.calls]
+    incomparable = (why_incomparable(norm.module, *norm.shapes[:1]) for norm in ran)
+    if evidence.example is None or evidence.failure or all(incomparable):
         return None
     call = as_call(evidence.example)
     try:

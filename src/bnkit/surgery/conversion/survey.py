@@ -131,7 +131,7 @@ def uses_without_example(model: nn.Module) -> Mapping[str, Use]:
 def objection(layer: Any, target: Target, use: Use | None) -> str | None:
     """Return why this layer cannot become what it should, or None."""
     return (
-        _objection_to_class(layer)
+        _objection_to_class(layer, use.shapes[0] if use and use.shapes else ())
         or _objection_to_state(layer, target)
         or _objection_to_names(layer, target)
         or _objection_to_calls(layer, target, use)
@@ -210,7 +210,7 @@ def _refuse_groups(path: str, channels: int, options: Mapping[str, Any], use: Us
             )
 
 
-def _objection_to_class(layer: Any) -> str | None:
+def _objection_to_class(layer: Any, shape: tuple[int, ...]) -> str | None:
     statistics = _layer_statistics(layer)
     if statistics is not None and statistics.dim() != 1:
         return "it has statistics for each step of a recurrent layer"
@@ -220,16 +220,19 @@ def _objection_to_class(layer: Any) -> str | None:
     computed = getattr(layer, "weight", None) is not None and "weight" not in held
     if computed or hasattr(layer, "parametrizations"):
         return "its weight or bias is computed (weight norm, pruning and the like)"
-    return _objection_to_additions(layer) if base_of(layer) else _objection_to_another(layer)
+    if base_of(layer):
+        return _objection_to_additions(layer, shape)
+    objection = _objection_to_behaviour(behaviour_of(layer, shape=shape))
+    return None if objection is None else f"a batch norm of another library: {objection}"
 
 
-def _objection_to_additions(layer: nn.Module) -> str | None:
+def _objection_to_additions(layer: nn.Module, shape: tuple[int, ...]) -> str | None:
     """Return why a subclass is more than its base, as far as a trial does not show otherwise."""
     additions = additions_of(layer)
     if "forward" in additions and family_of(layer) != "batch":
         return "its class has a forward of its own"
     if "forward" in additions:
-        found = behaviour_of(layer)
+        found = behaviour_of(layer, shape=shape)
         private = {name for name in additions if name.startswith("_")}
         additions = [name for name in additions if name not in {"forward", *private}]
         if found.why_not_affine is None and not found.is_plain:
@@ -240,11 +243,6 @@ def _objection_to_additions(layer: nn.Module) -> str | None:
     if additions:
         return f"its class defines {additions[0]!r}, which another kind would not have"
     return None
-
-
-def _objection_to_another(layer: nn.Module) -> str | None:
-    objection = _objection_to_behaviour(behaviour_of(layer))
-    return None if objection is None else f"a batch norm of another library: {objection}"
 
 
 def _objection_to_behaviour(found: Behaviour) -> str | None:

@@ -98,18 +98,19 @@ def objection_to_batch_norm(candidate: Candidate, flow: Dataflow) -> str | None:
     if readers:
         use = f"{readers[0]} reads its parameters or statistics"
         return _objection_to_instance(candidate.module) or use
-    return objection_to_eval_mode(candidate.module)
+    inputs = [v for call in candidate.calls for v in call.inputs] if not candidate.owner else []
+    return objection_to_eval_mode(candidate.module, flow.shapes[inputs[0]] if inputs else ())
 
 
-def objection_to_eval_mode(module: nn.Module) -> str | None:
+def objection_to_eval_mode(module: nn.Module, shape: tuple[int, ...] = ()) -> str | None:
     """Return why this batch norm is not an affine map in eval mode, perhaps with an activation.
 
-    None where it is one: its class says it, or a trial shows it.
+    None where it is one: its class says it, or a trial, on an input of this `shape`, shows it.
 
     >>> objection_to_eval_mode(nn.BatchNorm1d(2, track_running_stats=False))
     'it has no running statistics: even in eval mode it uses those of the mini-batch'
     """
-    return _objection_to_instance(module) or behaviour_of(module).why_not_affine
+    return _objection_to_instance(module) or behaviour_of(module, shape=shape).why_not_affine
 
 
 def _objection_to_instance(module: nn.Module) -> str | None:
