@@ -1,5 +1,7 @@
 """Keras models for the tests, and what shows that one stayed as it was."""
 
+import random
+
 import keras
 import numpy as np
 import torch
@@ -71,7 +73,10 @@ def images(rows=16, seed=1):
 
 
 def state(model):
-    """Return all that a verb must leave as it was: values, flags, graph, and compilation."""
+    """Return all that a verb must leave as it was: values, flags, graph, compilation, randomness.
+
+    Keras takes the seeds of new layers from Python's generator.
+    """
     layers = list(model._flatten_layers())
     return (
         [(v.path, array_of(v).tobytes()) for v in model.variables],
@@ -79,6 +84,7 @@ def state(model):
         [(layer.name, len(layer._inbound_nodes)) for layer in layers],
         model.compiled,
         getattr(model, "optimizer", None),
+        random.getstate(),
     )
 
 

@@ -60,3 +60,5 @@ def test_what_cannot_be_compared_is_refused():
         bnk.explain_gap(keras.Sequential([keras.Input((3,)), L.ReLU()]), np.zeros((4, 3)))
     with pytest.raises(ValueError, match="`threshold` is -1: pass a number of at least 0"):
         bnk.explain_gap(model, np.zeros((4, 3)), threshold=-1)
+    with pytest.raises(ValueError, match="`batch` is a list of several mini-batches: pass one"):
+        bnk.explain_gap(model, [np.zeros((4, 3))] * 3)

@@ -3,10 +3,12 @@ import numpy as np
 import pytest
 from keras import layers as L
 
+import bnkit.keras as bnk
 from bnkit.keras.graph import graphs_of
 from bnkit.keras.kernels import array_of
+from bnkit.keras.observation import calling_instead
 from bnkit.keras.rebuilding import rebuilt
-from keras_models import alive, error, state
+from keras_models import alive, error, sequential, state
 
 TOKENS = np.array([[1, 2, 3, 0, 0], [4, 1, 0, 0, 0]])
 
@@ -60,3 +62,30 @@ def test_a_mask_of_the_users_own_is_handed_on():
     real = values[TOKENS > 0]
     moving = array_of(copy.get_layer("n").moving_mean)
     np.testing.assert_allclose(moving, 0.01 * real.mean(0), rtol=1e-5)
+
+
+def test_a_plan_for_another_model_is_refused():
+    plan = bnk.plan_folding(sequential())
+    with pytest.raises(ValueError, match="is not the model that was planned for, whose layers"):
+        plan.apply(sequential())
+
+
+@pytest.mark.parametrize("verb", [bnk.fold, bnk.diagnose, bnk.add])
+def test_a_layer_with_a_call_set_on_it_is_refused_and_keeps_it(verb):
+    model = sequential()
+    layer = model.get_layer("first")
+    own = layer.call = lambda x: x[:, :6]
+    with pytest.raises(ValueError, match=r"'first' \(Dense\) has a `call` that was set on it"):
+        verb(model)
+    assert layer.call is own
+
+
+def test_what_is_called_instead_ends_with_what_was_there():
+    layer, x = L.ReLU(), keras.ops.array([2.0])
+    own = layer.call = lambda x: x * 3
+    with (
+        calling_instead({layer: lambda call, x, _: call(x) + 1}),
+        calling_instead({layer: lambda call, x, _: call(x) * 2}),
+    ):
+        assert float(layer(x)[0]) == 14
+    assert layer.call is own

@@ -5,7 +5,7 @@ from keras import layers as L
 
 import bnkit.keras as bnk
 from bnkit.keras.kernels import array_of
-from keras_models import alive, error, images, nested, state
+from keras_models import alive, error, images, nested, sequential, state
 
 
 def batches(rows=30):
@@ -150,3 +150,12 @@ def test_a_frozen_model_has_nothing_to_measure():
     model.trainable = False
     with pytest.raises(ValueError, match="n: frozen: its trainable is False"):
         bnk.recalibrate(model, np.zeros((3, 2), "float32"))
+
+
+@pytest.mark.parametrize("features", [None, 5])
+def test_statistics_of_another_model_are_refused(features):
+    plan = bnk.plan_recalibration(sequential(), np.ones((4, 8)) * np.arange(4)[:, None])
+    norm = [] if features is None else [L.BatchNormalization(name="norm")]
+    other = keras.Sequential([keras.Input((features or 3,)), *norm, L.Dense(2)])
+    with pytest.raises(ValueError, match="`model` has no BatchNormalization 'norm' of 6 features"):
+        plan.apply(other)

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import keras
@@ -42,10 +43,16 @@ def explain_gap(model: Any, batch: Any, *, threshold: float = 0.1) -> Gap:
     check_graph(model)
     if not (isinstance(threshold, int | float) and 0 <= threshold < np.inf):
         raise ValueError(f"`threshold` is {threshold!r}: pass a number of at least 0, such as 0.1")
-    (inputs,) = inputs_in(model, [batch] if isinstance(batch, tuple) else batch)
+    found = list(islice(inputs_in(model, [batch] if isinstance(batch, tuple) else batch), 2))
+    if len(found) > 1:
+        raise ValueError(
+            f"`batch` is a {type(batch).__name__} of several mini-batches: pass one, as an array, "
+            f"(x, y) or a dict of inputs"
+        )
+    (inputs,) = found
     copy = rebuilt(model, {})
-    found = {path: objection_to_measuring(layer) for path, layer in batch_norms_of(copy).items()}
-    left_out = {path: why for path, why in found.items() if why is not None}
+    objections = {path: objection_to_measuring(x) for path, x in batch_norms_of(copy).items()}
+    left_out = {path: why for path, why in objections.items() if why is not None}
     layers = {path: x for path, x in batch_norms_of(copy).items() if path not in left_out}
     if not layers:
         reasons = "; ".join(f"{path}: {why}" for path, why in left_out.items())

@@ -89,6 +89,12 @@ def check_graph(model: Any) -> None:
             f"`model` ({name}) is not built, so its layers have no weights: begin it with a "
             f"keras.Input(shape), or call it on a batch"
         )
+    patched = [layer for layer in layers_inside(model) if "call" in vars(layer)]
+    if patched:
+        raise ValueError(
+            f"layer '{patched[0].name}' ({type(patched[0]).__name__}) has a `call` that was set on "
+            f"it, which a copy would not have: make it a class of your own with this `call`"
+        )
 
 
 def graphs_of(model: Any, path: str = "") -> Iterator[Graph]:

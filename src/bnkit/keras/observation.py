@@ -28,19 +28,21 @@ def calling_instead(functions: Mapping[Any, Instead]) -> Iterator[None]:
     >>> float(layer(keras.ops.array([-2.0]))[0])
     0.0
     """
-    changed: list[Any] = []
+    changed: list[tuple[Any, Any]] = []
     decorates = keras.config.is_traceback_filtering_enabled()
     try:
         keras.config.disable_traceback_filtering()
         for layer, function in functions.items():
-            changed.append(layer)
+            changed.append((layer, vars(layer).get("call")))
             layer.call = _calling(layer.call, function)  # on the instance, over that of the class
         yield
     finally:
         if decorates:
             keras.config.enable_traceback_filtering()
-        for layer in changed:
+        for layer, own in reversed(changed):
             vars(layer).pop("call", None)
+            if own is not None:
+                layer.call = own
 
 
 def normalising_by(layers: Mapping[str, Any], see: See) -> Any:

@@ -18,6 +18,7 @@ from bnkit.keras.graph import (
     outputs_of,
 )
 from bnkit.keras.kernels import Arrays
+from bnkit.observation import preserved_random_state
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,14 +71,24 @@ def rebuilt(model: Any, changes: Mapping[int, Change]) -> Any:
 
     It is of the same kind and nesting, with the same layer names, values (those of random seeds,
     too), trainable flags and dtype policies. `model` stays as it is: its graph is read, not called.
+    So do the random generators, from which Keras draws when it makes layers.
+
+    Raises ValueError for changes of layers that `model` does not have.
 
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="first"),
     ...                           keras.layers.ReLU()])
     >>> [layer.name for layer in rebuilt(model, {id(model.layers[1]): Change(gone=True)}).layers]
     ['first']
     """
-    copying = _Copying({id(graph.model): graph for graph in graphs_of(model)}, changes)
-    copy = copying.model(model)
+    graphs = list(graphs_of(model))
+    if not changes.keys() <= {id(call.operation) for graph in graphs for call in graph.calls}:
+        raise ValueError(
+            f"`model` ({model.name}) is not the model that was planned for, whose layers the plan "
+            f"changes: make a plan for this one"
+        )
+    copying = _Copying({id(graph.model): graph for graph in graphs}, changes)
+    with preserved_random_state():
+        copy = copying.model(model)
     # The flag of a model sets those of all its layers, so it is set before theirs.
     for original, made in copying.pairs:
         _take_over(original, made, changes.get(id(original)))

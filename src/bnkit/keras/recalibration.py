@@ -46,9 +46,19 @@ class Recalibration(Shown):
     new: Mapping[str, Statistics] = field(repr=False, compare=False)
 
     def apply(self, model: Any) -> Any:
-        """Return a copy of `model` with the new statistics; `model` stays as it is."""
+        """Return a copy of `model` with the new statistics; `model` stays as it is.
+
+        Raises ValueError for a model without one of these layers.
+        """
+        check_graph(model)
         copy = rebuilt(model, {})
         layers = batch_norms_of(copy)
+        for path, (mean, _) in self.new.items():
+            if path not in layers or layers[path].moving_mean.shape != mean.shape:
+                raise ValueError(
+                    f"`model` has no BatchNormalization '{path}' of {len(mean)} features: its "
+                    f"statistics were measured on another model"
+                )
         for path, statistics in self.new.items():
             write_statistics(layers[path], statistics)
         return copy
