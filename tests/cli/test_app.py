@@ -48,6 +48,12 @@ def test_without_a_command_the_commands_are_listed():
     assert all(name in stdout + stderr for name in COMMANDS)
 
 
+def test_a_beginning_of_several_names_is_answered_with_them():
+    code, _, stderr = run("co")
+    assert code == 2
+    assert "'co' may be compare or convert: type more of it." in as_one_line(stderr)
+
+
 @pytest.mark.parametrize("heavy", "altair joblib loky sklearn scipy vl_convert".split())
 def test_importing_the_command_line_does_not_import(heavy, loaded_modules):
     assert heavy not in loaded_modules

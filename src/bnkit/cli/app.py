@@ -48,7 +48,9 @@ class Extended(TyperGroup):
     def _begun(self, ctx: Any, typed: str) -> Any:
         """Return the only command whose name begins so, or None."""
         names = {*self.list_commands(ctx), *DISTRIBUTIONS}
-        begun = [name for name in names if typed and name.startswith(typed)]
+        begun = sorted(name for name in names if typed and name.startswith(typed))
+        if len(begun) > 1 and not ctx.resilient_parsing:  # as it is in completion
+            ctx.fail(f"'{typed}' may be {', '.join(begun[:-1])} or {begun[-1]}: type more of it.")
         return self.get_command(ctx, begun[0]) if len(begun) == 1 else None
 
 
