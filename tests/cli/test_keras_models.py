@@ -42,6 +42,11 @@ def subclassed():
 def loaders():
     x = np.random.default_rng(0).normal(3, 2, size=(60, 4)).astype("float32")
     return [(x[:30], np.zeros(30)), (x[30:], np.zeros(30))], None
+
+def pair():
+    import torch
+    batches = [(torch.zeros(8, 4), torch.zeros(8, dtype=torch.int64))]
+    return batches, batches
 """
 
 
@@ -133,6 +138,8 @@ def test_the_rules_for_keras_are_explained():
         ("fold nothing.keras", "No such file or directory: 'nothing.keras'"),
         ("fold own_keras:normalised --out net.pt", "a Keras model is written to a .keras file"),
         ("fold own_keras:normalised --checkpoint net.pt", "--checkpoint is for PyTorch"),
+        ("fold own_keras:normalised --key ema", "--key ema is of a --checkpoint: give that too"),
+        ("compare --model own_keras:build --data own_keras:pair", "only PyTorch networks are comp"),
         ("fold own_keras:normalised --example 4,x", "'4,x': pass integers"),
         ("fold own_keras:normalised --where x*", "--where 'x*' fits no layer: the paths are"),
         ("add own_keras:build --example 8,4", "--example is for PyTorch networks"),

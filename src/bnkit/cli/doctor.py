@@ -110,7 +110,7 @@ def doctor(
         bar = one_beginning(_BARS, options["fail_on"], "fail-on")
         shown = _format(options)
         if Path(model).suffix in EXPORTED:
-            _refuse_for_exported(example, data, checkpoint, skip or None, fix, html)
+            _refuse_for_exported(example, data, checkpoint, options["key"], skip or None, fix, html)
             exported = diagnose_export(Path(model))
             _print(exported, shown, model)
             raise typer.Exit(1 if exported.at_least(bar) else 0)
@@ -155,7 +155,7 @@ def _format(options: Wanted) -> str:
 
 
 def _refuse_for_exported(*options: object) -> None:
-    names = ("--example", "--data", "--checkpoint", "--skip", "--fix", "--html")
+    names = ("--example", "--data", "--checkpoint", "--key", "--skip", "--fix", "--html")
     given = [name for name, value in zip(names, options, strict=True) if value is not None]
     if given:
         raise ValueError(

@@ -44,7 +44,7 @@ class KerasOperation(Operation):
         if not hasattr(bnk, name):
             raise ValueError(
                 "this command is for PyTorch networks; Keras models have add, insert, fold, "
-                "remove, recalibrate, doctor and compare"
+                "remove, recalibrate and doctor"
             )
         return getattr(bnk, name)  # type: ignore[no-any-return]  # a verb
 

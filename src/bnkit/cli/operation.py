@@ -84,6 +84,8 @@ class Operation:
             )
         if out is not None and out.suffix not in KERAS_FILES:
             format_of(out)  # a wrong suffix is worth no waiting
+        if key is not None and checkpoint is None:
+            raise ValueError(f"--key {key} is of a --checkpoint: give that too")
         network: Any = None if is_file else called(import_reference(model), "model")
         if is_file or is_keras_model(network):
             require("keras", "a Keras model")
@@ -92,8 +94,6 @@ class Operation:
             return KerasOperation.opened(model, network, checkpoint, out, counter)
         if out is not None:
             format_of(out)
-        if key is not None and checkpoint is None:
-            raise ValueError(f"--key {key} is of a --checkpoint: give that too")
         plans: tuple[Document, ...] = ()
         if checkpoint is not None:
             found = read(checkpoint, key=key)

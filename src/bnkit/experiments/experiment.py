@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from bnkit.batches import Call, as_example
 from bnkit.dataflow import as_call, duplicate
+from bnkit.dataflow.tracing import is_keras_model
 from bnkit.experiments import data as data_sets
 from bnkit.experiments.initialisation import initialise_
 from bnkit.experiments.loaders import (
@@ -347,6 +348,11 @@ def _draw_own(build: Build, init: str, _activation: str) -> nn.Module:
     model = called(build, "build")
     if not isinstance(model, nn.Module):
         raise TypeError(f"`build` returned a {type(model).__name__}: it must return a torch module")
+    if is_keras_model(model):
+        raise TypeError(
+            f"`build` returned a Keras model ({type(model).__name__}): only PyTorch networks are "
+            f"compared"
+        )
     if any(map(is_lazy, model.parameters())):
         raise ValueError(
             "`build` returned a network with lazy layers, which have no arrays to begin with: run "
