@@ -29,6 +29,11 @@ def test_a_module_imports_only_from_its_own_floor_and_those_above(path):
         assert HOUSE.imports_from_later_floors(path) == []
 
 
+def test_the_tree_in_contributing_has_every_floor_in_this_order():
+    page = (HOUSE.root.parents[1] / "CONTRIBUTING.md").read_text()
+    assert re.findall(r"^  (\w+)(?:\.py|/) {2,}\S", page, re.MULTILINE) == FLOORS
+
+
 def test_bnkit_does_not_import_the_claims():
     names = {name.partition(".")[0] for path in HOUSE.files for name in imports_of(path)}
     assert "bnkit_claims" not in names
