@@ -46,7 +46,8 @@ chaos: $(SETUP)  ## kills, damage and errors in large numbers
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/chaos.py
 
 # TensorFlow wants other versions of what it shares with the pinned packages.
-keras:  ## the tests of Keras models by another backend: make keras BACKEND=jax or tensorflow
+BACKEND ?= jax
+keras:  ## the tests of Keras models by another backend, BACKEND=jax or tensorflow
 	$(PYTHON) -m venv .venv-$(BACKEND)
 	grep -v -E '^(h5py|ml_dtypes|protobuf|grpcio|tensorboard|numpy)' constraints.txt > .venv-$(BACKEND)/constraints.txt
 	.venv-$(BACKEND)/bin/pip install --quiet --disable-pip-version-check --constraint .venv-$(BACKEND)/constraints.txt torch
@@ -76,4 +77,4 @@ notebooks: $(SETUP)  ## run the notebooks of the docs anew and keep their output
 	$(BIN)/python docs/building/notebooks.py
 
 clean:  ## remove what the targets made
-	rm -rf .venv bnkit-report build dist claims/build
+	rm -rf .venv .venv-* .zoo bnkit-report build dist claims/build
