@@ -211,6 +211,19 @@ def test_the_sign_test_needs_as_many_seeds(wins, losses, seeds):
     assert sign_test(*scaled) <= 0.01
 
 
+def test_seeds_that_do_not_show_it_are_never_said_to_be_enough():
+    # 7 to 1 of eight are not 6 to 0 of seven.
+    assert sign_test(7, 1) > 0.05
+    assert seeds_to_win(7, 1, 8, 0.05) > 8
+    for seeds in range(3, 25):
+        for losses in range(seeds):
+            for wins in range(losses, seeds - losses + 1):
+                enough = seeds_to_win(wins, losses, seeds, 0.05)
+                assert (enough is not None and enough <= seeds) == (
+                    sign_test(wins, losses) <= 0.05
+                ), (wins, losses, seeds)
+
+
 def test_the_smallest_step_is_between_values_that_differ_by_more_than_rounding():
     assert smallest_step([0.1 + 0.2, 0.3, 0.5]) == pytest.approx(0.2)
     assert smallest_step([1.0]) == smallest_step([]) == smallest_step([0.0, 0.0]) == 0

@@ -291,14 +291,15 @@ def sign_test(wins: ArrayLike, losses: ArrayLike) -> Any:
 def seeds_to_win(wins: int, losses: int, seeds: int, level: float) -> int | None:
     """Return how many seeds with these shares of wins and losses the sign test would need.
 
-    None where 1,000 would not be enough.
+    Parts of a seed count against it. None where 1,000 would not be enough.
 
     >>> seeds_to_win(2, 0, 2, 0.05)
     6
     """
     counts = np.arange(LEAST_SEEDS, MOST_SEEDS + 1)
-    won, lost = (each * counts // seeds for each in (wins, losses))
-    shown = sign_test(won, lost) <= level
+    most, least = max(wins, losses), min(wins, losses)
+    # Of the least, rounded up: 7 to 1 in eight seeds is not 6 to 0 in seven.
+    shown = sign_test(most * counts // seeds, -(-least * counts // seeds)) <= level
     return int(counts[shown.argmax()]) if shown.any() else None
 
 
