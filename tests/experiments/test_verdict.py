@@ -143,6 +143,34 @@ def test_as_many_more_seeds_of_the_same_spread_show_it():
     assert many.word in ("better", "no difference")
 
 
+def test_seeds_that_show_a_difference_smaller_than_the_margin_are_not_advised():
+    # Speed lies within the margin already; 19 seeds would show that it is not quite 1.
+    nearly = [(1050, 1000), (1000, 1010), (1010, 1000)] * 3
+    found = verdict(steps=nearly, values=ANY)
+    speed = found.finding("speed")
+    assert (speed.word, speed.to_differ) == ("no difference", 19)
+    assert found.more_seeds is None
+    assert found.sentences[0].endswith("By the spread seen, 1,000 seeds would not be enough.")
+
+
+def test_no_difference_is_advised_only_where_reliability_lets_it_stand():
+    # In one seed of three more runs train: speed and quality alone do not make the answer.
+    uneven = [(4, 4), (4, 2), (2, 4)]
+    found = verdict(uneven, EVEN[:3], AS_GOOD[:3])
+    assert found.answer == "not shown"
+    assert [each.word for each in found.findings] == ["not shown", *["no difference"] * 2]
+    assert found.more_seeds == found.finding("reliability").to_agree - 3 > 0
+
+
+def test_as_few_of_the_seeds_to_come_have_values_as_of_those_seen():
+    lacking = [(0.9, None)] * 3  # the better side has all its values
+    few = [(0.93, 0.9), (0.9, 0.9), (0.92, 0.9)]
+    quality = verdict(values=few + lacking).finding("quality")
+    alone = verdict(ALL_TRAIN[:3], EVEN[:3], few).finding("quality")
+    assert quality.word == "not shown"
+    assert quality.to_differ == 2 * alone.to_differ
+
+
 def test_a_run_that_never_arrives_counts_with_the_length_of_the_longest_and_is_counted():
     found = verdict(steps=[(NEVER, Arrival(100, 75))] * 8)
     speed = found.finding("speed")

@@ -249,7 +249,9 @@ def quality(measured: Measured) -> CriterionTests:
         p_within=1.0 if any(absent) else mean.p_within(margin),
         estimate=mean.mean,
         interval=_interval(mean),
-        to_differ=lambda level: None if unsure else mean.seeds_to_differ(level),
+        to_differ=lambda level: (
+            None if unsure else _in_all(mean.seeds_to_differ(level), mean, seeds)
+        ),
         to_agree=lambda level: None if any(absent) else mean.seeds_to_lie_within(margin, level),
     )
 

@@ -22,7 +22,9 @@ from bnkit.tables import several
 Word = Literal["better", "worse", "no difference", "not shown"]
 Answer = Literal["helps", "hurts", "mixed", "no difference", "not shown", "nothing to compare"]
 
-LEVEL = 0.05  # the probability of a false word, over all findings and looks
+# Over all findings and looks, the probability that a difference is claimed that is none, and that
+# none is claimed where there is one as large as a margin.
+LEVEL = 0.05
 LOOKS = (3, 5, 8, 12, 20)  # the numbers of seeds at which `seeds="auto"` looks
 
 
@@ -191,16 +193,10 @@ def _finding(test: CriterionTests, word: Word, *, confidence: float, least_level
 
 def _verdict(pair: Measured, findings: Sequence[Finding]) -> Verdict:
     seeds, (trained_first, trained_other) = len(pair.runs), zip(*pair.trained, strict=True)
-    found = answer(
-        [finding.word for finding in findings], as_reliable=trained_first == trained_other
-    )
-    _, *at_best = findings
-    agree = [finding.to_agree for finding in at_best]
-    enough = _least(
-        *(finding.to_differ for finding in findings),
-        None if None in agree else max(filter(None, agree)),
-    )
-    sentences = [_headline(pair, found, at_best, enough), *(each.sentence for each in findings)]
+    as_reliable = trained_first == trained_other
+    found = answer([finding.word for finding in findings], as_reliable=as_reliable)
+    enough = _enough(findings, as_reliable=as_reliable)
+    sentences = [_headline(pair, found, findings, enough), *(each.sentence for each in findings)]
     if pair.slowdown is not None:
         price = f"A training step takes {pair.slowdown:.2f} times as long {pair.other_than_first}."
         sentences.append(price)
@@ -227,7 +223,23 @@ def _nothing(pair: Measured) -> Verdict:
     )  # fmt: skip
 
 
-def _headline(pair: Measured, found: Answer, at_best: Sequence[Finding], enough: int | None) -> str:
+def _enough(findings: Sequence[Finding], *, as_reliable: bool) -> int | None:
+    """Return how many seeds in all would be enough for an answer, by the spread seen."""
+    to_differ = [
+        finding.to_differ
+        for finding in findings
+        # A difference that is shown to be smaller than the margin by then counts as none.
+        if finding.word == "not shown"
+        and _least(finding.to_differ, finding.to_agree) != finding.to_agree
+    ]
+    to_agree = [finding.to_agree for finding in (findings[1:] if as_reliable else findings)]
+    known = [count for count in to_agree if count is not None]
+    return _least(*to_differ, max(known) if len(known) == len(to_agree) else None)
+
+
+def _headline(
+    pair: Measured, found: Answer, findings: Sequence[Finding], enough: int | None
+) -> str:
     other, plain = capital(pair.other), pair.first == "plain"
     match found:
         case "helps" | "hurts" if plain:
@@ -240,7 +252,7 @@ def _headline(pair: Measured, found: Answer, at_best: Sequence[Finding], enough:
         case "mixed":
             return f"{other} does better than {pair.first} in one way and worse in another."
         case "no difference":
-            margins = " or ".join(finding.bound for finding in at_best)
+            margins = " or ".join(finding.bound for finding in findings[1:])
             instead = "" if plain else f" instead of {pair.first}"
             return f"{other}{instead} makes no difference to this network larger than {margins}."
     helps = "helps this network" if plain else f"does better than {pair.first} in this network"
