@@ -319,18 +319,20 @@ def test_the_answer_follows_from_the_words(found, as_reliable, expected):
 
 # How often it is wrong: sweeps in which all is known, looked at as `seeds="auto"` does
 
-SWEEPS, SETTINGS = 10_000, 4
+SWEEPS = 10_000
+CLOSE = (0.0, 0.002, 0.001, -0.05)  # the qualities of settings, less that of the first
+ONE, EIGHT = (0.0, *[-0.05] * 7), (0.0,) * 8
 
 
-def simulated(rng, *, speed=0.0, quality=0.0):
+def simulated(rng, *, speed=0.0, quality=0.0, settings=(CLOSE, CLOSE)):
     """Sweeps of (plain, batch norm): logarithms of steps and qualities of each run.
 
     Each is (sides, settings, seeds, sweeps). A seed moves both sides alike, as shared initial
     arrays do. Both sides are best at settings of their own, which lie close together.
     """
-    shape = (2, SETTINGS, LOOKS[-1], SWEEPS)
+    by_setting = np.array(settings)[:, :, None, None]
+    shape = (2, by_setting.shape[1], LOOKS[-1], SWEEPS)
     shared = rng.normal(0, 0.01, (1, 1, *shape[2:]))
-    by_setting = np.array([0.0, 0.002, 0.001, -0.05])[None, :, None, None]
     values = 0.9 + by_setting + shared + rng.normal(0, 0.006, shape)
     steps = 6 + 20 * shared + rng.normal(0, 0.15, shape)
     values[1] += quality
@@ -347,7 +349,8 @@ def words_at(steps, values, seeds, level):
     quality = Mean.of(at_best[1][1] - at_best[1][0])
     trained = (seen > 0.88).sum(axis=1)  # (sides, seeds, sweeps)
     more, fewer = ((trained[a] > trained[b]).sum(axis=0) for a, b in ((1, 0), (0, 1)))
-    share = Mean.of((trained[1] - trained[0]) / SETTINGS, rounding=2 / SETTINGS**2 / 12)
+    settings = seen.shape[1]
+    share = Mean.of((trained[1] - trained[0]) / settings, rounding=2 / settings**2 / 12)
     return words(
         np.stack([sign_test(more, fewer), speed.p_different(), quality.p_different()], -1),
         np.stack([share.p_within(0.25), speed.p_within(np.log(1.25)), quality.p_within(0.01)], -1),
@@ -389,6 +392,25 @@ def test_of_a_difference_at_the_margin_none_is_claimed_in_at_most_a_twentieth(di
     wrong, right = ("worse", "better")[::direction]
     assert said[wrong][:, 1:].any(axis=-1).mean() <= LEVEL / 5
     assert said[right][:, 1:].any(axis=-1).mean() > 0.9
+
+
+@pytest.mark.parametrize("settings", [(ONE, EIGHT), (EIGHT, EIGHT)], ids=["one", "eight"])
+def test_the_luck_of_the_best_setting_claims_no_difference_too_often(settings):
+    """The best of eight equal settings is a lucky one, and that of one good setting is not."""
+    steps, values = simulated(np.random.default_rng(4), settings=settings)
+    said = ever_said(steps, values, LEVEL / len(LOOKS))
+    assert (said["better"] | said["worse"])[:, 1:].any(axis=-1).mean() <= LEVEL
+    once = words_at(steps, values, 8, LEVEL)[:, 1:]
+    assert np.isin(once, ["better", "worse"]).any(axis=-1).mean() <= LEVEL + 0.005
+
+
+def test_the_luck_of_the_best_setting_hides_a_difference_as_often_as_the_docs_say():
+    at_margin = {"speed": -np.log(1.25), "quality": -0.01}
+    steps, values = simulated(np.random.default_rng(5), settings=(ONE, EIGHT), **at_margin)
+    said = ever_said(steps, values, LEVEL / len(LOOKS))["no difference"]
+    assert said[:, 1:].any(axis=-1).mean() <= 0.06
+    once = words_at(steps, values, 12, LEVEL)[:, 1:] == "no difference"
+    assert once.any(axis=-1).mean() <= 0.075
 
 
 @pytest.mark.parametrize(("seeds", "share"), [(3, 0.7), (5, 0.99)])
