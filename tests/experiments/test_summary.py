@@ -433,6 +433,12 @@ def test_the_text_is_a_row_for_each_setting_what_is_absent_and_the_verdict(full)
     )
 
 
+def test_of_what_did_not_run_the_text_says_no_more(full):
+    lost = [not_run(each) if each.learning_rate == 1.0 else each for each in full.trials]
+    rows = [" ".join(line.split()) for line in str(replace(full, trials=tuple(lost))).splitlines()]
+    assert "relu 1 none → none not run → not run none → none" in rows
+
+
 def test_equal_absences_are_counted_and_none_is_not_mentioned(full):
     lost = comparison(failed(plain(0)), failed(twin(0)))
     assert "\n\n2 runs failed: RuntimeError: no memory\n\n" in str(lost)

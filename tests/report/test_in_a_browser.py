@@ -11,7 +11,7 @@ import pytest
 from bnkit.diagnosis import Diagnosis
 from bnkit.report.comparison_page import charts, page
 from bnkit.report.diagnosis_page import page as diagnosis_page
-from report.fabricate import comparison, in_both_modes, interrupted
+from report.fabricate import comparison, in_both_modes, interrupted, three_sides
 from report.test_comparison_page import RECIPE
 from report.test_diagnosis_page import LAYERS, finding
 
@@ -50,6 +50,8 @@ def pages():
     yield "comparison", page(found, charts(found))
     small = replace(comparison((0.1,), ("as built",), 1, change=in_both_modes), recipe=RECIPE)
     yield "one setting", page(small, charts(small))
+    three = three_sides(comparison((0.1, 1.0), ("relu",)))
+    yield "three sides", page(three, charts(three))
     findings = [finding(layers=(f"a.long.path.of.a.layer.bn{n}",)) for n in range(9)]
     yield "diagnosis", diagnosis_page(Diagnosis("Net", 3, tuple(findings), layers=LAYERS))
 
@@ -73,7 +75,7 @@ def opened(tmp_path):
 
 
 @pytest.mark.parametrize("width", [390, 768, 1280])
-@pytest.mark.parametrize("name", ["comparison", "one setting", "diagnosis"])
+@pytest.mark.parametrize("name", ["comparison", "one setting", "three sides", "diagnosis"])
 def test_nothing_scrolls_sideways_and_every_chart_is_visible(opened, name, width):
     found = opened(PAGES[name], width)
     assert found["width"] == width

@@ -432,6 +432,8 @@ def _rows(cell: Cell, metric: Metric, several_rows: bool) -> list[list[str]]:
 
 
 def _written(side: SideSummary, metric: Metric) -> tuple[str, str, str]:
+    if not side.success.runs:
+        return "none", "not run", "none"
     end = "none" if side.metric is None else metric.written(side.metric)
     steps = "never" if side.steps_to_target is None else f"{side.steps_to_target:,.0f}"
     return end, str(side.success), steps

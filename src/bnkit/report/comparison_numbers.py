@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from bnkit.experiments.criteria import Criterion
+from bnkit.experiments.criteria import Criterion, about
 from bnkit.experiments.results import Curve, Side, TrialResult
 from bnkit.experiments.summary import Cell, Comparison, SideSummary
 from bnkit.experiments.verdict import Verdict
@@ -65,8 +65,9 @@ def _beside(comparison: Comparison, told: Callable[[Comparison, Verdict], str]) 
 
 
 def _times(_: Comparison, verdict: Verdict) -> str:
-    times = verdict.steps.ratio
-    return "" if times is None else f"; {verdict.first} takes {ratio(times)} times as many"
+    # That of the verdict's sentence, in which runs that never get there count, too.
+    times = verdict.finding("speed").estimate if verdict.findings else None
+    return "" if times is None else f"; {verdict.first} takes about {about(times)} times as many"
 
 
 def _difference(comparison: Comparison, verdict: Verdict) -> str:

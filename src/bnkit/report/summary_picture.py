@@ -20,17 +20,16 @@ CHARACTERS = 170  # of a line of reasons
 
 def summary_picture(comparison: Comparison, curves: Chart, subject: str) -> dict[str, Any]:
     """Return the Vega-Lite specification: of the metric, the panels nearest to the best."""
-    answer, *reasons = (
-        line
-        for verdict in comparison.verdicts.values()
-        for sentence in verdict.sentences
-        for line in wrap(sentence, CHARACTERS)
-    )
+    verdicts = (verdict.sentences for verdict in comparison.verdicts.values())
+    (answer, *reasons), *others = verdicts
+    for sentences in others:
+        reasons += [" ", *sentences]  # a line apart
+    lines = [line for sentence in reasons for line in wrap(sentence, CHARACTERS) or [" "]]
     group = _nearest_to_the_best(comparison, curves)
     width = min(600, WIDTH // len(group.panels) - curves.room)
     title = alt.Title(
         answer,
-        subtitle=[f"bnkit compare{': ' if subject else ''}{subject}", *reasons],
+        subtitle=[f"bnkit compare{': ' if subject else ''}{subject}", *lines],
         fontSize=26,
         subtitleFontSize=13,
         subtitlePadding=8,
