@@ -14,6 +14,7 @@ from bnkit.experiments import rehearsal
 from bnkit.experiments.metrics import Metric
 from bnkit.experiments.own_loop import EndOfTrial, OwnLoop, RunningTrial, own_loop
 from bnkit.experiments.settings import Settings
+from bnkit.surgery import SurgeryError
 
 X = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
 Y = (X[:, :3] + X[:, 3:6]).argmax(1)
@@ -261,6 +262,67 @@ def test_a_run_that_fails_or_diverges_says_why_and_others_go_on():
     assert twin.curve.metric == (0.5, None)
 
 
+def test_a_run_whose_loss_is_lost_before_its_first_metric_has_diverged():
+    def unlucky(model, trial):
+        model(X)
+        if trial.report(1, loss=0.5 if trial.rehearsal else float("nan")):
+            return
+        trial.report(1, accuracy=0.5)
+
+    for trial in compared(train=unlucky, metric="accuracy").trials:
+        assert (trial.outcome, trial.reason) == ("diverged", "the reported loss was nan at step 1")
+        assert (trial.metric, trial.curve.steps, trial.curve.metric) == (None, (1,), (None,))
+
+
+def test_a_network_that_brings_batch_norm_is_compared_with_itself_without():
+    def normalised():
+        layers = nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)
+        return nn.Sequential(*layers)
+
+    for options in ({}, {"example": X}):
+        plain, twin = compared(normalised, **options).trials
+        assert (plain.outcome, twin.outcome) == ("finished", "finished")
+        assert (plain.buffers, twin.buffers) == (0, 33)
+        assert twin.parameters == plain.parameters + 32
+
+
+def test_batch_norm_in_a_part_that_the_rehearsal_never_calls_cannot_be_taken_out():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.later = (
+                nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4)) for _ in range(2)
+            )
+
+    def one_part(model, trial):
+        trial.report(1, score=model.first(X).sum())
+
+    message = refused(one_part, SurgeryError, Pair)
+    assert message.startswith("the batch norm 'later.1' lies in no part that `train` calls in its")
+
+
+def test_a_loop_that_accumulates_says_at_its_first_metric_which_to_name():
+    def accumulating(model, trial):
+        model(X)
+        if trial.report(1, loss=1.0):
+            return
+        trial.report(1, accuracy=0.5)
+
+    assert "as in metric='accuracy'" in compared(train=accumulating).trials[0].reason
+    assert compared(train=accumulating, metric="accuracy").trials[0].metric == 0.5
+
+
+def test_a_swept_function_is_known_by_its_name_and_source_and_more_may_join(tmp_path):
+    def activated(model, trial):
+        trial.report(1, score=trial.settings["activation"](model(X)).sum())
+
+    first = compared(train=activated, sweep={"activation": [F.relu]}, out=tmp_path)
+    assert [trial.activation for trial in first.trials] == ["activation=relu"] * 2
+    more = compared(train=activated, sweep={"activation": [F.relu, torch.tanh]}, out=tmp_path)
+    assert more.trials[:2] == first.trials
+    assert len(more.trials) == 4
+
+
 def test_a_loop_that_goes_on_after_its_end_is_ended():
     def endless(model, trial):
         model(X)
@@ -325,6 +387,11 @@ def broken(model, _trial):
     model(X[:, :3])
 
 
+def not_by_groups(model, trial):
+    assert not any(isinstance(module, nn.GroupNorm) for module in model.modules())
+    train(model, trial)
+
+
 @pytest.mark.parametrize(
     ("loop", "options", "message"),
     [
@@ -341,13 +408,30 @@ def broken(model, _trial):
             "`metric` is 'auc', and `train` reports 'loss', 'ac",
         ),
         (unknown_direction, {}, "`metric` is 'wonder', of which it is not known whether more is"),
-        (by_side, {}, "`train` reports 'accuracy' with the plain network and 'f1' with that of"),
-        (later_for_the_twin, {}, "first at step 1 with the plain network and at step 5 with that"),
+        (by_side, {}, "`train` reports 'accuracy' with the plain network and 'f1' with the ba"),
+        (later_for_the_twin, {}, "first at step 1 with the plain network and at step 5 with the "),
         (deaf, {}, "`train` goes on with the plain network after trial.report returned True: end"),
         (backwards, {"metric": "accuracy"}, "the step of trial.report is 1, after 2: steps go for"),
         (broken, {}, "`train` fails with the plain network: RuntimeError: mat1 and mat2 shapes"),
         (blind, {"example": X, "learning_rates": [1, 2]}, "`learning_rates` has 2 values, and"),
         (blind, {"example": X, "sweep": {"width": [1]}}, "`sweep` has 'width', and `train` never"),
+        (
+            train,
+            {"sweep": {"width": [1, "1"]}},
+            "`sweep` has width=1, width=1: pass each value onc",
+        ),
+        (train, {"sweep": {"learning_rate": [1]}}, "`sweep` has 'learning_rate': pass its values"),
+        (
+            None,
+            {"data": lambda: 1, "sweep": {"a": [1]}},
+            "`sweep` has 'a', and there is no `train`",
+        ),
+        (
+            train,
+            {"build": "mlp", "data": "digits", "sweep": {"a": [1]}},
+            "`build` is the name 'mlp",
+        ),
+        (not_by_groups, {"sides": ["plain", "group"]}, "`train` fails with the group norm network"),
         (train, {"optimizer": "adam"}, "`optimizer` is 'adam', and `train` is your own, which"),
         (train, {"batch_size": 3}, "`batch_size` is 3, and `data` is your own, which decides"),
         (train, {"device": "cuda:77"}, "`device` is 'cuda:77', which is not there: pass auto"),

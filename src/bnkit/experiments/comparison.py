@@ -15,7 +15,7 @@ from bnkit.experiments.experiment import Build, Experiment, experiment_of
 from bnkit.experiments.leases import Leases
 from bnkit.experiments.loaders import OwnLoaders
 from bnkit.experiments.metrics import Metric
-from bnkit.experiments.own_loop import OwnLoop, Train, own_loop
+from bnkit.experiments.own_loop import OwnLoop, Train, listed, own_loop
 from bnkit.experiments.processes import run_trials
 from bnkit.experiments.provenance import (
     array_fingerprint,
@@ -43,6 +43,7 @@ from bnkit.extras import require
 from bnkit.observation import preserved_random_state, preserved_torch_settings
 from bnkit.options import parameters_of, showing
 from bnkit.progress import counting
+from bnkit.source_code import source_of
 
 NAMED_TARGET = 0.9  # the accuracy to reach on a named data set
 
@@ -224,6 +225,11 @@ def compare(
     [('plain', (50, 100)), ('batch norm', (50, 100))]
     """
     chosen = Settings(**settings)
+    if sweep and train is None:
+        raise ValueError(
+            f"`sweep` has {listed(sweep)}, and there is no `train` that reads trial.settings: pass "
+            f"a loop of your own, or leave it out"
+        )
     loop = None if train is None else own_loop(train, chosen, sweep or {}, given=settings)
     with tempfile.TemporaryDirectory(prefix="bnkit-") as temporary:
         planned = plan_comparison(
@@ -332,6 +338,8 @@ def _trials(
                     "which": (side, activation, seed),
                     "arrays": model_fingerprint(model),
                 }
+                if swept := experiment.swept(activation):
+                    decides["swept"] = source_of(swept)
                 for training in trainings:
                     key = fingerprint({**decides, "training": training.identity})
                     yield Trial(key, experiment, side, activation, seed, training, arrays)

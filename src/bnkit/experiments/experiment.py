@@ -26,7 +26,7 @@ from bnkit.experiments.loaders import (
 )
 from bnkit.experiments.metrics import ACCURACY, Metric
 from bnkit.experiments.networks import network as network_named
-from bnkit.experiments.own_loop import OwnLoop, RunningTrial
+from bnkit.experiments.own_loop import OwnLoop, RunningTrial, listed
 from bnkit.experiments.results import SIDES, Side
 from bnkit.experiments.settings import OF_THE_BUILT_IN_LOOP, Settings
 from bnkit.experiments.sides import (
@@ -38,6 +38,7 @@ from bnkit.experiments.sides import (
 )
 from bnkit.experiments.summary import Recipe
 from bnkit.experiments.tasks import Judge, inputs_and_targets, reader
+from bnkit.norms import batch_norms
 from bnkit.observation import preserved_random_state
 from bnkit.references import called, reference_to
 from bnkit.source_code import modules_beside, own_sources, source_of
@@ -97,9 +98,10 @@ class Experiment:
         """
         brings, plain = has_batch_norms(built), built
         if brings and side != "batch norm":
-            example = self.example(seed, built)
+            examples = self._examples(built) or {"": self.example(seed, built)}
             seed_everything(seed)  # the biases that come back are drawn
-            plain = without_batch_norm(built, example)
+            plain = _with_changed_parts(built, examples, without_batch_norm)
+            _check_none_left(plain)
         seed_everything(seed)  # a function of the user's may draw
         change = self.sides.get(side, side)
         return made(side, change, plain, lambda: built if brings else self.twin(plain, seed))
@@ -129,6 +131,10 @@ class Experiment:
         beside = modules_beside(*functions, self.loop and self.loop.function)
         modules = {f"module {name}": sources[name] for name in beside if name in sources}
         return replace(self, sources=sources, identity={**self.identity, **modules})
+
+    def swept(self, activation: str) -> Mapping[str, Any]:
+        """Return the settings of a loop of the user's own that are swept, by their label."""
+        return {} if self.loop is None else self.loop.variants.get(activation, {})
 
     @property
     def recipe(self) -> Recipe:
@@ -185,7 +191,7 @@ class Experiment:
             self.loop,
             side,
             seed,
-            {"learning_rate": learning_rate, **self.loop.variants.get(activation, {})},
+            {"learning_rate": learning_rate, **self.swept(activation)},
             open_loaders=None if self.source is None else partial(self._own_loaders, seed),
             metric=None if rehearsal else self.metric,
             rehearsal=rehearsal,
@@ -238,7 +244,14 @@ def experiment_of(
         draw, twin, activations = partial(_draw_own, build, settings.init), add, (AS_BUILT,)
     description = {"network": name, "data": source.name if source else ""}
     if loop is not None:
-        code |= {"train": source_of(loop.function), "loop": repr(loop)}
+        if isinstance(build, str) and loop.variants:
+            swept = listed(next(iter(loop.variants.values())))
+            raise ValueError(
+                f"`sweep` has {swept}, and `build` is the name {build!r}: pass a function that "
+                f"builds the network, or leave `sweep` out"
+            )
+        # Without what is swept: each trial has its own, so that more values may join.
+        code |= {"train": source_of(loop.function), "loop": repr(replace(loop, variants={}))}
         description |= {"train": reference_to(loop.function)}
         activations = tuple(loop.variants) or activations
     options = {name: getattr(settings, name) for name in ("placement", "momentum", "eps")}
@@ -292,6 +305,15 @@ def _with_changed_parts(
     if len(refusals) == len(examples):
         raise refusals[0]
     return twin
+
+
+def _check_none_left(plain: nn.Module) -> None:
+    if left := [*batch_norms(plain).layers]:
+        raise SurgeryError(
+            f"the batch norm {left[0]!r} lies in no part that `train` calls in its rehearsal, so "
+            f"it cannot be taken out for the plain side: call all parts before the first report, "
+            f"or pass `example`, inputs of the network"
+        )
 
 
 def _check_choice(build: Any, data: Any, loop: OwnLoop | None) -> None:

@@ -97,12 +97,20 @@ def _variants(sweep: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
                 f"`sweep` has {values!r} for {name!r}: pass its values in a list, as in "
                 f"sweep={{{name!r}: [{values!r}]}}"
             )
+        labels = [_label({name: value}) for value in values]
+        if len({*labels}) < len(labels):
+            raise ValueError(
+                f"`sweep` has {', '.join(labels)}: pass each value once, under a name of its own"
+            )
+    if "learning_rate" in sweep:
+        raise ValueError("`sweep` has 'learning_rate': pass its values as `learning_rates`")
     combinations = [dict(zip(sweep, each, strict=True)) for each in product(*sweep.values())]
     return {_label(each): each for each in combinations if each}
 
 
 def _label(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in values.items())
+    named = {name: getattr(value, "__name__", value) for name, value in values.items()}
+    return ", ".join(f"{name}={value}" for name, value in named.items())
 
 
 class EndOfTrial(BaseException):
@@ -200,6 +208,8 @@ class RunningTrial:
         self.last_step, self.last = step, time.perf_counter()
         self._keep(step, values)
         self.ended = self.ended or self._is_over(step, values)
+        if self.outcome == "diverged":  # with a point there, also where the loss alone is lost
+            self._points.setdefault(step, (None, None))
         return self.ended
 
     @property
@@ -233,7 +243,7 @@ class RunningTrial:
         if new := [n for n in values if self._loop.metric is None and n not in known]:
             raise ValueError(
                 f"`train` reports {listed(new)}, which it did not in its rehearsal: say which "
-                f"metric is judged, as in metric={metric.name!r}"
+                f"metric is judged, as in metric={new[0]!r}"
             )
         if "loss" in values:
             self._losses.append(values["loss"])

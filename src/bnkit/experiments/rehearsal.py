@@ -17,6 +17,7 @@ from bnkit.experiments.own_loop import EndOfTrial, OwnLoop, RunningTrial, listed
 from bnkit.experiments.provenance import array_fingerprint, batch_fingerprint
 from bnkit.experiments.results import Side
 from bnkit.experiments.settings import Settings, training_of
+from bnkit.experiments.sides import has_batch_norms
 from bnkit.experiments.tasks import (
     CLASSIFICATION,
     LOSSES,
@@ -53,15 +54,16 @@ def rehearse(experiment: Experiment, settings: Settings) -> Experiment:
     each side, or does not end, and code that cannot be sent to a process.
     """
     for activation in experiment.activations:
-        plain = experiment.plain(activation, 0)
-        # Drawn again, for the twin: under the same seed it must be another object, yet equal.
-        again = experiment.plain(activation, 0)
-        equal = array_fingerprint(again) == array_fingerprint(plain)
-        _check_repeatable(another=again is not plain, equal=equal)
+        built = experiment.built(activation, 0)
+        # Again, for the other sides: under the same seed it must be another object, yet equal.
+        again = experiment.built(activation, 0)
+        equal = array_fingerprint(again) == array_fingerprint(built)
+        _check_repeatable(another=again is not built, equal=equal)
         if experiment.loop is None:
+            plain = experiment.side("plain", built, 0)
             experiment = _try_sides(experiment, plain, again, settings)
         else:
-            experiment = _try_loop(experiment, plain, again, activation, settings)
+            experiment = _try_loop(experiment, built, again, activation, settings)
     if experiment.source is not None:
         _check_same_batches(experiment)
     _check_portable(experiment)
@@ -120,14 +122,15 @@ def _judge_of(experiment: Experiment, model: nn.Module, settings: Settings) -> J
 
 def _try_loop(
     experiment: Experiment,
-    plain: nn.Module,
+    built: nn.Module,
     again: nn.Module,
     variant: str,
     settings: Settings,
 ) -> Experiment:
-    """Return the experiment with what one step of `train` shows on both sides."""
+    """Return the experiment with what one step of `train` shows, on every side."""
     assert experiment.loop is not None
-    first = _rehearsed(experiment, plain, "plain", variant, settings)
+    known = "batch norm" if has_batch_norms(built) else "plain"  # the side that needs no plan
+    first = _rehearsed(experiment, built, known, variant, settings)
     metric = experiment.loop.judged(first.reported)
     _check_read(first.read, experiment.loop, settings)
     calls = experiment.calls or first.calls
@@ -137,8 +140,11 @@ def _try_loop(
             "`example`, its inputs"
         )
     experiment = replace(experiment, metric=metric, calls=calls)
-    second = _rehearsed(experiment, experiment.twin(again, 0), "batch norm", variant, settings)
-    _check_same_reports(first, second, "batch norm")
+    for side in experiment.sides:
+        if side != known:
+            model = experiment.side(side, again, 0)
+            other = _rehearsed(experiment, model, side, variant, settings)
+            _check_same_reports(first, known, other, side)
     return experiment
 
 
@@ -296,17 +302,18 @@ def _check_read(read: frozenset[str], loop: OwnLoop, settings: Settings) -> None
         )
 
 
-def _check_same_reports(plain: Rehearsed, twin: Rehearsed, side: Side) -> None:
-    if set(plain.reported) != set(twin.reported):
+def _check_same_reports(one: Rehearsed, known: Side, other: Rehearsed, side: Side) -> None:
+    if set(one.reported) != set(other.reported):
         raise ValueError(
-            f"`train` reports {listed(plain.reported)} with the plain network and "
-            f"{listed(twin.reported)} with that of {side}: report the same with both"
+            f"`train` reports {listed(one.reported)} with the {known} network and "
+            f"{listed(other.reported)} with the {side} network: report the same with both"
         )
-    for name, step in plain.reported.items():
-        if twin.reported[name] != step:
+    for name, step in one.reported.items():
+        if other.reported[name] != step:
             raise ValueError(
-                f"`train` reports {name!r} first at step {step} with the plain network and at step "
-                f"{twin.reported[name]} with that of {side}: measure both at the same steps"
+                f"`train` reports {name!r} first at step {step} with the {known} network and at "
+                f"step {other.reported[name]} with the {side} network: measure both at the same "
+                f"steps"
             )
 
 
