@@ -72,8 +72,11 @@ _STATE = "state_dict"
 
 def _write_torch(path: Path, state: Mapping[str, Any], document: str) -> None:
     _refuse_pickles({name: value for name, value in state.items() if not isinstance(value, Tensor)})
-    with path.open("wb") as file:
-        torch.save({_STATE: state, PLAN: document}, file)
+    try:
+        with path.open("wb") as file:
+            torch.save({_STATE: state, PLAN: document}, file)
+    except RuntimeError as error:  # torch's own for a disk that is full
+        raise OSError(_first_line(error)) from error
 
 
 def _refuse_pickles(values: Mapping[str, Any]) -> None:
@@ -151,7 +154,8 @@ def _which(path: Path, key: str | None, content: Any, states: Mapping[str, Any])
 
 
 def _write_safetensors(path: Path, state: Mapping[str, Any], document: str) -> None:
-    from safetensors.torch import save_file  # noqa: PLC0415  only for files of this kind
+    from safetensors import SafetensorError  # noqa: PLC0415  only for files of this kind
+    from safetensors.torch import save_file  # noqa: PLC0415
 
     others = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
     if others:
@@ -164,6 +168,8 @@ def _write_safetensors(path: Path, state: Mapping[str, Any], document: str) -> N
         save_file(tensors, path, metadata={PLAN: document, **repeated})
     except KeyError as error:
         raise ValueError(f"safetensors has no dtype {error.args[0]}: write a .pt") from error
+    except SafetensorError as error:  # also for a disk that is full
+        raise OSError(_first_line(error)) from error
 
 
 def _apart(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -213,8 +219,12 @@ def damaged(path: Path, error: Exception) -> str:
     >>> damaged(Path("a.pt"), EOFError("Ran out of input\nafter 3 bytes"))
     'a.pt is damaged or cut short (EOFError: Ran out of input): fetch it again'
     """
-    reason = str(error).partition("\n")[0].partition(". ")[0]
+    reason = _first_line(error).partition(". ")[0]
     return f"{path} is damaged or cut short ({type(error).__name__}: {reason}): fetch it again"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def listed(names: Iterable[str]) -> str:
