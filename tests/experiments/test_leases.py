@@ -171,3 +171,34 @@ def test_a_death_of_what_another_has_taken_over_is_not_counted_twice(tmp_path):
     of_elsewhere(tmp_path, "k", 2)
     assert not leases.count_death("k")
     assert names(tmp_path) == ["k.lease.1", "k.lease.2"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_claim_that_fails_leaves_no_lease_that_would_count_as_a_death(
+    tmp_path, monkeypatch, error
+):
+    leases = Leases(tmp_path)
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr(leases, "_content", fail)
+    with pytest.raises(type(error)):
+        leases.take("k")
+    assert names(tmp_path) == []
+    monkeypatch.undo()
+    assert leases.take("k")
+    assert leases.deaths("k") == 0
+
+
+def test_who_was_seen_to_be_dead_stays_so_while_the_watcher_runs_other_trials(tmp_path, clock):
+    paths = [of_elsewhere(tmp_path, key) for key in ("k", "l", "m")]
+    watcher = Leases(tmp_path)
+    for _ in clock.move_on(65):
+        seen = [watcher._is_dead(path) for path in paths]
+    assert seen == [True] * 3
+    assert watcher.take("k")
+    clock.now += 600  # of the trial that it ran
+    assert watcher.take("l")
+    paths[2].write_text(paths[2].read_text().replace("0}", "1}").replace('0"}', '1"}'))
+    assert not watcher.take("m")  # it was alive after all

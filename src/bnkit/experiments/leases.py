@@ -123,13 +123,19 @@ class Leases:
         return generation
 
     def _claim(self, key: str, generation: int) -> bool:
+        path = self._path(key, generation)
         try:
-            with self._path(key, generation).open("xb") as file:
-                file.write(self._content())
+            file = path.open("xb")
         except FileExistsError:
             return False
-        with self._lock:
-            self._held[key] = generation
+        try:
+            with file:
+                file.write(self._content())
+            with self._lock:
+                self._held[key] = generation
+        except BaseException:  # the disk is full, or Ctrl-C: a lease of no process would stay
+            path.unlink(missing_ok=True)
+            raise
         return True
 
     def _content(self) -> bytes:
@@ -154,7 +160,8 @@ class Leases:
             return True
         now = time.monotonic()
         seen = self._seen.get(path)
-        if seen is None or seen.content != content or now - seen.last > PAUSE:
+        was_dead = seen is not None and seen.last - seen.first >= STALE
+        if seen is None or seen.content != content or (now - seen.last > PAUSE and not was_dead):
             seen = _Seen(content, now, now)
         self._seen[path] = seen._replace(last=now)
         return now - seen.first >= STALE
