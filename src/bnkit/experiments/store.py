@@ -33,6 +33,8 @@ class Store(Generic[R]):
         not be writable. Raises OSError, naming the folder, if it must be and cannot.
         """
         keys = list(keys)
+        # Before they are read: what comes later is the result of another process, and stays.
+        there = {key: _identity(self._path(key)) for key in keys}
         found = {k: r for k, r in self.results(keys).items() if r.outcome != "failed"}
         missing = [key for key in keys if key not in found]
         if not missing:
@@ -46,7 +48,9 @@ class Store(Generic[R]):
                 part.unlink(missing_ok=True)
             probe.unlink()
             for key in missing:
-                self._path(key).unlink(missing_ok=True)
+                path = self._path(key)
+                if there[key] is not None and _identity(path) == there[key]:
+                    path.unlink(missing_ok=True)
         except OSError as error:
             raise OSError(
                 f"the folder {self.folder} cannot be written ({error.strerror}): choose another"
@@ -115,6 +119,15 @@ class Store(Generic[R]):
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.json"
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from one that was moved into its place; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _checksum(text: bytes) -> str:
