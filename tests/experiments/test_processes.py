@@ -6,15 +6,16 @@ import re
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 
 import pytest
 
 import users
+from bnkit.experiments import workers
 from bnkit.experiments.comparison import plan_comparison
 from bnkit.experiments.leases import Leases
-from bnkit.experiments.processes import run_trials
+from bnkit.experiments.processes import _packed, _Processes, run_trials
 from bnkit.experiments.settings import Settings
 
 STEPS = {"steps": 4, "evaluate_every": 2}
@@ -44,7 +45,7 @@ def timeless(results):
     return [dataclasses.replace(result, seconds=0.0) for result in results]
 
 
-def workers():
+def workers_here():
     """Return the numbers of this process's children that run trials."""
     listed = subprocess.run(
         ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(os.getpid())],
@@ -101,7 +102,7 @@ def test_an_error_ends_the_processes_at_once_and_passes_through(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         run_trials(trials, store, jobs=2, on_result=interrupt)
-    assert workers() == []
+    assert workers_here() == []
     finished = [trial for trial in trials if store.load(trial.key)]
     assert finished
     assert trials[1] not in finished
@@ -212,7 +213,38 @@ def test_a_process_in_which_a_trial_left_a_thread_behind_is_ended(tmp_path):
     trials, store = planned(tmp_path, data=users.leaving_a_thread, seeds=2)
     kept, _ = results_of(trials, store, jobs=1)
     assert [result.outcome for result in kept] == ["finished"] * 2
-    assert workers() == []
+    assert workers_here() == []
+
+
+class Recycled:
+    """A process of loky, in whose place loky puts another after a call: it had grown too large."""
+
+    def __init__(self):
+        self.is_ended = False
+
+    def submit(self, function, argument):
+        future = Future()
+        future.set_result(function(argument))
+        if function is workers.load and len(PROCESSES) == 1:
+            workers._loaded = None  # as in a process that has just begun
+        return future
+
+    def shutdown(self, *, kill_workers):
+        self.is_ended = kill_workers
+
+
+PROCESSES = []
+
+
+def test_a_trial_never_runs_in_a_process_that_has_not_loaded_it(tmp_path, monkeypatch):
+    trials, _ = planned(tmp_path)
+    PROCESSES.clear()
+    monkeypatch.setattr(
+        _Processes, "_process", lambda _: PROCESSES.append(Recycled()) or PROCESSES[-1]
+    )
+    (reply,) = _Processes(1, "code").run([_packed(trials[0], ())], timeout=None)
+    assert (reply.kind, reply.result.outcome) == ("done", "finished")
+    assert [process.is_ended for process in PROCESSES] == [True, False]
 
 
 def test_a_folder_that_is_full_ends_the_run_in_one_sentence(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from concurrent.futures import (
 )
 from concurrent.futures import TimeoutError as TooLongError
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -239,7 +239,7 @@ class _Sweep(Generic[R]):
             case "too long":
                 reason = f"it took longer than {self.how.timeout:g} s, the limit of a trial"
                 self._keep(trial, trial.failed(reason))
-            case "died" if not self.leases.count_death(trial.key):
+            case "died" if not _or_full(self.store.folder, self.leases.count_death, trial.key):
                 self.elsewhere[trial.key] = trial  # another process has taken it over
             case "died" if self.leases.deaths(trial.key) > 1:
                 told = f" ({reply.reason})" if reply.reason else ""
@@ -374,32 +374,15 @@ class _Processes:
         return [self._run(payload, timeout) for payload in payloads]
 
     def _run(self, payload: Payload, timeout: float | None) -> Reply:
-        from loky.process_executor import BrokenProcessPool  # noqa: PLC0415  needed only here
-
         for _ in range(STARTS):
             process = self._process()
-            try:
-                refusal = process.submit(load, payload).result()
-            except BrokenProcessPool:  # it died while it started
+            reply = _run_in(process, payload, timeout)
+            if reply.is_clean:
+                self._free.append(process)
+            else:
                 process.shutdown(kill_workers=True)
-                continue
-            break
-        else:
-            return Reply("cannot start")
-        if refusal is not None:
-            process.shutdown(kill_workers=True)
-            return cast("Reply", refusal)
-        reply = Reply("died")
-        try:
-            reply = process.submit(run, payload.sources).result(timeout)
-        except BrokenProcessPool:
-            reply = Reply("died", is_clean=False)
-        except TooLongError:
-            reply = Reply("too long", is_clean=False)
-        if reply.is_clean:
-            self._free.append(process)
-        else:
-            process.shutdown(kill_workers=True)
+            if reply.kind != "cannot start":
+                break
         return reply
 
     def _process(self) -> Any:
@@ -432,6 +415,23 @@ class _Processes:
             self._are_killed = True
         for process in self._all:
             process.shutdown(kill_workers=True)
+
+
+def _run_in(process: Any, payload: Payload, timeout: float | None) -> Reply:
+    from loky.process_executor import BrokenProcessPool  # noqa: PLC0415  needed only here
+
+    try:
+        refusal = process.submit(load, payload).result()
+    except BrokenProcessPool:  # it died while it started
+        return Reply("cannot start", is_clean=False)
+    if refusal is not None:
+        return replace(cast("Reply", refusal), is_clean=False)
+    try:
+        return cast("Reply", process.submit(run, payload.sources).result(timeout))
+    except BrokenProcessPool:
+        return Reply("died", is_clean=False)
+    except TooLongError:
+        return Reply("too long", is_clean=False)
 
 
 def _hold_ctrl_c_from_children() -> None:

@@ -76,9 +76,17 @@ def load(payload: Payload) -> Reply | None:
 
 
 def run(sources: Mapping[str, str]) -> Reply:
-    """Run the trial that was loaded last."""
+    """Run the trial that was loaded last, once.
+
+    Between the two calls loky may have put another process in this one's place, if it had grown:
+    that one has loaded nothing.
+    """
+    global _loaded
+    trial, _loaded = _loaded, None
+    if trial is None:
+        return Reply("cannot start", is_clean=False)
     before = {*threading.enumerate()}
-    result = _loaded.run()
+    result = trial.run()
     left_behind = [
         thread
         for thread in threading.enumerate()
