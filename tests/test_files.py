@@ -1,11 +1,12 @@
 """A file appears whole or not at all, and JSON holds nothing that JSON does not know."""
 
 import math
+import os
 from pathlib import Path
 
 import pytest
 
-from bnkit.files import strict_json, write_atomically
+from bnkit.files import is_of, strict_json, write_atomically
 
 
 def contents(folder):
@@ -36,3 +37,19 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path, monkeypatc
         write_atomically(tmp_path / "a.txt", b"new")
     monkeypatch.undo()
     assert contents(tmp_path) == {"a.txt": b"old"}
+
+
+def test_what_is_synced_may_be_written_as_windows_demands(tmp_path, monkeypatch):
+    synced = []
+    # Of a file that was opened to be read only, os.write raises an OSError.
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.write(file, b"")))
+    write_atomically(tmp_path / "a.txt", b"new")
+    assert synced == [0]
+    assert contents(tmp_path) == {"a.txt": b"new"}
+
+
+@pytest.mark.parametrize("kind", [int, float, float | None])
+def test_an_integer_that_no_float_can_hold_is_not_a_number(kind):
+    assert not is_of(10**400, kind)
+    assert not is_of(-(10**400), kind)
+    assert is_of(10**300, kind)

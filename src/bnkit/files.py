@@ -4,6 +4,7 @@ import json
 import math
 import os
 import secrets
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,7 +31,7 @@ def moved_into_place(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         yield part
-        with part.open("rb") as file:
+        with part.open("r+b") as file:  # Windows syncs only what may be written
             os.fsync(file.fileno())
         part.replace(path)
     finally:
@@ -65,7 +66,8 @@ def is_of(value: Any, kind: Any) -> bool:  # noqa: PLR0911  a line for each kind
         return any(is_of(value, each) for each in of)
     if origin in {int, float}:
         numbers = int if origin is int else int | float
-        return isinstance(value, numbers) and not isinstance(value, bool) and math.isfinite(value)
+        is_number = isinstance(value, numbers) and not isinstance(value, bool)
+        return is_number and abs(value) <= sys.float_info.max  # math.isfinite fails at 10**400
     if origin in {tuple, list, Sequence}:
         is_several = isinstance(value, list | tuple)
         return is_several and all(is_of(item, of[0] if of else Any) for item in value)
