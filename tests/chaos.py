@@ -160,14 +160,14 @@ def plans():
     refused = loaded = 0
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:
         path = Path(name) / "a.pt"
-        for verb, text in hostile_plans():
-            torch.save({"state_dict": {}, "bnkit_plan": text}, path)
+        for verb, _, _, content in hostile_plans():
+            torch.save(content, path)
             try:
                 load(VERBS[verb][0](), path)
                 loaded += 1
             except ValueError:
                 refused += 1
-    say(f"plans: {refused + loaded} hostile, {refused} refused in a sentence")
+    say(f"plans: {refused + loaded} hostile, {refused} refused in a sentence, {loaded} loaded")
 
 
 class Failing(nn.Module):

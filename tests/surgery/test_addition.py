@@ -233,3 +233,22 @@ def test_wrong_examples_leave_the_model_untouched(example, message):
         add(plain, example)
     assert fingerprint(plain) == before
     assert random_state() == state
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"eps": float("nan")}, "`eps` is nan: pass a finite number of at least 0"),
+        ({"eps": float("inf")}, "`eps` is inf: pass a finite number of at least 0"),
+        ({"eps": -1e-5}, "`eps` is -1e-05: pass a finite number of at least 0"),
+        ({"momentum": 5.0}, "`momentum` is 5.0: pass a number from 0 to 1, or None"),
+        ({"momentum": -0.1}, "`momentum` is -0.1: pass a number from 0 to 1, or None"),
+        ({"momentum": float("nan")}, "`momentum` is nan: pass a number from 0 to 1, or None"),
+    ],
+)
+def test_numbers_with_which_no_batch_norm_can_compute_are_refused(numbers, message):
+    model = nn.Sequential(dense(), nn.ReLU(), dense())
+    before = fingerprint(model)
+    with pytest.raises(ValueError, match=message):
+        add(model, vectors(), **numbers)
+    assert fingerprint(model) == before

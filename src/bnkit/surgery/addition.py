@@ -16,6 +16,7 @@ from bnkit.dataflow import (
 )
 from bnkit.norms import NOT_CHOSEN, Where
 from bnkit.options import Default, with_options
+from bnkit.surgery.operations import check_numbers
 from bnkit.surgery.placement import (
     NOT_CALLED,
     after_activation,
@@ -103,6 +104,7 @@ def plan_in_modes(
     where, placement = options["where"], options["placement"]
     if placement not in get_args(Placement):
         raise ValueError(f"`placement` is {placement!r}: choose from {get_args(Placement)}")
+    check_numbers(momentum=options["momentum"], eps=options["eps"])
     subject = duplicate(model)
     flow = observe(subject, example)
     found = _changes(model, subject, flow, options)

@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from bnkit.behaviour import affine_of
 from bnkit.observation import stop_training
 from bnkit.surgery.folding.arithmetic import TRANSPOSED
-from bnkit.surgery.operations import operation, replace_module, write_values
+from bnkit.surgery.operations import (
+    check_numbers,
+    operation,
+    replace_module,
+    write_values,
+)
 
 
 @operation
@@ -32,6 +37,7 @@ def set_numbers(
     >>> model[0].momentum, model[0].eps
     (0.01, 1e-05)
     """
+    check_numbers(momentum=momentum, eps=eps)
     changed: Any = model.get_submodule(layer)
     if rescale and eps is not None:
         # γ/√(σ² + ε) stays: γ becomes that times the new √(σ² + ε).

@@ -17,7 +17,7 @@ from bnkit.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnkit.layers.leaves import TracedAsLeaf, is_proxy
 from bnkit.observation import follow_mode
 from bnkit.options import parameters_of, showing
-from bnkit.surgery.operations import operation
+from bnkit.surgery.operations import check_numbers, operation
 from bnkit.surgery.quantisation import register
 from bnkit.surgery.verification import SurgeryError
 
@@ -115,6 +115,9 @@ class Ownership:
     rank: int | None
     momentum: float | None
     eps: float
+
+    def __post_init__(self) -> None:
+        check_numbers(momentum=self.momentum, eps=self.eps)
 
 
 @operation

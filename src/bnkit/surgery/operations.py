@@ -7,11 +7,12 @@ doctor all go through `make_edits`. Each operation stands where its verb is.
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -229,7 +230,9 @@ def _operation_of(edit: Edit, model: nn.Module, place: str) -> Operation:
 
 @functools.cache
 def _annotations(function: Operation) -> dict[str, Any]:
-    return get_type_hints(function)
+    """Return the types of the options, also of those that `showing` states for `**options`."""
+    parameters = inspect.signature(function, eval_str=True).parameters
+    return {name: parameter.annotation for name, parameter in parameters.items()}
 
 
 def _has_layer(model: nn.Module, path: object) -> bool:
@@ -333,3 +336,16 @@ def write_values(
     for name, value in (values or {}).items():
         if name in held:
             held[name].copy_(value)
+
+
+def check_numbers(*, momentum: float | None, eps: float | None) -> None:
+    """Raise ValueError for a momentum or an eps with which no batch norm can compute.
+
+    >>> check_numbers(momentum=0.1, eps=float("nan"))
+    Traceback (most recent call last):
+    ValueError: `eps` is nan: pass a finite number of at least 0
+    """
+    if momentum is not None and not 0 <= momentum <= 1:
+        raise ValueError(f"`momentum` is {momentum!r}: pass a number from 0 to 1, or None")
+    if eps is not None and not 0 <= eps < math.inf:
+        raise ValueError(f"`eps` is {eps!r}: pass a finite number of at least 0")

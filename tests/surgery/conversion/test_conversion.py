@@ -649,6 +649,7 @@ def test_what_a_callable_must_not_do():
         ("domains", {}, TypeError, r"'domains' needs `domains`: pass it"),
         ("ghost", {"virtual_batch_size": 0}, ValueError, r"`virtual_batch_size` is 0: pass the"),
         ("group", {"num_groups": 0}, ValueError, r"`num_groups` is 0: pass an integer ≥ 1 that d"),
+        ("group", {"num_groups": True}, ValueError, r"`num_groups` is True: pass an integer ≥ 1"),
         ("sync", {"timeout": 3}, ValueError, r"`timeout` is 3, and torch.distributed is not in"),
         ("group", {}, ValueError, r"`example_or_batches` is None, and layers are calibrated on "),
     ],

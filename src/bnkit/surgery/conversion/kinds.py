@@ -64,7 +64,7 @@ class Kind:
             self.classes[0](1, **own)
             return
         groups = own.get("num_groups", 1)
-        if not isinstance(groups, int) or groups < 1:
+        if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
             raise ValueError(
                 f"`num_groups` is {groups!r}: pass an integer ≥ 1 that divides the "
                 f"channels of each layer"
