@@ -24,8 +24,18 @@ def one_beginning(table: Mapping[str, Entry], typed: str, kind: str) -> Entry:
     >>> one_beginning({"stale-statistics": 1, "unfolded": 2}, "stale", "rule")
     1
     """
-    begun = [name for name in table if name.startswith(typed)] if typed not in table else []
-    return one_of(table, begun[0] if len(begun) == 1 else typed, kind)
+    return one_of(table, completed(typed, table), kind)
+
+
+def completed(typed: str, names: Iterable[str]) -> str:
+    """Return the only name that begins as it is typed; what is typed, if there is none or several.
+
+    >>> completed("fashion", ["digits", "mnist", "fashion-mnist"]), completed("", ["mlp"])
+    ('fashion-mnist', '')
+    """
+    names = list(names)
+    begun = [name for name in names if typed and name.startswith(typed)]
+    return begun[0] if len(begun) == 1 and typed not in names else typed
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> str:

@@ -171,6 +171,39 @@ def test_without_options_the_settings_are_the_defaults():
     assert settings_of({each.name: each.default for each in setting_options()}) == Settings()
 
 
+BEGUN = (
+    "--network log --data dig --optimizer mom --loss cross --schedule cos --precision bf "
+    "--activation sig,leaky --sides plain,gr --init glo --metric acc"
+)
+WHOLE = (
+    "--network logistic --data digits --optimizer momentum --loss cross-entropy --schedule cosine "
+    "--precision bfloat16 --activation sigmoid,leaky-relu --sides plain,group --init glorot "
+    "--metric accuracy"
+)
+
+
+def test_the_beginning_of_a_name_is_the_name_so_results_have_the_same_key(monkeypatch):
+    asked = []
+
+    def plan(network, data, *, settings, **_):
+        asked.append((network, data, settings))
+        raise ValueError("that will do")
+
+    monkeypatch.setattr(command, "plan_comparison", plan)
+    run(f"compare {BEGUN}")
+    run(f"compare {WHOLE}")
+    assert asked[0] == asked[1]
+    assert asked[0][:2] == ("logistic", "digits")
+
+
+@pytest.mark.usefixtures("out")
+def test_what_is_the_beginning_of_several_names_is_answered_with_them():
+    code, _, stderr = run("compare --optimizer ada")
+    assert code == 2
+    assert "unknown optimizer 'ada': did you mean 'adam' or 'adamw'? Choose from" in stderr
+    assert run("compare --optimizer adam --steps 0")[2].count("optimizer") == 0  # it is a name
+
+
 def test_switches_are_named_by_what_they_change():
     options = {option.name: option for option in get_command(app).commands["compare"].params}
     shuffle, also = options["shuffle"], options["training_mode_accuracy"]

@@ -68,6 +68,7 @@ def test_a_healthy_network_has_exit_code_0():
 def test_the_bar_and_what_is_skipped_decide_on_the_exit_code():
     assert run("patients:build --example 8,4 --fail-on error")[0] == 0
     assert run("patients:build --example 8,4 --skip momentum-convention")[0] == 0
+    assert run("patients:build --example 8,4 --skip momentum-conv:*")[0] == 0
     assert run("patients:well --example 8,4 --fail-on info")[0] == 1
 
 

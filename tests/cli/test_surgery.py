@@ -164,7 +164,7 @@ VERBS = {
     "fold": (FOLD, "fold into '0' (Linear)", "fold_away"),
     "remove": (REMOVE, "become ChannelAffine(8)", "use_channel_affine"),
     "convert": (
-        "convert own_networks:build_normalised ghost --option virtual_batch_size=4 --example 8,4",
+        "convert own_networks:build_normalised gh --option virtual_batch_size=4 --example 8,4",
         "GhostBatchNorm1d",
         "convert_layer",
     ),

@@ -10,9 +10,10 @@ import torch
 import typer
 from torch import Tensor
 
+from bnkit.diagnosis.rules.table import Rule
 from bnkit.experiments.settings import PANELS, Choice, Seeds, Settings, Shown, shown_settings
 from bnkit.experiments.sides import Change
-from bnkit.names import one_beginning
+from bnkit.names import completed, one_beginning
 from bnkit.options import parameters_of
 from bnkit.recalibration.estimators import Estimator
 from bnkit.references import import_reference
@@ -53,6 +54,18 @@ def numbers(kind: Callable[[str], Number]) -> Callable[[str], tuple[Number, ...]
             raise ValueError(f"{text!r}: pass {wanted} with commas between them") from None
 
     return parse
+
+
+def skipped(text: str, rules: Iterable[Rule]) -> tuple[str, ...]:
+    """Return which rules are left out, and in which layers; the beginning of a name is enough.
+
+    >>> from bnkit.diagnosis.rules.table import RULES
+    >>> skipped("stale,dead-channels:head.*", RULES)
+    ('stale-statistics', 'dead-channels:head.*')
+    """
+    names = [rule.slug for rule in rules]
+    parts = [part.partition(":") for part in texts(text)]
+    return tuple(completed(name, names) + "".join(where) for name, *where in parts)
 
 
 def named_values(typed: Iterable[str]) -> dict[str, Any]:
@@ -266,11 +279,24 @@ def setting_options() -> list[inspect.Parameter]:
 
 
 def settings_of(typed: Mapping[str, Any]) -> Settings:
-    """Return the settings that were typed as these options; ValueError for text that is wrong."""
+    """Return the settings that were typed as these options; ValueError for text that is wrong.
+
+    Of a name its beginning is enough.
+
+    >>> settings_of({"optimizer": "mom", "activations": "sig,tanh"}).activations
+    ('sigmoid', 'tanh')
+    """
     kinds = {field.name: field.annotation for field in parameters_of(Settings)}
     read = {name: _TYPED[kind][0] for name, kind in kinds.items() if kind in _TYPED}
     values = {n: read[n](value) if n in read else value for n, value in typed.items()}
-    return Settings(**values)
+    choices = {name: shown.choices for name, shown in shown_settings().items()}
+    return Settings(**{n: _completed(value, choices[n]) for n, value in values.items()})
+
+
+def _completed(value: Any, choices: Iterable[str]) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_completed(each, choices) for each in value)
+    return completed(value, choices) if isinstance(value, str) else value
 
 
 def _option_of(field: inspect.Parameter, told: Shown) -> inspect.Parameter:

@@ -12,11 +12,13 @@ import typer
 from bnkit.cli.arguments import named_values, option, setting_options, settings_of
 from bnkit.cli.output import chatter_on_stderr, explained, messages, print_result, refuse, say
 from bnkit.experiments.comparison import Interrupted, plan_comparison
+from bnkit.experiments.data import NAMES
 from bnkit.experiments.executors import ENGINES, connected
-from bnkit.experiments.networks import NETWORKS
+from bnkit.experiments.networks import NETWORKS, networks
 from bnkit.experiments.own_loop import own_loop
 from bnkit.experiments.settings import COMPARED, REPORTED
 from bnkit.experiments.summary import Comparison
+from bnkit.names import completed
 from bnkit.options import showing
 from bnkit.references import import_reference
 from bnkit.report import write_report
@@ -128,9 +130,11 @@ def compare(
                     given = [name for name in typed if _is_typed(context, name)]
                     loop = own_loop(import_reference(train), settings, {}, given=given)
                 no_data = train is not None and not _is_typed(context, "data")
+                named = completed(network or "mlp", networks())
+                own_data = import_reference(data) if ":" in data else completed(data, NAMES)
                 sweep = plan_comparison(
-                    import_reference(model) if model is not None else network or "mlp",
-                    None if no_data else import_reference(data) if ":" in data else data,
+                    import_reference(model) if model is not None else named,
+                    None if no_data else own_data,
                     settings=settings,
                     loop=loop,
                     version=version,

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 import bnkit.keras as bnk
-from bnkit.cli.arguments import random_example, texts
+from bnkit.cli.arguments import random_example, skipped
 from bnkit.cli.operation import Operation
 from bnkit.cli.output import Counter
 from bnkit.keras.batches import inputs_in, is_array
@@ -16,6 +16,7 @@ from bnkit.keras.diagnosis import Diagnosis
 from bnkit.keras.files import open_model, save_model
 from bnkit.keras.graph import check_graph, graphs_of
 from bnkit.keras.rules.table import KINDS as RULES_BY_KIND
+from bnkit.keras.rules.table import RULES as KERAS_RULES
 from bnkit.references import called, import_reference
 from bnkit.surgery.addition import Placement
 
@@ -90,7 +91,7 @@ class KerasOperation(Operation):
         given = _random(example) if example else batches
         if data is not None and example:
             raise ValueError("give either --example or --data")
-        return bnk.diagnose(self.network, given, skip=texts(skip))
+        return bnk.diagnose(self.network, given, skip=skipped(skip, KERAS_RULES))
 
 
 def _is_inputs(value: Any) -> bool:

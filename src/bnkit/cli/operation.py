@@ -12,7 +12,7 @@ import typer
 from bnkit import surgery
 from bnkit.batches import NoBatchesError, calls_of, each_of, number_of, why_none
 from bnkit.checkpoints import Document, format_of, read, save
-from bnkit.cli.arguments import random_example, texts
+from bnkit.cli.arguments import random_example, skipped, texts
 from bnkit.cli.output import (
     Counter,
     chatter_on_stderr,
@@ -24,6 +24,7 @@ from bnkit.cli.output import (
 )
 from bnkit.dataflow.tracing import is_keras_model
 from bnkit.diagnosis import Diagnosis, diagnose
+from bnkit.diagnosis.rules.table import RULES
 from bnkit.extras import require
 from bnkit.recalibration import plan_recalibration
 from bnkit.references import blaming, called, import_reference
@@ -173,7 +174,7 @@ class Operation:
             self.network,
             None if data is None else self.batches(data),
             example=random_example(example) if example else None,
-            skip=texts(skip),
+            skip=skipped(skip, RULES),
             progress=False,
         )
 

@@ -26,7 +26,8 @@ from bnkit.cli.arguments import (
 )
 from bnkit.cli.operation import Operation
 from bnkit.cli.output import explained, print_result, say
-from bnkit.names import one_beginning
+from bnkit.names import completed, one_beginning
+from bnkit.surgery.conversion.kinds import KINDS
 
 _CALIBRATED = ("group", "instance")  # kinds that compute something other than a batch norm
 
@@ -186,6 +187,7 @@ def convert(
 
     In a program: `model = bnkit.load(build(), "g.pt")`.
     """
+    to = completed(to, KINDS)
     if to in _CALIBRATED and data is None:
         raise ValueError(f"--data is missing: to become {to!r}, layers are calibrated on it")
     batches = operation.example(example, data) if data is None else operation.batches(data)

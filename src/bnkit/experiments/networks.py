@@ -242,6 +242,15 @@ NETWORKS: dict[str, Network] = {
 }
 
 
+def networks() -> dict[str, Network]:
+    """Return the named networks, with those that join by an entry point, which is a `Network`.
+
+    >>> sorted(networks())[:3]
+    ['dlology', 'logistic', 'mlp']
+    """
+    return {**NETWORKS, **joined("bnkit.networks")}
+
+
 def network(name: str) -> Network:
     """Return the network of this name; ValueError where there is none.
 
@@ -251,9 +260,7 @@ def network(name: str) -> Network:
       (1): Linear(in_features=64, out_features=10, bias=True)
     )
     """
-    # One's own join by an entry point of the group "bnkit.networks", which names a `Network`.
-    table: dict[str, Network] = {**NETWORKS, **joined("bnkit.networks")}
-    return one_of(table, name, "network")
+    return one_of(networks(), name, "network")
 
 
 def _dense(sizes: Sequence[int], make: Callable[[], nn.Module]) -> list[nn.Module]:

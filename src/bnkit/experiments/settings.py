@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypedDict, get_args, get
 
 import torch
 
-from bnkit.experiments.initialisation import parse_scheme
+from bnkit.experiments.initialisation import SCHEMES, parse_scheme
 from bnkit.experiments.networks import ACTIVATIONS, HIDDEN
 from bnkit.experiments.sides import NAMES, Change, name_of
 from bnkit.experiments.tasks import LOSSES, METRICS, Judge
@@ -36,11 +36,15 @@ Choice = str | Callable[..., Any]  # a name, or the user's own function
 
 
 class Shown(NamedTuple):
-    """How the command line shows a setting: in which panel, with which help, under which name."""
+    """How the command line shows a setting: in which panel, with which help, under which name.
+
+    `choices` are the names that it may have, of which a beginning is enough there.
+    """
 
     panel: str
     help: str
     option: str | None = None
+    choices: Iterable[str] = ()
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Settings:
         Sequence[float], Shown(COMPARED, "learning rates to sweep over", "--learning-rate")
     ] = (0.01, 0.1, 1.0, 3.0)
     activations: Annotated[
-        Sequence[str], Shown(COMPARED, ", ".join(ACTIVATIONS), "--activation")
+        Sequence[str], Shown(COMPARED, ", ".join(ACTIVATIONS), "--activation", ACTIVATIONS)
     ] = ("sigmoid", "relu")
     seeds: Annotated[
         Seeds,
@@ -79,6 +83,7 @@ class Settings:
             COMPARED,
             f"each is compared with the first: {', '.join(NAMES)}, or package.module:change, a "
             f"function from the network without batch norm to the side",
+            choices=NAMES,
         ),
     ] = ("plain", "batch")
     hidden: Annotated[Sequence[int], Shown(COMPARED, "units of each hidden layer of mlp")] = HIDDEN
@@ -88,6 +93,7 @@ class Settings:
             TRAINED,
             "sgd, momentum (sgd with 0.9), adam or adamw, or your own as package.module:make, a "
             "function of parameters and learning rate",
+            choices=OPTIMIZERS,
         ),
     ] = "sgd"
     loss: Annotated[
@@ -96,6 +102,7 @@ class Settings:
             TRAINED,
             f"{', '.join(LOSSES)}, or your own as package.module:loss, a function of output and "
             f"target; the usual one of the task, or that which the network returns",
+            choices=LOSSES,
         ),
     ] = None
     schedule: Annotated[
@@ -104,6 +111,7 @@ class Settings:
             TRAINED,
             f"of the learning rate: {', '.join(SCHEDULES)}, or your own as package.module:make, a "
             f"function of the optimizer",
+            choices=SCHEDULES,
         ),
     ] = None
     weight_decay: Annotated[
@@ -111,7 +119,12 @@ class Settings:
         Shown(TRAINED, "of all but normalisations and biases; the optimizer's own default"),
     ] = None
     precision: Annotated[
-        str, Shown(TRAINED, "float32, or autocast in bfloat16 or float16 (with a scaler)")
+        str,
+        Shown(
+            TRAINED,
+            "float32, or autocast in bfloat16 or float16 (with a scaler)",
+            choices=PRECISIONS,
+        ),
     ] = "float32"
     clip: Annotated[float | None, Shown(TRAINED, "largest norm of the gradients")] = None
     init: Annotated[
@@ -119,6 +132,7 @@ class Settings:
         Shown(
             TRAINED,
             "initial weights: default (torch's), glorot, he, or normal:STD as in normal:0.05",
+            choices=SCHEMES,
         ),
     ] = "default"
     batch_size: Annotated[int, Shown(TRAINED, "examples in a mini-batch")] = 60
@@ -155,6 +169,7 @@ class Settings:
             TRAINED,
             f"what is judged: {', '.join(METRICS)}, or your own as package.module:metric, a "
             f"function of outputs and targets; the usual one of the task",
+            choices=METRICS,
         ),
     ] = None
     higher_is_better: Annotated[
