@@ -1,9 +1,9 @@
-"""Five faults planted in networks that are trained here: found, mended, and what each costs.
+"""Five faults planted in networks that are trained here: found, fixed, and what each costs.
 
     python benchmarks/faults.py [--data-dir FOLDER] [--seeds 3] [--only FAULT]
 
 A small VGG is trained on Fashion-MNIST with each fault, and without it. `bnkit.diagnose` looks at
-the faulty network, what it says is mended, and the mended network is diagnosed again. The figures
+the faulty network, what it says is fixed, and the fixed network is diagnosed again. The figures
 go to benchmarks/faults.json, the tables made from them into docs/faults.md.
 """
 
@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[1]
 FIGURES = Path(__file__).with_suffix(".json")
 PAGE = ROOT / "docs" / "faults.md"
 BESIDE_THE_REPOSITORY = ROOT.parent / "shared" / "data"
-SIDES = ("faulty", "mended", "healthy", "healthy, recalibrated")
+SIDES = ("faulty", "fixed", "healthy", "healthy, recalibrated")
 
 Batch = tuple[Tensor, Tensor]
 DOMAINS: dict[str, Callable[[Tensor], Tensor]] = {"plain": lambda x: x, "negative": lambda x: 1 - x}
@@ -140,7 +140,7 @@ class Planted:
     """A network with a fault, one without it, and what is done about the fault.
 
     `healthy` is trained on the same data from the same seed. `batches` are those of the diagnosis,
-    `mend` is given the diagnosis and the faulty network; `again` makes the second diagnosis, by
+    `fix` is given the diagnosis and the faulty network; `again` makes the second diagnosis, by
     default of the same mini-batches. `recalibrated` measures the statistics anew and changes
     nothing else.
     """
@@ -150,7 +150,7 @@ class Planted:
     batches: Iterable[Any]
     score: Callable[[nn.Module], float]
     recalibrated: Callable[[nn.Module], nn.Module]
-    mend: Callable[[Diagnosis, nn.Module], nn.Module] = Diagnosis.fixed
+    fix: Callable[[Diagnosis, nn.Module], nn.Module] = Diagnosis.fixed
     again: Callable[[nn.Module], Diagnosis] | None = None
 
 
@@ -172,7 +172,7 @@ def weight_average(task: Task) -> Planted:
         for mean, new in zip(average.parameters(), model.parameters(), strict=True):
             mean.data.lerp_(new.data, 1 / count)
     healthy = copy.deepcopy(average)
-    update_bn(loader, healthy)  # torch's own mend
+    update_bn(loader, healthy)  # torch's own fix
     return Planted(average.eval(), healthy.eval(), task.inputs(), task.accuracy, task.recalibrated)
 
 
@@ -185,11 +185,11 @@ def shared_over_domains(task: Task) -> Planted:
     )
 
     def recalibrated(model: nn.Module) -> nn.Module:
-        mended = copy.deepcopy(model)
+        fixed = copy.deepcopy(model)
         for name, batches in images.items():
-            with bnkit.domain(mended, name):
-                bnkit.recalibrate_(mended, batches, progress=False)
-        return mended
+            with bnkit.domain(fixed, name):
+                bnkit.recalibrate_(fixed, batches, progress=False)
+        return fixed
 
     def per_domain(_: Diagnosis, model: nn.Module) -> nn.Module:
         return recalibrated(bnkit.convert(model, "domains", domains=[*DOMAINS]))
@@ -299,18 +299,18 @@ def measure(fault: Fault, task: Task) -> dict[str, Any]:
     """Return the accuracies of the three networks, what was found, and what is found afterwards."""
     planted = fault.plant(task)
     diagnosis = bnkit.diagnose(planted.faulty, planted.batches, progress=False)
-    mended = planted.mend(diagnosis, planted.faulty)
+    fixed = planted.fix(diagnosis, planted.faulty)
     once_more = planted.again or (
         lambda model: bnkit.diagnose(model, planted.batches, progress=False)
     )
     healthy = planted.healthy
-    networks = planted.faulty, mended, healthy, planted.recalibrated(healthy)
+    networks = planted.faulty, fixed, healthy, planted.recalibrated(healthy)
     only = task.recalibrated(planted.faulty)
     return {
         **{side: round(planted.score(each), 2) for side, each in zip(SIDES, networks, strict=True)},
         "faulty, recalibrated": round(planted.score(only), 2),
         "found": [_plain(finding) for finding in diagnosis.at_least("warning")],
-        "afterwards": [_plain(finding) for finding in once_more(mended).at_least("warning")],
+        "afterwards": [_plain(finding) for finding in once_more(fixed).at_least("warning")],
     }
 
 
@@ -364,7 +364,7 @@ def with_figures(page: str, figures: dict[str, Any]) -> str:
 
 def table(figures: dict[str, Any]) -> str:
     """Return the Markdown table of test accuracies, in percent: medians over seeds, and ranges."""
-    heads = "fault", "rule", "with it", "mended", "never had it", "that, recalibrated"
+    heads = "fault", "rule", "with it", "fixed", "never had it", "that, recalibrated"
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, runs in figures["faults"].items():
         fault = FAULTS[name]
