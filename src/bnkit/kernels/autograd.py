@@ -117,10 +117,11 @@ class _Backward(Function):
         output: operators.Four,  # noqa: ARG004  torch passes it by name
     ) -> None:
         dy, *values = inputs
+        ctx.set_materialize_grads(False)  # None for what no loss depends on
         _save(ctx, Call(*values), dy)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         dy, call = _saved(ctx)
         d_dy, dx, *others = gradients_of_backward(cotangents, dy, call)
         return d_dy, *_by_argument(dx, *others)

@@ -1,6 +1,7 @@
 """The gradients of the gradients: the specification differentiated twice, by torch itself."""
 
 from collections.abc import Sequence
+from itertools import compress
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from bnkit.kernels.call import Call
 
 
 def gradients_of_backward(
-    cotangents: Sequence[Tensor], dy: Tensor, call: Call
+    cotangents: Sequence[Tensor | None], dy: Tensor, call: Call
 ) -> list[Tensor | None]:
     """Return the gradients of dy and of the terms, given those of `batch_norm_backward`'s results.
 
@@ -20,6 +21,12 @@ def gradients_of_backward(
     """
     terms = call.x, call.weight, call.bias, call.residual
     present = [term is not None for term in terms]
+    pairs = [(g, t) for g, t in zip(cotangents, terms, strict=True) if t is not None]
+    # A result that is empty by convention has no cotangent of the term's shape. No zeros stand in:
+    # torch would add to them in place, which vmap refuses where only others are batched.
+    asked = [g is not None and g.shape == t.shape for g, t in pairs]
+    if not any(asked):
+        return [None] * (1 + len(terms))
 
     def y(*values: Tensor) -> Tensor:
         x, *others = values  # of the terms that there are; x always is
@@ -27,14 +34,11 @@ def gradients_of_backward(
         return _specification(call._replace(x=x, weight=weight, bias=bias, residual=residual))
 
     def gradients(dy: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-        return torch.func.vjp(y, *values)[1](dy)  # type: ignore[no-any-return]
+        return tuple(compress(torch.func.vjp(y, *values)[1](dy), asked))
 
     # Double backward is the pullback of the backward: vjp of (dy, terms) -> gradients of the terms.
-    pull = torch.func.vjp(gradients, dy, *(t for t in terms if t is not None))[1]
-    pairs = zip(cotangents, terms, strict=True)
-    # A result that is empty by convention has no cotangent of the term's shape.
-    wanted = [g if g.shape == t.shape else torch.zeros_like(t) for g, t in pairs if t is not None]
-    d_dy, *found = pull(tuple(wanted))
+    pull = torch.func.vjp(gradients, dy, *(t for _, t in pairs))[1]
+    d_dy, *found = pull(tuple(compress((g for g, _ in pairs), asked)))
     return [d_dy, *_spread(found, present)]
 
 
