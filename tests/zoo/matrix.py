@@ -1,8 +1,9 @@
 """The matrix: every guest through every verb, with the error, the reason or the fault of each cell.
 
-`python tests/zoo/matrix.py run RESULTS` runs what RESULTS, a file with one line of JSON a network,
+`python tests/zoo/matrix.py run RESULTS` runs the cells that RESULTS, a file with lines of JSON,
 does not hold yet: one network a process, each within a time limit, so that it can be interrupted
-and resumed. `page RESULTS` prints the table for docs/models.md. `one NAME` runs one network.
+and resumed. `--verbs fold convert` runs these cells only, and again. `page RESULTS` writes the
+tables of docs/models.md. `one NAME` prints the cells of one network.
 """
 
 import argparse
@@ -10,13 +11,14 @@ import contextlib
 import copy
 import importlib.metadata
 import json
+import multiprocessing
 import re
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -46,7 +48,7 @@ PACKAGES = ("torch", "torchvision", "timm", "transformers", "segmentation-models
 # --- one network
 
 
-def run_guest(name):
+def run_guest(name, verbs):
     """Return the cells of one network by verb; each has a `state` and what was seen."""
     guest = GUESTS[name]
     torch.manual_seed(0)
@@ -55,8 +57,8 @@ def run_guest(name):
     fresh = fresh[0] if isinstance(fresh, tuple) else fresh
     model = with_random_state(copy.deepcopy(fresh)).eval()
     cells = {"batch norms": sum(map(is_batch_norm, model.modules()))}
-    for verb, cell in CELLS.items():
-        begun = time.process_time()
+    for verb in verbs:
+        cell, begun = CELLS[verb], time.process_time()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # those of the libraries
@@ -319,30 +321,50 @@ CELLS = {
 # --- all networks
 
 
-def run_all(results, only, limit):
-    """Run what `results` does not hold, in processes of their own; each adds one line."""
-    done = {json.loads(line)["model"] for line in lines_of(results)}
-    for name in GUESTS:
-        if name in done or (only and name not in only):
+def run_all(results, only, verbs, limit):
+    """Run cells that `results` does not hold, or `verbs` again, each network in its own process."""
+    load_libraries()
+    torch.set_num_threads(1)
+    done = read(results)
+    for name in only or GUESTS:
+        known = done.get(name, {"cells": {}})
+        missing = verbs or [verb for verb in CELLS if verb not in known["cells"]]
+        if not missing or (not verbs and "failure" in known):
             continue
         begun = time.monotonic()
         record = {"model": name, "library": GUESTS[name].library, "date": time.strftime("%F")}
-        command = [sys.executable, __file__, "one", name]
-        try:
-            ended = subprocess.run(
-                command, capture_output=True, text=True, timeout=limit, check=False
-            )
-            record["cells"] = json.loads(ended.stdout.splitlines()[-1])
-        except subprocess.TimeoutExpired:
-            record["failure"] = f"not done within {limit} s"
-        except (IndexError, json.JSONDecodeError):
-            record["failure"] = ended.stderr.strip().splitlines()[-1][:300]
+        record |= in_another_process(name, missing, limit)
         record["seconds"] = round(time.monotonic() - begun)
         record["versions"] = versions()
         with results.open("a") as file:
             file.write(json.dumps(record) + "\n")
-        states = {verb: c["state"] for verb, c in record.get("cells", {}).items() if verb in CELLS}
+        states = {verb: c["state"] for verb, c in record["cells"].items() if verb in CELLS}
         print(name, record["seconds"], "s", record.get("failure", states), flush=True)
+
+
+def load_libraries():
+    """Import what the guests need once, before the processes of the networks are forked."""
+    for package in ("torchvision", "timm", "transformers", "segmentation_models_pytorch"):
+        import_module(package)
+
+
+def in_another_process(name, verbs, limit):
+    """Return the `cells` of a network, none with a `failure` where its process did not end well."""
+    context = multiprocessing.get_context("fork")
+    mine, other = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: other.send(run_guest(name, verbs)))
+    process.start()
+    other.close()
+    try:
+        if not mine.poll(limit):
+            return {"cells": {}, "failure": f"not done within {limit:g} s"}
+        return {"cells": mine.recv()}
+    except EOFError:
+        process.join()
+        return {"cells": {}, "failure": f"its process ended with code {process.exitcode}"}
+    finally:
+        process.kill()
+        process.join()
 
 
 def versions():
@@ -353,8 +375,15 @@ def versions():
     return found
 
 
-def lines_of(results):
-    return results.read_text().splitlines() if results.exists() else []
+def read(results):
+    """Return the records by network: of each cell, what its last run gave."""
+    records = {}
+    for line in results.read_text().splitlines() if results.exists() else ():
+        record = json.loads(line)
+        before = records.get(record["model"], {"cells": {}})
+        record["cells"] = before["cells"] | record["cells"]
+        records[record["model"]] = record
+    return records
 
 
 # --- the page
@@ -362,9 +391,8 @@ def lines_of(results):
 
 def page(results):
     """Return the table of all results, one line a network."""
-    records = [json.loads(line) for line in lines_of(results)]
     head = ["network", "BNs", *CELLS]
-    rows = [row(record) for record in records]
+    rows = [row(record) for record in read(results).values()]
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
 
 
@@ -398,14 +426,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=["run", "one", "page"])
     parser.add_argument("argument", help="the file of results, or the name of a network")
-    parser.add_argument("only", nargs="*", help="networks to run, by default all")
+    parser.add_argument("only", nargs="*", help="networks to run in this order, by default all")
+    parser.add_argument("--verbs", nargs="+", choices=CELLS, help="cells to run, also again")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for one network")
     given = parser.parse_args()
     if given.command == "one":
         torch.set_num_threads(1)
-        print(json.dumps(run_guest(given.argument)))
+        print(json.dumps(run_guest(given.argument, given.verbs or CELLS)))
     elif given.command == "run":
-        run_all(Path(given.argument), given.only, given.limit)
+        run_all(Path(given.argument), given.only, given.verbs, given.limit)
     else:
         print(page(Path(given.argument)))
 
