@@ -37,9 +37,9 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def separate(layer, kind, **options):
-    """Return torch's layer for each domain, all with the weight and bias of `layer`."""
+    """Return torch's layer for each domain, all with the weight and bias of `layer`, if given."""
     layers = {name: PAIRS[kind](3, **options) for name in TIMES}
-    for other in layers.values():
+    for other in layers.values() if layer is not None else ():
         other.weight, other.bias = layer.weight, layer.bias
     return layers
 
@@ -79,6 +79,40 @@ def test_a_life_is_that_of_a_torch_layer_for_each_domain(kind, shape, affine, mo
             ):
                 assert equal(mine, other)
     assert_same_statistics(layer, theirs)
+
+
+def each(kind=DomainBatchNorm1d, **options):
+    """Return a layer of which each domain has a weight and a bias of its own, not as new."""
+    layer = kind(3, domains=TIMES, affine="each", **options)
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, 0.5, 1.5)
+    return layer
+
+
+@INPUTS
+def test_with_a_weight_and_a_bias_for_each_it_is_a_torch_layer_for_each(kind, shape):
+    layer, theirs = each(kind), separate(None, kind)
+    for name, other in theirs.items():
+        with domain(layer, name):
+            other.load_state_dict({key: getattr(layer, key) for key in other.state_dict()})
+    optimizers = [
+        torch.optim.SGD(each.parameters(), lr=0.1) for each in (layer, nn.ModuleDict(theirs))
+    ]
+    for i, name in enumerate(("night", "dusk", "day", "night")):
+        x = torch.randn(shape) * (1 + i) + i
+        with domain(layer, name):
+            y = layer(x)
+        for made, optimizer in zip((y, theirs[name](x)), optimizers, strict=True):
+            optimizer.zero_grad()
+            made.pow(3).mean().backward()
+            optimizer.step()
+    assert_same_statistics(layer, theirs)
+    assert len(list(layer.parameters())) == 6
+    for name, other in theirs.items():
+        with domain(layer.eval(), name):
+            assert equal(layer.weight, other.weight)
+            assert equal(layer.bias, other.bias)
+            assert equal(layer(x), other.eval()(x))
 
 
 @INPUTS
@@ -200,8 +234,10 @@ def test_others_may_borrow_the_statistics_of_the_chosen_domain():
     [copy.deepcopy, copy.copy, lambda layer: pickle.loads(pickle.dumps(layer))],
     ids=["deepcopy", "copy", "pickle"],
 )
-def test_a_copy_keeps_the_choice_under_which_it_was_made(duplicate):
-    layer, x = DomainBatchNorm1d(3, domains=TIMES).eval(), torch.randn(4, 3)
+@pytest.mark.parametrize("affine", [True, "each"])
+def test_a_copy_keeps_the_choice_under_which_it_was_made(duplicate, affine):
+    layer, x = DomainBatchNorm1d(3, domains=TIMES, affine=affine).eval(), torch.randn(4, 3)
+    nn.init.uniform_(next(reversed(list(layer.parameters()))))
     layer.running_mean_night.fill_(5.0)
     with domain(layer, "night"):
         other, expected = duplicate(layer), layer(x)
@@ -244,6 +280,26 @@ def test_a_checkpoint_of_torch_loads_in_a_model():
     ours.load_state_dict(state)
     assert_same_statistics(ours[1], dict.fromkeys(TIMES, theirs[1]))
     assert list(state) == list(theirs.state_dict())  # the caller's is as it was
+
+
+@pytest.mark.parametrize("assign", [True, False])
+def test_weights_of_a_checkpoint_that_has_them_once_go_to_each_domain(assign):
+    shared = DomainBatchNorm1d(3, domains=TIMES)
+    nn.init.uniform_(shared.weight)
+    nn.init.uniform_(shared.running_mean_night)
+    for theirs in (shared, nn.BatchNorm1d(3)):
+        layer = each()
+        layer.load_state_dict(theirs.state_dict(), assign=assign)
+        night = getattr(theirs, "running_mean_night", theirs.running_mean)
+        assert torch.equal(layer.running_mean_night, night)
+        for weight in (layer.weight, layer.weight_night, layer.weight_dusk):
+            assert torch.equal(weight, theirs.weight)
+        pointers = {tensor.data_ptr() for tensor in layer.state_dict().values()}
+        assert len(pointers) == len(layer.state_dict()) == 15  # nothing is shared
+    again = each()
+    again.load_state_dict((layer := each()).state_dict())
+    for key, value in layer.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
 
 
 def test_checkpoints_from_before_the_batches_were_counted_load():
@@ -343,6 +399,24 @@ def test_resetting_forgets_the_statistics_of_all_domains():
     assert_same_statistics(layer, dict.fromkeys(TIMES, nn.BatchNorm1d(3)))
 
 
+def test_resetting_begins_the_weights_and_biases_of_all_domains_anew():
+    layer = each(bias=False)
+    assert [name for name, _ in layer.named_parameters()] == [
+        "weight",
+        "weight_night",
+        "weight_dusk",
+    ]
+    with domain(layer, "dusk"):
+        layer.reset_parameters()
+    assert all(torch.equal(p, torch.ones(3)) for p in layer.parameters())
+
+
+@pytest.mark.parametrize("affine", ["all", None])
+def test_other_words_for_affine_are_refused(affine):
+    with pytest.raises(ValueError, match=r"`affine` is ('all'|None): pass True for a weight"):
+        DomainBatchNorm1d(3, domains=TIMES, affine=affine)
+
+
 def test_moving_and_casting_take_all_domains_along():
     layer = DomainBatchNorm1d(3, domains=TIMES, device="meta", dtype=torch.float64)
     layer = layer.to_empty(device="cpu").float()
@@ -361,10 +435,11 @@ def test_half_precision_and_autocast_keep_float32_state():
     assert model[1].num_batches_tracked_night.item() == 1
 
 
+@pytest.mark.parametrize("affine", [True, "each"])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_layers_compile_as_one_graph_for_each_domain(backend):
+def test_layers_compile_as_one_graph_for_each_domain(backend, affine):
     torch.compiler.reset()
-    layer = DomainBatchNorm1d(3, domains=TIMES, activation="relu")
+    layer = DomainBatchNorm1d(3, domains=TIMES, activation="relu", affine=affine)
     eager = copy.deepcopy(layer)
     compiled = torch.compile(layer, fullgraph=True, backend=backend)
     for name in ("day", "night", "day", "night"):

@@ -38,16 +38,21 @@ class KeywordOptions(TypedDict, total=False):
     guard: bool
 
 
-class BatchNormOptions(KeywordOptions, total=False):
+class StatisticsOptions(KeywordOptions, total=False):
+    """What every kind of batch norm takes of torch's arguments, but for `affine`."""
+
+    eps: float
+    momentum: float | None
+    track_running_stats: bool
+
+
+class BatchNormOptions(StatisticsOptions, total=False):
     """What every kind of batch norm takes beside its own options: torch's, by position or keyword.
 
     In torch's order `eps`, `momentum`, `affine` and `track_running_stats` follow `num_features`.
     """
 
-    eps: float
-    momentum: float | None
     affine: bool
-    track_running_stats: bool
 
 
 class GuardedBatchNorm(OnePass, AnyBatchNorm, metaclass=Activatable):

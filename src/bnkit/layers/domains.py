@@ -1,15 +1,22 @@
 """`DomainBatchNorm1d/2d/3d`: named sets of running statistics, chosen by `with domain(...)`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import nn
 
-from bnkit.layers.batch_norm import BatchNormOptions, GuardedBatchNorm, showing_options
+from bnkit.layers.batch_norm import GuardedBatchNorm, StatisticsOptions, showing_options
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_AFFINE = ("weight", "bias")
+
+
+class DomainOptions(StatisticsOptions, total=False):
+    """The options of per-domain layers: weight and bias are shared, or each domain has its own."""
+
+    affine: bool | Literal["each"]
 
 
 class DomainBatchNorm(GuardedBatchNorm):
@@ -17,9 +24,11 @@ class DomainBatchNorm(GuardedBatchNorm):
 
     The buffers of the first domain have torch's names, those of another, "night", end in it:
     `running_mean_night`. As attributes `running_mean`, `running_var` and `num_batches_tracked` are
-    those of the chosen domain, so whatever reads or writes them works on that domain.
+    those of the chosen domain, so whatever reads or writes them works on that domain. With
+    `affine="each"` so are `weight` and `bias`.
     """
 
+    affine: Any  # a bool, or "each"
     # Torch's constructor asks for both before there are any.
     domains: tuple[str, ...] = ()
     domain: str = ""  # the chosen one
@@ -30,54 +39,89 @@ class DomainBatchNorm(GuardedBatchNorm):
         num_features: int,
         *arguments: Any,
         domains: Sequence[str],
-        **options: Unpack[BatchNormOptions],
+        **options: Unpack[DomainOptions],
     ) -> None:
         _check_domains(domains)
-        super().__init__(num_features, *arguments, **options)
+        given: dict[str, Any] = {**options}
+        super().__init__(num_features, *arguments, **given)
+        if self.affine not in (True, False, "each"):
+            raise ValueError(
+                f"`affine` is {self.affine!r}: pass True for a weight and bias that all domains "
+                f'share, "each" for some of their own, or False for none'
+            )
         if not self.track_running_stats:
             raise ValueError(
                 "`track_running_stats` is False: without running statistics domains do not differ; "
                 "leave it True, or take bnkit.BatchNorm1d, 2d or 3d"
             )
-        for name in _STATISTICS:
-            for other in domains[1:]:
+        for other in domains[1:]:
+            for name in _STATISTICS:
                 self.register_buffer(f"{name}_{other}", getattr(self, name).clone())
+            for name in _AFFINE if self.affine == "each" else ():
+                shared = getattr(self, name)
+                own = None if shared is None else nn.Parameter(shared.detach().clone())
+                self.register_parameter(f"{name}_{other}", own)
         self.domains = tuple(domains)
         self.domain = self.domains[0]
 
     def __getattr__(self, name: str) -> Any:
-        return super().__getattr__(self._buffer_name(name, self.domain))
+        return super().__getattr__(self.name_in(self.domain, name))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(self._buffer_name(name, self.domain), value)
+        super().__setattr__(self.name_in(self.domain, name), value)
 
-    def _buffer_name(self, name: str, domain: str) -> str:
-        """Return where `domain` has the statistic `name`; other attributes have one name."""
-        of_all = name not in _STATISTICS or domain in self.domains[:1] or not self.domains
-        return name if of_all else f"{name}_{domain}"
+    @property
+    def by_domain(self) -> tuple[str, ...]:
+        """The names of the tensors that each domain has for itself."""
+        return _STATISTICS + (_AFFINE if self.affine == "each" else ())
+
+    def name_in(self, domain: str, name: str) -> str:
+        """Return what the tensor `name` of `domain` is called; others have one name in all.
+
+        >>> DomainBatchNorm1d(1, domains=("day", "night")).name_in("night", "running_mean")
+        'running_mean_night'
+        """
+        first = not self.domains or domain == self.domains[0]
+        return name if first or name not in self.by_domain else f"{name}_{domain}"
 
     def reset_running_stats(self) -> None:
         """Set the running statistics of all domains to mean 0 and variance 1, of no batches."""
         super().reset_running_stats()  # of the chosen domain
-        buffers = dict(self.named_buffers())
-        for name in _STATISTICS:
-            for other in self.domains:
-                buffers[self._buffer_name(name, other)].copy_(getattr(self, name))
+        self._copy_to_all(_STATISTICS)
+
+    def reset_parameters(self) -> None:
+        """Set the running statistics, weights and biases of all domains to those of new layers."""
+        super().reset_parameters()
+        self._copy_to_all(name for name in self.by_domain if name in _AFFINE)
+
+    def _copy_to_all(self, names: Iterable[str]) -> None:
+        """Copy tensors of the chosen domain to all the others."""
+        tensors = dict([*self.named_buffers(), *self.named_parameters()])
+        with torch.no_grad():
+            for name in names:
+                for other in self.domains if getattr(self, name) is not None else ():
+                    tensors[self.name_in(other, name)].copy_(getattr(self, name))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *details: Any) -> None:
-        """Load a checkpoint, of a plain batch norm too: its statistics go to every domain."""
+        """Load a checkpoint, of a plain batch norm too: what it has goes to every domain."""
         if not any(key.startswith(f"{prefix}running_mean_") for key in state_dict):
             # As torch does it for checkpoints from before the batches were counted.
             if (details[0].get("version") or 0) < 2:  # the metadata
                 state_dict.setdefault(f"{prefix}num_batches_tracked", torch.tensor(0))
-            for name in _STATISTICS:
-                if f"{prefix}{name}" in state_dict:
-                    for other in self.domains:
-                        key = prefix + self._buffer_name(name, other)
-                        state_dict[key] = state_dict[f"{prefix}{name}"]
-        # Torch sets attributes by the names of buffers, which are those of the first domain.
+            self._spread(state_dict, prefix, _STATISTICS)
+        if not any(key.startswith(f"{prefix}weight_") for key in state_dict):
+            self._spread(state_dict, prefix, (n for n in self.by_domain if n in _AFFINE))
+        # Torch sets attributes by the names of tensors, which are those of the first domain.
         with domain(self, self.domains[0]):
             super()._load_from_state_dict(state_dict, prefix, *details)
+
+    def _spread(self, state_dict: dict[str, Any], prefix: str, names: Iterable[str]) -> None:
+        """Give each domain a tensor of its own, of what the checkpoint has once."""
+        for name in names:
+            if f"{prefix}{name}" in state_dict:
+                for other in self.domains[1:]:
+                    key = prefix + self.name_in(other, name)
+                    state_dict[key] = state_dict[f"{prefix}{name}"].clone()
 
     def extra_repr(self) -> str:
         """Return the line of the other layers, the domains, and the chosen one if not the first."""
@@ -145,12 +189,14 @@ def _check_domains(domains: Sequence[str]) -> None:
 class DomainBatchNorm1d(DomainBatchNorm, nn.BatchNorm1d):
     """torch.nn.BatchNorm1d with running statistics for each of `domains`: (N, C) or (N, C, L).
 
-    Weight and bias are shared; each domain has the statistics that a torch layer of its own would
-    have. `with bnkit.domain(model, "night"):` chooses one for all layers of a model; where nothing
-    is chosen it is the first, so a model in which no domain is ever chosen is exactly torch's.
+    Each domain has the statistics that a torch layer of its own would have. Weight and bias are
+    shared; with `affine="each"` every domain has its own, as adversarial propagation (Xie et al.
+    2020) trains them, and their names end as those of the statistics do.
+    `with bnkit.domain(model, "night"):` chooses one for all layers of a model; where nothing is
+    chosen it is the first, so a model in which no domain is ever chosen is exactly torch's.
 
     The first domain's buffers have torch's names, those of the others end in the domain's:
-    `running_mean_night`. A torch checkpoint loads, and its statistics go to every domain; torch's
+    `running_mean_night`. A torch checkpoint loads, and what it has goes to every domain; torch's
     layer loads ours with strict=False, and gets those of the first domain. Further arguments are
     those of `bnkit.BatchNorm1d`; track_running_stats=False raises ValueError, and so do names that
     are empty, repeated or have dots. torch.compile(fullgraph=True) takes both modes, with one graph

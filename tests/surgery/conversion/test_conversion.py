@@ -419,6 +419,58 @@ def test_domains_that_stay_keep_their_statistics_when_others_come():
     assert torch.equal(changed[1].running_mean_rain, start[1].running_mean)
 
 
+def test_each_domain_gets_a_weight_and_a_bias_of_its_own():
+    start = randomised(conv_net()).eval()
+    changed = convert(start, "domains", IMAGES, domains=("day", "night"), affine="each")
+    names = [name for name, _ in changed[1].named_parameters()]
+    assert names == ["weight", "bias", "weight_night", "bias_night"]
+    for name in ("day", "night"):
+        with domain(changed, name):
+            torch.testing.assert_close(changed(IMAGES), start(IMAGES))
+    with torch.no_grad():
+        changed[1].weight_night.fill_(9.0)
+    assert torch.equal(changed[1].weight, start[1].weight)
+    more = convert(changed, "domains", IMAGES, domains=("night", "rain", "day"))
+    assert more[1].affine == "each"
+    assert torch.equal(more[1].weight_day, start[1].weight)
+    assert torch.equal(more[1].weight_rain, start[1].weight)
+    with domain(more, "night"):
+        assert more[1].weight.tolist() == [9.0] * 4
+    assert len({p.data_ptr() for p in more.parameters()}) == len(list(more.parameters()))
+    with domain(changed, "night"):
+        plan = plan_conversion(changed, "torch", IMAGES)
+        assert plan.apply(changed)[1].weight.tolist() == [9.0] * 4
+        folded = bnkit.fold(changed, IMAGES)
+        torch.testing.assert_close(folded(IMAGES), changed(IMAGES))
+    assert plan.edits[0].why.endswith(
+        "; the statistics of 'day' and weight and bias of 'day' are dropped"
+    )
+    shared = plan_conversion(changed, "domains", IMAGES, domains=("day", "night"), affine=True)
+    assert shared.edits[0].why.endswith("; weight and bias of 'night' are dropped")
+    made = shared.apply(changed)[1]
+    assert made.affine is True
+    assert [name for name, _ in made.named_parameters()] == ["weight", "bias"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "affine", "why"),
+    [
+        (nn.BatchNorm1d(4, affine=False), "each", "it has no weight and bias, so domains cannot"),
+        (nn.BatchNorm1d(4), False, "its weight and bias would be lost: pass affine=True, or affi"),
+    ],
+    ids=["none", "lost"],
+)
+def test_weights_that_domains_cannot_have_are_said(layer, affine, why):
+    options = {"domains": ("day", "night"), "affine": affine}
+    with pytest.raises(SurgeryError, match=why):
+        convert(nn.Sequential(layer), "domains", **options)
+
+
+def test_wrong_words_for_affine_are_refused_before_any_copy():
+    with pytest.raises(ValueError, match=r"`affine` is 'both': pass True"):
+        convert(nn.Sequential(nn.BatchNorm1d(4)), "domains", domains=("a", "b"), affine="both")
+
+
 # Sources
 
 

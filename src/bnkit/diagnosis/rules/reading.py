@@ -207,10 +207,9 @@ def _pooled(parts: list[Moments]) -> Moments | None:
 
 def _of_layer(evidence: Evidence, norm: Norm) -> Iterator[Reading]:
     module: Any = norm.module
-    domains = module.domains if isinstance(module, DomainBatchNorm) else ("",)
-    for index, domain in enumerate(domains):
-        ending = f"_{domain}" if index else ""
-        attributes = {name: f"{name}{ending}" if name in STATISTICS else name for name in _TENSORS}
+    per_domain = isinstance(module, DomainBatchNorm)
+    for domain in module.domains if per_domain else ("",):
+        attributes = {n: module.name_in(domain, n) if per_domain else n for n in _TENSORS}
         tensors = {name: _held(module, attribute) for name, attribute in attributes.items()}
         prefix = f"{norm.path}." if norm.path else ""
         seen = norm.as_trained if domain in ("", module.domain if domain else "") else ()
@@ -239,8 +238,12 @@ def _is_called(evidence: Evidence, norm: Norm) -> bool:
 
 
 def _held(module: nn.Module, attribute: str) -> Tensor | None:
-    buffers = dict(module.named_buffers(recurse=False))  # of a domain that is not chosen, too
-    value = buffers.get(attribute)
+    # Of a domain that is not chosen, too, so first by the names that tensors have.
+    own = {
+        **dict(module.named_buffers(recurse=False)),
+        **dict(module.named_parameters(recurse=False)),
+    }
+    value = own.get(attribute)
     value = getattr(module, attribute, None) if value is None else value
     return value if isinstance(value, Tensor) else None
 

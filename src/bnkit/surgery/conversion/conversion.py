@@ -298,17 +298,26 @@ def _edit(path: str, layer: nn.Module, target: Target, use: Use | None) -> Edit:
 def _why(layer: nn.Module, target: Target) -> str:
     if not is_equivalent(layer, target):
         return "calibrated: each channel keeps its mean and standard deviation"
-    lost = _dropped_domains(layer, target)
+    lost = _dropped(layer, target)
     return "the same function in eval mode" + (
-        f"; the statistics of {', '.join(map(repr, lost))} are dropped" if lost else ""
+        f"; {' and '.join(lost)} are dropped" if lost else ""
     )
 
 
-def _dropped_domains(layer: nn.Module, target: Target) -> list[str]:
+def _dropped(layer: nn.Module, target: Target) -> list[str]:
+    """Return what domains have for themselves, and the new layer has no place for."""
     if not isinstance(layer, DomainBatchNorm):
         return []
-    kept = {layer.domain, *target.options_for(layer).get("domains", ())}
-    return [name for name in layer.domains if name not in kept]
+    options = target.options_for(layer)
+    kept = {layer.domain, *options.get("domains", ())}
+    keeping = {"the statistics": kept}
+    if layer.affine == "each":
+        keeping["weight and bias"] = kept if options.get("affine") == "each" else {layer.domain}
+    gone = {
+        what: ", ".join(repr(name) for name in layer.domains if name not in stay)
+        for what, stay in keeping.items()
+    }
+    return [f"{what} of {names}" for what, names in gone.items() if names]
 
 
 def _plan_by_name(

@@ -88,7 +88,7 @@ _TABLE = (
     Kind("renorm", _each_rank("BatchRenorm"), ("r_max", "d_max"), needs_statistics=True),
     Kind("masked", _each_rank("MaskedBatchNorm"), ("default",)),
     Kind("accumulated", _each_rank("AccumulatedBatchNorm"), ("micro_batches",)),
-    Kind("domains", _each_rank("DomainBatchNorm"), ("domains",), needs_statistics=True),
+    Kind("domains", _each_rank("DomainBatchNorm"), ("domains", "affine"), needs_statistics=True),
     Kind("frozen", _each_rank("FrozenBatchNorm"), needs_statistics=True),
     Kind(
         "group",

@@ -30,7 +30,7 @@ PARAMETERS = ("weight", "bias")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 NOTE = "_kept_by_conversion"  # attribute: what the layer's kind has no place for
 CARRIED = {"momentum": 0.1, "guard": True}  # and how new layers have them
-_OF_ANOTHER_LIBRARY = frozenset([*PARAMETERS, *STATISTICS, "eps"])
+_OF_ANOTHER_LIBRARY = frozenset([*PARAMETERS, *STATISTICS, "eps", "affine"])
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class State:
     """What the kinds have in common, and a layer keeps when it becomes one of another kind.
 
     `trains` says which parameters require gradients, or would if the layer were not frozen.
-    `statistics` are empty for group and instance norms that have none; `of_domains` are those by
-    domain, of per-domain layers.
+    `statistics` are empty for group and instance norms that have none; `of_domains` is what each
+    domain of a per-domain layer has for itself.
     """
 
     num_features: int
@@ -53,7 +53,7 @@ class State:
     guard: bool = True
     activation: str | None = None
     non_finite_batches: Tensor | None = None
-    of_domains: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    of_domains: Mapping[str, Mapping[str, Tensor | None]] = field(default_factory=dict)
     domain: str = ""
 
 
@@ -120,7 +120,7 @@ def _made_from(
 
 def _batch_norm(state: State, made_by: type[Any], options: Mapping[str, Any]) -> nn.Module:
     made: Any = made_by(state.num_features, **options)
-    made.affine = state.affine
+    made.affine = state.affine and made.affine  # which may be the own option of its kind
     made.track_running_stats = state.track_running_stats
     if state.non_finite_batches is not None and "guard" in options:
         made.non_finite_batches = state.non_finite_batches
@@ -161,17 +161,28 @@ def _give_statistics(made: Any, state: State) -> None:
     if mean is not None and made.num_batches_tracked is None:  # other libraries' frozen ones
         made.num_batches_tracked = torch.zeros((), dtype=torch.long, device=mean.device)
     if isinstance(made, DomainBatchNorm) and state.statistics:
-        _give_statistics_of_domains(made, state)
+        _give_to_domains(made, state)
 
 
-def _give_statistics_of_domains(made: DomainBatchNorm, state: State) -> None:
-    """Give each domain its own statistics where there are some, else those of the layer."""
-    of_layer = {name: getattr(made, name) for name in STATISTICS}
+def _give_to_domains(made: DomainBatchNorm, state: State) -> None:
+    """Give each domain what it had for itself, else what the layer has."""
+    of_layer = {key: getattr(made, key) for key in made.by_domain}
+    taken: set[int] = set()
     for name in made.domains:
+        own = state.of_domains.get(name, {})
         with domain(made, name):
-            for key, value in state.of_domains.get(name, of_layer).items():
-                setattr(made, key, value.clone())
+            for key, of_all in of_layer.items():
+                value = own.get(key, of_all)
+                setattr(made, key, _apart(value) if id(value) in taken else value)
+                taken.add(id(value))
     made.domain = state.domain if state.domain in made.domains else made.domain
+
+
+def _apart(tensor: Tensor | None) -> Tensor | None:
+    """Return another tensor with the same values, that trains where this one does."""
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
+    return None if tensor is None else tensor.clone()
 
 
 # --- the change of class
@@ -239,14 +250,14 @@ def state_of(layer: Any) -> State:
     return State(
         num_features=features_of(layer),
         eps=eps,
-        affine=getattr(layer, "affine", parameters["weight"] is not None),
+        affine=bool(getattr(layer, "affine", parameters["weight"] is not None)),
         track_running_stats=getattr(layer, "track_running_stats", True) or not statistics,
         parameters=parameters,
         statistics=statistics,
         trains=_which_train(layer, parameters),
         activation=activation,
         non_finite_batches=getattr(layer, "non_finite_batches", None),
-        of_domains=_statistics_of_domains(layer),
+        of_domains=_of_domains(layer),
         domain=layer.domain if isinstance(layer, DomainBatchNorm) else "",
         **carried,
     )
@@ -283,11 +294,13 @@ def _which_train(layer: nn.Module, parameters: Mapping[str, Any]) -> dict[str, b
     }
 
 
-def _statistics_of_domains(layer: nn.Module) -> dict[str, dict[str, Tensor]]:
-    found: dict[str, dict[str, Tensor]] = {}
-    for name in layer.domains if isinstance(layer, DomainBatchNorm) else ():
+def _of_domains(layer: nn.Module) -> dict[str, dict[str, Tensor | None]]:
+    found: dict[str, dict[str, Tensor | None]] = {}
+    if not isinstance(layer, DomainBatchNorm):
+        return found
+    for name in layer.domains:
         with domain(layer, name):
-            found[name] = {key: getattr(layer, key) for key in STATISTICS}
+            found[name] = {key: getattr(layer, key) for key in layer.by_domain}
     return found
 
 

@@ -258,6 +258,11 @@ def _objection_to_behaviour(found: Behaviour) -> str | None:
 
 def _objection_to_state(layer: nn.Module, target: Target) -> str | None:
     kind, options = target.kind, target.options_for(layer)
+    affine, has_affine = options.get("affine", True), state_of(layer).affine
+    if affine == "each" and not has_affine:
+        return "it has no weight and bias, so domains cannot have their own"
+    if affine is False and has_affine:
+        return 'its weight and bias would be lost: pass affine=True, or affine="each"'
     if family_of(layer) != "batch" or _layer_statistics(layer) is not None:
         return None
     if kind.needs_statistics or options.get("track_running_stats"):
