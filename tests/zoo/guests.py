@@ -104,12 +104,12 @@ def _speech(kind):
     )
 
 
-def _segmentation(name, encoder):
+def _segmentation(name, encoder, size=64):
     def build():
         made = getattr(import_module("segmentation_models_pytorch"), name)
         return made(encoder_name=encoder, encoder_weights=None)
 
-    return Guest("segmentation-models", build, images(64))
+    return Guest("segmentation-models", build, images(size))
 
 
 _ASPP = {"weights_backbone": None, "num_classes": 4}
@@ -128,7 +128,7 @@ GUESTS: dict[str, Guest] = {
         for name in """
         efficientnet_b0 mobilenetv3_small_050 repvgg_a0 regnetx_002 regnety_002 lcnet_050
         tf_efficientnet_b0 tf_mobilenetv3_small_075 mobilenetv2_050 mnasnet_small ghostnet_050
-        repghostnet_050 resnet10t convnext_atto levit_128s mobilenetv4_conv_small
+        repghostnet_050 resnet10t convnext_atto mobilenetv4_conv_small
         """.split()
     },
     "transformers/resnet": _transformers(
@@ -222,7 +222,7 @@ GUESTS: dict[str, Guest] = {
     "transformers/wav2vec2_conformer": _speech("Wav2Vec2Conformer"),
     "smp/unet_resnet18": _segmentation("Unet", "resnet18"),
     "smp/fpn_mobilenet_v2": _segmentation("FPN", "mobilenet_v2"),
-    "smp/pan_resnet18": _segmentation("PAN", "resnet18"),
+    "smp/pan_resnet18": _segmentation("PAN", "resnet18", 128),
     "smp/deeplabv3plus_resnet18": _segmentation("DeepLabV3Plus", "resnet18"),
     "regnet_x_400mf": _torchvision("regnet_x_400mf"),
     "regnet_y_400mf": _torchvision("regnet_y_400mf"),
@@ -239,8 +239,8 @@ GUESTS: dict[str, Guest] = {
         mobileone_s0 repvit_m0_9 efficientnet_lite0 fbnetc_100 spnasnet_100 hardcorenas_a mixnet_s
         tf_mixnet_s tinynet_e ghostnetv2_100 resnet18 resnet26d skresnet18 resnext26ts gernet_s
         ese_vovnet19b_dw dla34 dla46_c selecsls42 hrnet_w18_small rexnet_100 vgg11_bn
-        edgenext_xx_small mobilevit_xxs mobilevitv2_050 efficientformer_l1 efficientformerv2_s0
-        efficientvit_b0 fastvit_t8 starnet_s1 poolformer_s12 hgnetv2_b0 fasternet_t0 shvit_s1
+        edgenext_xx_small mobilevit_xxs mobilevitv2_050 efficientformer_l1
+        efficientvit_b0 fastvit_t8 starnet_s1 poolformer_s12 hgnetv2_b0 fasternet_t0
         swiftformer_xs gcresnet33ts regnetz_005 resnest14d bat_resnext26ts lambda_resnet26t
         mobilenetv4_conv_medium resnetblur18 seresnet50 ecaresnet26t resnetv2_50
         """.split()
@@ -267,6 +267,10 @@ GUESTS: dict[str, Guest] = {
         darknet53 xception41 nextvit_small efficientnet_es
         """.split()
     },
+    # At 64 pixels two values per channel are left, from which rounding grows with the depth.
+    "timm/shvit_s1": _timm("shvit_s1", 128),
+    "timm/levit_128s": _timm("levit_128s", 224),
+    "timm/efficientformerv2_s0": _timm("efficientformerv2_s0", 224),
     "timm/inception_v4": _timm("inception_v4", 128),
     "timm/inception_resnet_v2": _timm("inception_resnet_v2", 128),
     "timm/efficientvit_m0": _timm("efficientvit_m0", 224),
