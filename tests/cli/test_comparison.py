@@ -65,6 +65,7 @@ BAD = [
     bad("--batch-size 0", "`batch_size` is 0: pass an integer ≥ 1"),
     bad("--batch-size 1438", "`batch_size` is 1438: choose 1 to 1437, the number of examples"),
     bad("--batch-size 1", "a training step of the batch norm network fails"),
+    bad("--target high", "--target is 'high': pass a number, or best"),
     bad("--target 90", "`target` is 90.0: pass a number above 0 and up to 1"),
     bad("--momentum 0", "`momentum` is 0.0: pass a number above 0 and up to 1"),
     bad("--eps -1", "`eps` holds -1.0: pass a positive, finite number"),

@@ -532,6 +532,7 @@ def test_without_a_target_it_is_the_best_median_of_the_plain_side(tmp_path, monk
 def test_named_data_keep_their_target():
     assert planned("mlp", "digits", **NAMED).target == 0.9
     assert planned("mlp", "digits", **NAMED, target=0.5).target == 0.5
+    assert planned("mlp", "digits", **NAMED, target="best").target is None
     assert planned().target is None
 
 

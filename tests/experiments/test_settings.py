@@ -159,7 +159,7 @@ def test_a_budget_is_for_seeds_that_are_added():
 
 @pytest.mark.parametrize("target", [float("nan"), float("inf"), "high"])
 def test_a_target_is_a_finite_number(target):
-    with pytest.raises(ValueError, match=r"^`target` is .*: pass a finite number$"):
+    with pytest.raises(ValueError, match=r"^`target` is .*: pass a finite number, or 'best'$"):
         Settings(target=target)
 
 

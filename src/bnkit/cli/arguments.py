@@ -11,7 +11,15 @@ import typer
 from torch import Tensor
 
 from bnkit.diagnosis.rules.table import Rule
-from bnkit.experiments.settings import PANELS, Choice, Seeds, Settings, Shown, shown_settings
+from bnkit.experiments.settings import (
+    PANELS,
+    Choice,
+    Seeds,
+    Settings,
+    Shown,
+    Target,
+    shown_settings,
+)
 from bnkit.experiments.sides import Change
 from bnkit.names import completed, one_beginning
 from bnkit.options import parameters_of
@@ -239,6 +247,20 @@ def seeds(text: str) -> Seeds:
         raise ValueError(f"--seeds is {text!r}: pass an integer ≥ 1, or auto") from None
 
 
+def target(text: str | None) -> Target | None:
+    """Return the value to reach, or "best".
+
+    >>> target("0.9"), target("best"), target(None)
+    (0.9, 'best', None)
+    """
+    if text is None or text == "best":
+        return text  # type: ignore[return-value]  # mypy does not narrow it to the literal
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--target is {text!r}: pass a number, or best") from None
+
+
 def sides(text: str) -> tuple[str | Change, ...]:
     """Return sides by their names, and functions of one's own by package.module:change.
 
@@ -254,6 +276,7 @@ _TYPED: dict[Any, tuple[Callable[[str], Any], Callable[[Any], str | None], str |
     Sequence[int]: (numbers(int), listed, "N,N,…"),
     Sequence[str]: (texts, listed, "NAME,NAME,…"),
     Seeds: (seeds, str, "N|auto"),
+    Target | None: (target, lambda _: None, "X|best"),
     Choice: (lambda text: import_reference(text) if ":" in text else text, str, "NAME"),
     Choice | None: (
         lambda text: import_reference(text) if text and ":" in text else text,

@@ -302,9 +302,10 @@ def plan_comparison(
 def _target(experiment: Experiment, settings: Settings) -> float | None:
     """Return the target; None, which is the first side's own best, for data of one's own."""
     is_own = experiment.is_own_data or experiment.loop is not None
-    named = None if is_own else NAMED_TARGET
-    target = named if settings.target is None else settings.target
-    if target is not None and experiment.metric.percent and not 0 < target <= 1:
+    if settings.target == "best" or (settings.target is None and is_own):
+        return None
+    target = NAMED_TARGET if settings.target is None else settings.target
+    if experiment.metric.percent and not 0 < target <= 1:
         raise ValueError(f"`target` is {target!r}: pass a number above 0 and up to 1")
     return target
 

@@ -26,6 +26,7 @@ PANELS = COMPARED, TRAINED, NORMALISED, REPORTED = (
 
 
 Seeds = int | Literal["auto"]
+Target = float | Literal["best"]
 OF_THE_BUILT_IN_LOOP = (
     "optimizer loss schedule weight_decay precision clip epochs evaluate_every "
     "training_mode_accuracy"
@@ -53,8 +54,9 @@ class Settings:
 
     `steps` counts optimizer steps; `epochs`, where given, counts passes over the training data
     instead. `seeds` are so many, or "auto": 3, 5, 8, 12 and at most 20, until the verdict says more
-    than "not shown", or until after `budget` seconds. `target` is the held-out value whose
-    first step is reported, `margin` the difference of the metric that counts as none. `init` is
+    than "not shown", or until after `budget` seconds. `target` is the held-out value whose first
+    step is reported, "best" the first side's own best median. `margin` is the difference of the
+    metric that counts as none. `init` is
     "default", "glorot", "he" or "normal:STD". `hidden`, `batch_size`, `shuffle` and `activations`
     apply to the named networks and data sets. Raises ValueError for a value out of range, and
     TypeError for one that is not a list or a name where there should be one.
@@ -142,11 +144,11 @@ class Settings:
     ] = None
     evaluate_every: Annotated[int, Shown(TRAINED, "steps between two measurements")] = 25
     target: Annotated[
-        float | None,
+        Target | None,
         Shown(
             REPORTED,
-            "held-out value whose first step is reported; the accuracy 0.9 for named data, and "
-            "else the plain side's own best median",
+            "held-out value whose first step is reported, or best, the plain side's own best "
+            "median; by default the accuracy 0.9 for named data, and else the best",
         ),
     ] = None
     margin: Annotated[
@@ -199,10 +201,7 @@ class Settings:
         _check_sides(self.sides)
         if self.epochs is not None:
             check_count("epochs", self.epochs)
-        if self.target is not None and not (
-            isinstance(self.target, int | float) and math.isfinite(self.target)
-        ):
-            raise ValueError(f"`target` is {self.target!r}: pass a finite number")
+        _check_target(self.target)
         for name in ("budget", "margin"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
@@ -288,7 +287,7 @@ class SettingsOptions(TypedDict, total=False):
     steps: int
     epochs: int | None
     evaluate_every: int
-    target: float | None
+    target: Target | None
     margin: float | None
     placement: Placement
     momentum: float
@@ -354,6 +353,13 @@ def _check_sides(sides: Sequence[str | Change]) -> None:
     named = [name_of(side) for side in sides]
     if len(named) < 2 or len({*named}) < len(named):
         raise ValueError(f"`sides` is {named}: pass two or more, each once")
+
+
+def _check_target(target: object) -> None:
+    if not (
+        target in (None, "best") or (isinstance(target, int | float) and math.isfinite(target))
+    ):
+        raise ValueError(f"`target` is {target!r}: pass a finite number, or 'best'")
 
 
 def _check_seeds(settings: Settings) -> None:
