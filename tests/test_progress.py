@@ -51,3 +51,13 @@ def test_the_bar_ends_where_its_work_fails(capsys):
     with pytest.raises(KeyboardInterrupt):
         count_one_and_stop()
     assert "1/5" in capsys.readouterr().err
+
+
+def test_a_note_stands_below_the_bar_and_leaves_it_its_room(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    note = f"batch norm, learning rate 0.1, seed 0: step 300, accuracy 91.2%{'.' * 40}"
+    with counting("trials", 5) as count:
+        count.say(note)
+    lines = capsys.readouterr().err.splitlines()
+    assert any("0/5" in line and "elapsed" in line and "batch norm" not in line for line in lines)
+    assert any(line.endswith("…") and note[:79] in line for line in lines)

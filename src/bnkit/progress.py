@@ -70,7 +70,10 @@ def counting(what: str, total: int | None, *, done: int = 0, shown: bool = True)
 
 
 def progress_bars(**options: Any) -> "Progress":
-    """Return a context in which bars are shown; `options` are those of rich's Progress."""
+    """Return a context in which bars are shown, each with its note below.
+
+    `options` are those of rich's Progress.
+    """
     from rich.progress import (  # noqa: PLC0415  a tenth of a second, needed only to show
         BarColumn,
         MofNCompleteColumn,
@@ -79,8 +82,16 @@ def progress_bars(**options: Any) -> "Progress":
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text  # noqa: PLC0415  as above
 
-    return Progress(
+    class Bars(Progress):
+        def get_renderables(self) -> Iterator[Any]:
+            yield from super().get_renderables()
+            # In a column beside the bar it would leave no room for the others.
+            for note in filter(None, (task.fields.get("note") for task in self.tasks)):
+                yield Text(note, no_wrap=True, overflow="ellipsis")
+
+    return Bars(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -88,6 +99,5 @@ def progress_bars(**options: Any) -> "Progress":
         TextColumn("elapsed,"),
         TimeRemainingColumn(),
         TextColumn("to go"),
-        TextColumn("{task.fields[note]}"),
         **options,
     )

@@ -65,6 +65,10 @@ BAD = [
     bad("--batch-size 0", "`batch_size` is 0: pass an integer ≥ 1"),
     bad("--batch-size 1438", "`batch_size` is 1438: choose 1 to 1437, the number of examples"),
     bad("--batch-size 1", "a training step of the batch norm network fails"),
+    bad("--sweep width=1", "--sweep width=1 is for a loop of your own: give it as --train"),
+    bad("--train users:build --sweep width", "--sweep is 'width': write a name and its values"),
+    bad("--train users:build --sweep a=1 --sweep a=2", "--sweep names a, a: give each once"),
+    bad("--log wandb", "`log` is 'wandb': pass 'tensorboard', or a writer of your own"),
     bad("--target high", "--target is 'high': pass a number, or best"),
     bad("--target 90", "`target` is 90.0: pass a number above 0 and up to 1"),
     bad("--momentum 0", "`momentum` is 0.0: pass a number above 0 and up to 1"),
@@ -210,6 +214,11 @@ def test_switches_are_named_by_what_they_change():
     shuffle, also = options["shuffle"], options["training_mode_accuracy"]
     assert (shuffle.opts, shuffle.secondary_opts) == (["--shuffle"], ["--no-shuffle"])
     assert (also.opts, also.secondary_opts) == (["--training-mode-accuracy"], [])
+    better = options["higher_is_better"]
+    assert (better.opts, better.secondary_opts) == (
+        ["--higher-is-better"],
+        ["--no-higher-is-better"],
+    )
     assert options["learning_rates"].opts == ["--learning-rate"]
 
 
@@ -260,6 +269,27 @@ def test_a_comparison_ends_with_a_table_a_verdict_and_the_path_of_the_report(out
     assert "A training step takes" in stdout
     assert f"Report: {out.name}/report.html" in stderr
     assert len(list((out / "trials").glob("*.json"))) == 2
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_loop_of_ones_own_its_sweep_and_where_its_numbers_go(out):
+    (out.parent / "looped.py").write_text(
+        "import users\n"
+        "def train(model, trial):\n"
+        "    for step in (1, 2):\n"
+        "        score = model(users.X).sum() * trial.settings['times']\n"
+        "        if trial.report(step, score=score):\n"
+        "            return\n"
+        "def log(numbers, step):\n"
+        "    print(step, *numbers)\n"
+    )
+    own = "--model users:build --train looped:train --metric score --higher-is-better"
+    swept = "--sweep times=1,2 --learning-rate 0.1 --seeds 1 --log looped:log --json"
+    code, stdout, stderr = run(f"compare {own} {swept}")
+    assert code == 0
+    settings = {trial["activation"] for trial in json.loads(stdout)["trials"]}
+    assert settings == {"times=1", "times=2"}
+    assert "2 score/batch-norm/times-2/learning-rate-0.1/seed-0" in stderr
 
 
 @pytest.mark.usefixtures("in_this_process")

@@ -87,11 +87,35 @@ def named_values(typed: Iterable[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not (name and equals):
             raise ValueError(f"{text!r}: write it as NAME=VALUE")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
+        found[name] = value_of(value)
     return found
+
+
+def value_of(text: str) -> Any:
+    """Return the value that a text is in JSON, or the text itself.
+
+    >>> value_of("0.1"), value_of("true"), value_of("deep")
+    (0.1, True, 'deep')
+    """
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def swept(typed: Iterable[str]) -> dict[str, list[Any]]:
+    """Return the values of swept settings by their names, each as JSON where it is that, else text.
+
+    >>> swept(["width=32,64", "kind=wide,deep"])
+    {'width': [32, 64], 'kind': ['wide', 'deep']}
+    """
+    named = [(text, *text.partition("=")) for text in typed]
+    if wrong := [text for text, name, _, values in named if not (name and texts(values))]:
+        raise ValueError(f"--sweep is {wrong[0]!r}: write a name and its values, as width=32,64")
+    names = [name for _, name, _, _ in named]
+    if len({*names}) < len(names):
+        raise ValueError(f"--sweep names {', '.join(names)}: give each once, as width=32,64")
+    return {name: [value_of(text) for text in texts(values)] for _, name, _, values in named}
 
 
 def listed(values: Sequence[object]) -> str:
@@ -114,10 +138,7 @@ def settings(assignments: Sequence[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not (name and equals):
             raise ValueError(f"--option is {text!r}: write a name and a value, as num_groups=8")
-        try:
-            found[name.replace("-", "_")] = json.loads(value)
-        except json.JSONDecodeError:
-            found[name.replace("-", "_")] = value
+        found[name.replace("-", "_")] = value_of(value)
     return found
 
 
@@ -324,8 +345,8 @@ def _completed(value: Any, choices: Iterable[str]) -> Any:
 
 def _option_of(field: inspect.Parameter, told: Shown) -> inspect.Parameter:
     name = told.option or "--" + field.name.replace("_", "-")
-    # A switch that is on has a --no- beside it, which typer adds where no name is given.
-    names = [] if field.default is True else [name]
+    # A switch that is on, or undecided, has a --no- beside it: typer adds it to what has no name.
+    names = [] if field.default is True or field.annotation == bool | None else [name]
     kind, default, more = field.annotation, field.default, {}
     if kind in _TYPED:
         _, shown, metavar = _TYPED[kind]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bnkit.cli.arguments import named_values, option, setting_options, settings_of
+from bnkit.cli.arguments import named_values, option, setting_options, settings_of, swept
 from bnkit.cli.output import chatter_on_stderr, explained, messages, print_result, refuse, say
 from bnkit.experiments.comparison import Interrupted, plan_comparison
 from bnkit.experiments.data import NAMES
@@ -62,6 +62,15 @@ def compare(
             "reports to the trial; --data is optional then",
         ),
     ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        option(
+            COMPARED,
+            "values of a setting that --train reads from trial.settings, each JSON or else text; "
+            "may be given repeatedly",
+            metavar="NAME=X,X,…",
+        ),
+    ] = None,
     version: Annotated[
         str,
         option(
@@ -91,6 +100,14 @@ def compare(
         bool,
         option(REPORTED, "send your modules to the cluster, which cannot import them"),
     ] = False,
+    log: Annotated[
+        str | None,
+        option(
+            REPORTED,
+            "where the numbers of the runs go while they run: tensorboard, into a folder of --out, "
+            "or your own as package.module:log, a function of a dict of numbers and the step",
+        ),
+    ] = None,
     out: Annotated[
         Path, option(REPORTED, "folder of the report and of the results to resume from")
     ] = Path("bnkit-report"),
@@ -123,12 +140,17 @@ def compare(
         refuse(f"{named} is for the named networks, and --model is your own: leave one out")
     with explained():
         settings = settings_of(typed)
+        writer: Any = import_reference(log) if log and ":" in log else log
         try:
             with chatter_on_stderr():
                 loop = None
+                if sweep and train is None:
+                    refuse(f"--sweep {sweep[0]} is for a loop of your own: give it as --train")
                 if train is not None:
                     given = [name for name in typed if _is_typed(context, name)]
-                    loop = own_loop(import_reference(train), settings, {}, given=given)
+                    loop = own_loop(
+                        import_reference(train), settings, swept(sweep or ()), given=given
+                    )
                 no_data = train is not None and not _is_typed(context, "data")
                 named = completed(network or "mlp", networks())
                 own_data = import_reference(data) if ":" in data else completed(data, NAMES)
@@ -151,6 +173,7 @@ def compare(
                             trial_timeout=trial_timeout,
                             executor=workers,
                             code_by_value=code_by_value,
+                            log=writer,
                         )
         except Interrupted as interruption:
             print_result(interruption.comparison, as_json=as_json)

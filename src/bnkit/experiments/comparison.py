@@ -37,12 +37,13 @@ from bnkit.experiments.settings import (
 from bnkit.experiments.store import Store
 from bnkit.experiments.summary import Comparison, Recipe, own_best
 from bnkit.experiments.training import Training
+from bnkit.experiments.trial_logs import Log, TrialLogs
 from bnkit.experiments.trials import Trial
 from bnkit.experiments.verdict import LOOKS
 from bnkit.extras import require
 from bnkit.observation import preserved_random_state, preserved_torch_settings
 from bnkit.options import parameters_of, showing
-from bnkit.progress import counting
+from bnkit.progress import Count, counting
 from bnkit.source_code import source_of
 
 NAMED_TARGET = 0.9  # the accuracy to reach on a named data set
@@ -82,6 +83,7 @@ class Sweep:
         trial_timeout: float | None = None,
         executor: Executor | None = None,
         code_by_value: bool = False,
+        log: Log | None = None,
     ) -> Comparison:
         """Run what has no result yet, `jobs` at a time (one a core by default); return them all.
 
@@ -99,6 +101,10 @@ class Sweep:
         if trial_timeout is not None:
             check_positive("trial_timeout", trial_timeout)
         ends = time.monotonic() + (self.settings.budget or math.inf)
+        folder = self.store.folder
+        logs = TrialLogs(
+            folder / "running", self.metric, log=log, boards=folder.parent / "tensorboard"
+        )
         trials: list[Trial] = []
         results: dict[str, TrialResult] = {}
         try:
@@ -107,22 +113,27 @@ class Sweep:
                 results |= self.store.prepare(trial.key for trial in more)
                 waiting = [trial for trial in more if trial.key not in results]
                 done = len(trials) - len(waiting)
+                if progress or log is not None:
+                    logs.add(waiting)
+                    waiting = [replace(trial, told_in=logs.folder) for trial in waiting]
                 with counting("trials", len(trials), done=done, shown=progress) as count:
                     results |= run_trials(
                         waiting,
                         self.store,
                         jobs=jobs,
-                        on_result=count,
+                        on_result=_both(logs.end, count),
                         trial_timeout=trial_timeout,
                         executor=executor,
                         code_by_value=code_by_value,
-                        say=count.say,
+                        say=_noting(logs, count),
                     )
                 found = self._comparison(trials, results)
                 if found.settled or time.monotonic() > ends:
                     break
         except KeyboardInterrupt:
             raise Interrupted(self.collect()) from None
+        finally:
+            logs.close()
         return found
 
     def _looks(self) -> Iterator[Sequence[Trial]]:
@@ -169,6 +180,20 @@ class Sweep:
         )
 
 
+def _both(one: Callable[[Any], object], other: Callable[[Any], object]) -> Callable[[Any], object]:
+    return lambda result: (one(result), other(result))
+
+
+def _noting(logs: TrialLogs, count: Count) -> Callable[[str], object]:
+    """Return what is told of trials that run for long: else the bar notes the last numbers."""
+
+    def say(told: str) -> None:
+        latest = logs.look()
+        count.say(latest or told)
+
+    return say
+
+
 @showing(parameters_of(Settings))
 def compare(
     build: Build | str,
@@ -185,6 +210,7 @@ def compare(
     trial_timeout: float | None = None,
     executor: Executor | None = None,
     code_by_value: bool = False,
+    log: Log | None = None,
     **settings: Unpack[SettingsOptions],
 ) -> Comparison:
     """Return what batch norm changes for a network, over learning rates, activations and seeds.
@@ -215,6 +241,9 @@ def compare(
     A trial that takes longer than `trial_timeout` seconds is recorded as failed. With `executor`,
     any `concurrent.futures.Executor`, such as that of a Dask client, its workers run the trials,
     each in a process of its own; `code_by_value` sends the modules of your code there.
+    `log` gets the numbers of the trials while they run: an object with add_scalar(tag, value,
+    step), as TensorBoard's SummaryWriter, a function of a dict of numbers by their tags and the
+    step, or "tensorboard", which writes them into `out`/tensorboard.
 
     Raises ValueError or TypeError for anything that cannot be compared, before any trial runs,
     and Interrupted (a KeyboardInterrupt, with what had finished) on Ctrl-C.
@@ -230,6 +259,8 @@ def compare(
             f"`sweep` has {listed(sweep)}, and there is no `train` that reads trial.settings: pass "
             f"a loop of your own, or leave it out"
         )
+    if log == "tensorboard" and out is None:
+        raise ValueError("`log` is 'tensorboard', which writes beside the results: pass `out`")
     loop = None if train is None else own_loop(train, chosen, sweep or {}, given=settings)
     with tempfile.TemporaryDirectory(prefix="bnkit-") as temporary:
         planned = plan_comparison(
@@ -248,6 +279,7 @@ def compare(
             trial_timeout=trial_timeout,
             executor=executor,
             code_by_value=code_by_value,
+            log=log,
         )
 
 

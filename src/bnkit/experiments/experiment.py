@@ -183,9 +183,17 @@ class Experiment:
         return 0 if self.source is None else self.source.classes
 
     def running_trial(
-        self, side: Side, activation: str, seed: int, learning_rate: float, *, rehearsal: bool
+        self,
+        side: Side,
+        activation: str,
+        seed: int,
+        learning_rate: float,
+        **options: Any,
     ) -> RunningTrial:
-        """Return what a loop of the user's own is given to train one side's network."""
+        """Return what a loop of the user's own is given to train one side's network.
+
+        `options` are those of `RunningTrial`; in a rehearsal the metric is not known yet.
+        """
         assert self.loop is not None
         return RunningTrial(
             self.loop,
@@ -193,8 +201,8 @@ class Experiment:
             seed,
             {"learning_rate": learning_rate, **self.swept(activation)},
             open_loaders=None if self.source is None else partial(self._own_loaders, seed),
-            metric=None if rehearsal else self.metric,
-            rehearsal=rehearsal,
+            metric=None if options.get("rehearsal") else self.metric,
+            **options,
         )
 
     def _own_loaders(self, seed: int) -> tuple[Any, Any]:

@@ -140,6 +140,7 @@ class RunningTrial:
         open_loaders: Callable[[], Loaders] | None = None,
         metric: Metric | None = None,
         rehearsal: bool = False,
+        tell: Callable[[int, Mapping[str, float]], object] = lambda _step, _numbers: None,
     ) -> None:
         self.side = side
         self.seed = seed
@@ -152,7 +153,7 @@ class RunningTrial:
         self.reason = ""
         self.ended = False
         self.reported: dict[str, int] = {}  # each metric and the step of its first report
-        self._loop, self._metric = loop, metric
+        self._loop, self._metric, self._tell = loop, metric, tell
         self._open_loaders = open_loaders
         self._loaders: Loaders | None = None
         self.last_step = -1
@@ -207,6 +208,7 @@ class RunningTrial:
             self.reported.setdefault(name, step)
         self.last_step, self.last = step, time.perf_counter()
         self._keep(step, values)
+        self._tell(step, values)
         self.ended = self.ended or self._is_over(step, values)
         if self.outcome == "diverged":  # with a point there, also where the loss alone is lost
             self._points.setdefault(step, (None, None))

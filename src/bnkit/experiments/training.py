@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler as schedules
 
 from bnkit.dataflow import as_call
+from bnkit.experiments.metrics import ACCURACY
 from bnkit.experiments.results import Curve, Outcome
 from bnkit.experiments.tasks import (
     LOSSES,
@@ -105,12 +106,20 @@ SCHEDULES: dict[str, Schedule] = {
 }
 
 
-def train(model: nn.Module, batches: Batches, held_out: Batches, training: Training) -> Trained:
+def train(
+    model: nn.Module,
+    batches: Batches,
+    held_out: Batches,
+    training: Training,
+    *,
+    tell: Callable[[int, Mapping[str, float | None]], object] = lambda _step, _numbers: None,
+) -> Trained:
     """Return the curve of `model`, trained in place on `batches` and measured on `held_out`.
 
     Each batch is a tuple or list of inputs first (a tensor, a tuple of positional or a dict of
     keyword arguments) and targets last (N,), int64. `batches` is iterated again when it is used up.
     A run whose mean loss since the last evaluation is not finite has diverged, and ends there.
+    `tell` gets the step and its numbers, loss and metric, at each measurement.
 
     >>> x, y = torch.eye(2).repeat(4, 1), torch.arange(2).repeat(4)
     >>> run = train(nn.Linear(2, 2), [(x, y)], [(x, y)], Training(1.0, steps=20, evaluate_every=10))
@@ -152,12 +161,18 @@ def train(model: nn.Module, batches: Batches, held_out: Batches, training: Train
             mean_loss = loss_sum.item() / since  # waits for the device, so not at each step
             seconds += time.perf_counter() - began
             curve = _extended(curve, step, mean_loss, model, held_out, training)
+            tell(step, {"loss": curve.loss[-1], metric_of(training): curve.metric[-1]})
             if not math.isfinite(mean_loss):
                 reason = f"the training loss was {mean_loss} before step {step}"
                 return Trained("diverged", reason, curve, step, seconds)
             # Restarted here, so that the time of the evaluation does not count.
             loss_sum, since, began = torch.zeros(()), 0, time.perf_counter()
     return Trained("finished", "", curve, training.steps, seconds)
+
+
+def metric_of(training: Training) -> str:
+    """Return the name of the metric that is measured."""
+    return ACCURACY.name if training.judge is None else training.judge.metric.name
 
 
 def criterion_of(training: Training) -> Callable[[Any, Tensor], Tensor]:

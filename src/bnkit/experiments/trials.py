@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from bnkit.experiments.own_loop import EndOfTrial
 from bnkit.experiments.provenance import array_fingerprint, fingerprint, machine_of
 from bnkit.experiments.results import Side, TrialResult
 from bnkit.experiments.training import Training, measured, train
+from bnkit.experiments.trial_logs import Tell, telling
 from bnkit.observation import evaluating, preserved_random_state, preserved_torch_settings
 from bnkit.references import message_of
 
@@ -25,7 +27,8 @@ _one_at_a_time = threading.RLock()
 class Trial:
     """All that decides one trial's numbers; `key` is a fingerprint of it and names its file.
 
-    `arrays` is the fingerprint of the initial arrays alone.
+    `arrays` is the fingerprint of the initial arrays alone. Its process tells what it measures in
+    the folder `told_in`, where one is given, which decides nothing.
     """
 
     key: str
@@ -35,6 +38,7 @@ class Trial:
     seed: int
     training: Training
     arrays: str
+    told_in: Path | None = None
 
     @property
     def code(self) -> str:
@@ -98,13 +102,14 @@ class Trial:
             parameters=sum(p.numel() for p in model.parameters()),
             buffers=sum(b.numel() for name, b in model.named_buffers() if name in kept),
         )
-        own = self.experiment.loop is not None
-        return self._by_own_loop(begun, model) if own else self._by_built_in_loop(begun, model)
+        by_loop = self._by_own_loop if self.experiment.loop else self._by_built_in_loop
+        with telling(self.told_in, self.key) as tell:
+            return by_loop(begun, model, tell)
 
-    def _by_built_in_loop(self, begun: TrialResult, model: nn.Module) -> TrialResult:
+    def _by_built_in_loop(self, begun: TrialResult, model: nn.Module, tell: Tell) -> TrialResult:
         loaders = self.experiment.loaders(self.seed)
         model.to(self.training.device)
-        trained = train(model, loaders.train, loaders.held_out, self.training)
+        trained = train(model, loaders.train, loaders.held_out, self.training, tell=tell)
         with evaluating(model):
             on_test = measured(model, loaders.test, self.training)
         return replace(
@@ -119,10 +124,10 @@ class Trial:
             machine=machine_of(model),
         )
 
-    def _by_own_loop(self, begun: TrialResult, model: nn.Module) -> TrialResult:
+    def _by_own_loop(self, begun: TrialResult, model: nn.Module, tell: Tell) -> TrialResult:
         assert self.experiment.loop is not None
         trial = self.experiment.running_trial(
-            self.side, self.activation, self.seed, self.training.learning_rate, rehearsal=False
+            self.side, self.activation, self.seed, self.training.learning_rate, tell=tell
         )
         seed_everything(self.seed)  # again: making the twin may have drawn numbers
         with suppress(EndOfTrial):  # it is ended where it should have ended itself

@@ -44,7 +44,7 @@ class Recorder(Shown):
     def __init__(self, model: nn.Module, *, every: int, writer: Writer | None) -> None:
         self.every = _checked_every(every)
         self.steps = 0
-        self._write = None if writer is None else _writing(writer)
+        self._write = None if writer is None else writing(writer)
         self._layers = _batch_norms(model)
         self._events = Events(self._layers)
         self._kept = deque[tuple[Record, ...]]()  # step by step
@@ -194,14 +194,17 @@ def _checked_every(every: int) -> int:
     return every
 
 
-def _writing(writer: Any) -> Callable[[dict[str, float], int], object]:
-    """Return a function of the numbers of a step, by their tags, and the step."""
+def writing(writer: Any, name: str = "writer") -> Callable[[dict[str, float], int], object]:
+    """Return a function of the numbers of a step, by their tags, and the step.
+
+    TypeError, in which the argument has this `name`, for what is not a writer.
+    """
     add_scalar = getattr(writer, "add_scalar", None)
     if callable(add_scalar):
         return lambda numbers, step: [add_scalar(tag, numbers[tag], step) for tag in numbers]
     if not callable(writer):
         raise TypeError(
-            f"`writer` is a {type(writer).__name__}, which has no add_scalar(tag, value, step): "
+            f"`{name}` is a {type(writer).__name__}, which has no add_scalar(tag, value, step): "
             f"pass a torch.utils.tensorboard.SummaryWriter, a function of a dict of numbers and "
             f"the step, or None to write nothing"
         )
