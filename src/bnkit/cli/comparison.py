@@ -154,7 +154,7 @@ def compare(
                 no_data = train is not None and not _is_typed(context, "data")
                 named = completed(network or "mlp", networks())
                 own_data = import_reference(data) if ":" in data else completed(data, NAMES)
-                sweep = plan_comparison(
+                planned = plan_comparison(
                     import_reference(model) if model is not None else named,
                     None if no_data else own_data,
                     settings=settings,
@@ -165,10 +165,10 @@ def compare(
                     command=_command(),
                 )
                 if report_only:
-                    comparison = sweep.collect()
+                    comparison = planned.collect()
                 else:
                     with _engine(executor, executor_option, out) as workers:
-                        comparison = sweep.run(
+                        comparison = planned.run(
                             jobs=jobs,
                             trial_timeout=trial_timeout,
                             executor=workers,
