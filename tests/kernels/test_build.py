@@ -87,6 +87,14 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.usefixtures("cache")
+def test_with_a_torch_that_is_too_old_no_compiler_is_called(calls, monkeypatch):
+    monkeypatch.setattr(build, "_NEEDED", "torch/new.h")
+    with pytest.raises(build.BuildError, match=r"has no torch/new.h, which .* install a newer"):
+        build.build()
+    assert not calls.exists()
+
+
+@pytest.mark.usefixtures("cache")
 def test_what_the_compiler_says_is_told(tmp_path, monkeypatch):
     compiler = tmp_path / "failing"
     compiler.write_text("#!/bin/sh\necho note >&2; echo core.h:1: error: no >&2; exit 1\n")

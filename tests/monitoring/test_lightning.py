@@ -9,6 +9,7 @@ from torch import nn
 from bnkit.monitoring import Monitor
 from bnkit.recalibration import recalibrate
 
+pytest.importorskip("lightning", reason="lightning is not installed")
 # Lightning looks for packages in a way that Python has deprecated, among others.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -27,6 +27,8 @@ from bnkit.platforms import memory_share
 
 SWITCH = "BNKIT_BUILD"  # "0" in the environment: never build, use what is there
 _SOURCES = Path(__file__).with_name("csrc")
+# By it the core shares the threads of torch; torch 2.9 does not have it.
+_NEEDED = "torch/csrc/stable/c/shim.h"
 # Flags of the vector kernels, one object for each kind of CPU; the best is picked at run time.
 _KINDS = {
     "baseline": (),
@@ -162,10 +164,16 @@ def name() -> str:
 def compiler() -> list[str]:
     """Return the command of the C++ compiler: $CXX, c++, g++ or clang++.
 
-    Raises BuildError, with what to do, where there is none, and on Windows.
+    Raises BuildError, with what to do, where there is none, on Windows, and for a torch that lacks
+    what the core is built with.
     """
     if sys.platform == "win32":
         raise BuildError("it is built on Linux and macOS only, and torch's kernels serve here")
+    if not (Path(torch.__file__).parent / "include" / _NEEDED).exists():
+        raise BuildError(
+            f"torch {torch.__version__} has no {_NEEDED}, which it is built with, and torch's "
+            f"kernels serve: install a newer torch"
+        )
     for command in (shlex.split(os.environ.get("CXX", "")), ["c++"], ["g++"], ["clang++"]):
         if command and shutil.which(command[0]):
             return command
