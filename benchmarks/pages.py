@@ -1,4 +1,4 @@
-"""How long the programs of each page of the docs run: `python benchmarks/pages.py`.
+"""How long the programs of each page of the docs run: `python benchmarks/pages.py [PAGE.md …]`.
 
 Each page runs in a process of its own, as its test runs it; the seconds are those of the machine's
 clock, imports included. The result goes to docs/seconds.json, from which the site shows it. Nothing
@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+SECONDS = DOCS / "seconds.json"
 RUN = """
 import sys
 from pathlib import Path
@@ -41,19 +42,20 @@ def seconds_of(page: Path, program: str, *more: Path) -> float:
         return time.monotonic() - begun
 
 
-def main() -> None:
-    """Run all pages, and keep what they took."""
-    found = {}
-    for page in sorted(DOCS.glob("*.md")):
-        if "```python" in page.read_text():
-            found[page.name] = seconds_of(page, RUN)
-    for notebook in sorted(DOCS.glob("*.ipynb")):
-        tool = DOCS / "building" / "notebooks.py"
-        found[f"{notebook.stem}.md"] = seconds_of(notebook, NOTEBOOK, tool)
-    rounded = {name: round(seconds, 1) for name, seconds in found.items()}
-    (DOCS / "seconds.json").write_text(json.dumps(rounded, indent=1) + "\n")
-    print(json.dumps(rounded, indent=1))
+def main(names: list[str]) -> None:
+    """Run the pages of these names, or all, and keep what they took; the others stay."""
+    written = {page.name: page for page in DOCS.glob("*.md")}
+    written |= {f"claims/{page.name}": page for page in (ROOT / "claims" / "docs").glob("*.md")}
+    pages = {name: page for name, page in written.items() if "```python" in page.read_text()}
+    pages |= {f"{notebook.stem}.md": notebook for notebook in DOCS.glob("*.ipynb")}
+    found = json.loads(SECONDS.read_text())
+    for name in names or sorted(pages):
+        page = pages[name]
+        more = (NOTEBOOK, DOCS / "building" / "notebooks.py") if page.suffix == ".ipynb" else (RUN,)
+        found[name] = round(seconds_of(page, *more), 1)
+        print(f"{name}: {found[name]} s", flush=True)
+        SECONDS.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
