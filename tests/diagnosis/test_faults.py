@@ -1,4 +1,4 @@
-"""Five faults, planted in networks that are trained here: found, and mended; and the page on them.
+"""Five faults, planted in networks that are trained here: found, and fixed; and the page on them.
 
 The programs are those of benchmarks/faults.py, which trains on Fashion-MNIST, here on the digits.
 """
@@ -20,7 +20,7 @@ FAULTS = PROGRAM["FAULTS"]
 DIGITS = PROGRAM["Size"](
     images=1400, batch=50, epochs=2, maps=(8, 16), hidden=32, rate=0.05, diagnosed=20
 )
-# How many points more the mended network has at least; the others cost little on the digits.
+# How many points more the fixed network has at least; the others cost little on the digits.
 # The average needs an epoch in which the running statistics warm up.
 PLANTED = {
     "average": (replace(DIGITS, batch=25), 3),
@@ -39,7 +39,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_fault_is_found_where_it_is_and_mended(name):
+def test_a_planted_fault_is_found_where_it_is_and_fixed(name):
     fault, (size, gain) = FAULTS[name], PLANTED[name]
     measured = PROGRAM["measure"](fault, PROGRAM["Task"](load("digits"), size, 0))
     layers = {
@@ -51,7 +51,7 @@ def test_a_planted_fault_is_found_where_it_is_and_mended(name):
     assert layers >= PLACES[name]
     assert layers <= PLACES[name] | {"1"}  # how stale the first layer is depends on the machine
     assert measured["afterwards"] == []
-    assert measured["mended"] >= measured["faulty"] + gain
+    assert measured["fixed"] >= measured["faulty"] + gain
 
 
 @pytest.mark.parametrize("left", [0, 25])
