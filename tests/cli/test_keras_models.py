@@ -125,6 +125,33 @@ def test_the_doctor_finds_and_fixes(tmp_path):
     assert place["physicalLocation"]["artifactLocation"]["uri"] == "good.keras"
 
 
+def test_compare_trains_a_builder_and_a_file(tmp_path, monkeypatch):
+    def run_here(trials, store, *, on_result, **_options):
+        found = {trial.key: store.keep(trial.run()) for trial in trials}
+        for result in found.values():
+            on_result(result)
+        return found
+
+    monkeypatch.setattr("bnkit.experiments.comparison.run_trials", run_here)
+    rest = "--data own_keras:pair --seeds 1 --steps 2 --momentum 0.9 --eps 0.01 --out kept --json"
+    code, stdout, _ = run(f"compare --model own_keras:build --learning-rate 0.1 {rest}")
+    assert code == 0
+    told = json.loads(stdout)
+    assert [trial["outcome"] for trial in told["trials"]] == ["finished"] * 2
+    assert (told["settings"]["momentum"], told["settings"]["epsilon"]) == (0.9, 0.01)
+    assert "bnkit.keras" in (tmp_path / "kept" / "report.html").read_text()
+    model = keras.Sequential(
+        [keras.Input((4,)), L.Dense(8, activation="relu"), L.Dense(3, name="last")]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.RMSprop(0.005), loss)
+    model.save("net.keras")
+    code, stdout, _ = run(f"compare --model net.keras {rest}")
+    told = json.loads(stdout)
+    assert (code, told["settings"]["optimizer"]) == (0, "RMSprop")
+    assert [trial["learning_rate"] for trial in told["trials"]] == pytest.approx([0.005] * 2)
+
+
 def test_the_rules_for_keras_are_explained():
     code, stdout, _ = run("explain --keras wrong-axis")
     assert (code, stdout.splitlines()[-1]) == (0, "In the docs: docs/keras-rules.md#wrong-axis")
@@ -139,7 +166,9 @@ def test_the_rules_for_keras_are_explained():
         ("fold own_keras:normalised --out net.pt", "a Keras model is written to a .keras file"),
         ("fold own_keras:normalised --checkpoint net.pt", "--checkpoint is for PyTorch"),
         ("fold own_keras:normalised --key ema", "--key ema is of a --checkpoint: give that too"),
-        ("compare --model own_keras:build --data own_keras:pair", "only PyTorch networks are comp"),
+        ("compare --model own_keras:build --data own_keras:pair --clip 1", "--clip is for PyTorch"),
+        ("compare --model net.h5 --data own_keras:pair", "has the old format .h5"),
+        ("compare --model own_keras:build", "the images of digits have (8, 8)"),
         ("fold own_keras:normalised --example 4,x", "'4,x': pass integers"),
         ("fold own_keras:normalised --where x*", "--where 'x*' fits no layer: the paths are"),
         ("add own_keras:build --example 8,4", "--example is for PyTorch networks"),

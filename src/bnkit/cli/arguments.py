@@ -330,11 +330,15 @@ def settings_of(typed: Mapping[str, Any]) -> Settings:
     >>> settings_of({"optimizer": "mom", "activations": "sig,tanh"}).activations
     ('sigmoid', 'tanh')
     """
+    choices = {name: shown.choices for name, shown in shown_settings().items()}
+    return Settings(**{n: _completed(v, choices[n]) for n, v in values_of(typed).items()})
+
+
+def values_of(typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that were typed as these options of `Settings`, as they are."""
     kinds = {field.name: field.annotation for field in parameters_of(Settings)}
     read = {name: _TYPED[kind][0] for name, kind in kinds.items() if kind in _TYPED}
-    values = {n: read[n](value) if n in read else value for n, value in typed.items()}
-    choices = {name: shown.choices for name, shown in shown_settings().items()}
-    return Settings(**{n: _completed(value, choices[n]) for n, value in values.items()})
+    return {n: read[n](value) if n in read else value for n, value in typed.items()}
 
 
 def _completed(value: Any, choices: Iterable[str]) -> Any:

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -10,17 +11,21 @@ from typing import Annotated, Any
 import typer
 
 from bnkit.cli.arguments import named_values, option, setting_options, settings_of, swept
+from bnkit.cli.operation import KERAS_FILES
 from bnkit.cli.output import chatter_on_stderr, explained, messages, print_result, refuse, say
-from bnkit.experiments.comparison import Interrupted, plan_comparison
+from bnkit.dataflow.tracing import is_keras_model
+from bnkit.experiments.comparison import Interrupted, Sweep, plan_comparison
 from bnkit.experiments.data import NAMES
 from bnkit.experiments.executors import ENGINES, connected
 from bnkit.experiments.networks import NETWORKS, networks
 from bnkit.experiments.own_loop import own_loop
 from bnkit.experiments.settings import COMPARED, REPORTED
 from bnkit.experiments.summary import Comparison
+from bnkit.extras import require
 from bnkit.names import completed
+from bnkit.observation import preserved_random_state
 from bnkit.options import showing
-from bnkit.references import import_reference
+from bnkit.references import called, import_reference
 from bnkit.report import write_report
 
 
@@ -50,8 +55,8 @@ def compare(
         str | None,
         option(
             COMPARED,
-            "your own network instead, as package.module:build, a function that returns it "
-            "without batch norm",
+            "your own network instead, as package.module:build, a function that returns it, of "
+            "PyTorch or Keras, or a .keras file",
         ),
     ] = None,
     train: Annotated[
@@ -132,6 +137,7 @@ def compare(
     - `bnkit compare` is the paper's network on scikit-learn's handwritten digits.
     - `bnkit compare --data mnist --network vgg --optimizer adam --learning-rate 0.001,0.01`
     - `bnkit compare --model my.code:build --data my.code:loaders --steps 500`
+    - `bnkit compare --model net.keras --data my.code:arrays --epochs 3`
 
     Exit codes: 0 done, 1 done but some runs failed, 2 wrong use, 130 interrupted.
     """
@@ -139,26 +145,25 @@ def compare(
         named = "--network" if network is not None else "--activation"
         refuse(f"{named} is for the named networks, and --model is your own: leave one out")
     with explained():
-        settings = settings_of(typed)
         writer: Any = import_reference(log) if log and ":" in log else log
         try:
             with chatter_on_stderr():
-                loop = None
                 if sweep and train is None:
                     refuse(f"--sweep {sweep[0]} is for a loop of your own: give it as --train")
-                if train is not None:
-                    given = [name for name in typed if _is_typed(context, name)]
-                    loop = own_loop(
-                        import_reference(train), settings, swept(sweep or ()), given=given
-                    )
                 no_data = train is not None and not _is_typed(context, "data")
-                named = completed(network or "mlp", networks())
                 own_data = import_reference(data) if ":" in data else completed(data, NAMES)
-                planned = plan_comparison(
-                    import_reference(model) if model is not None else named,
+                build: Any = completed(network or "mlp", networks())
+                if model is not None:
+                    is_file = Path(model).suffix in KERAS_FILES
+                    build = model if is_file else import_reference(model)
+                plan = _plan_for_keras if _is_keras(build) else _plan
+                planned = plan(
+                    build,
                     None if no_data else own_data,
-                    settings=settings,
-                    loop=loop,
+                    typed,
+                    {name: typed[name] for name in typed if _is_typed(context, name)},
+                    train=None if train is None else import_reference(train),
+                    sweep=swept(sweep or ()),
                     version=version,
                     data_folder=data_dir,
                     out=out,
@@ -188,6 +193,38 @@ def compare(
         _report(comparison, out)
     if any(trial.outcome == "failed" for trial in comparison.trials):
         raise typer.Exit(1)
+
+
+def _plan(
+    build: Any,
+    data: Any,
+    typed: dict[str, Any],
+    given: dict[str, Any],
+    *,
+    train: Any,
+    sweep: Mapping[str, Sequence[Any]],
+    **how: Any,
+) -> Sweep:
+    settings = settings_of(typed)
+    loop = None if train is None else own_loop(train, settings, sweep, given=given)
+    return plan_comparison(build, data, settings=settings, loop=loop, **how)
+
+
+def _plan_for_keras(
+    build: Any, data: Any, _typed: dict[str, Any], given: dict[str, Any], **how: Any
+) -> Sweep:
+    require("keras", "a Keras model")
+    from bnkit.cli.keras_models import planned_comparison  # noqa: PLC0415  seconds, for these only
+
+    return planned_comparison(build, data, given, **how)
+
+
+def _is_keras(build: Any) -> bool:
+    """Return whether this is a file of Keras, or a function that returns a Keras model."""
+    if not callable(build) or "keras" not in sys.modules:
+        return isinstance(build, str) and Path(build).suffix in KERAS_FILES
+    with preserved_random_state():
+        return is_keras_model(called(build, "build"))
 
 
 def _engine(

@@ -1,26 +1,30 @@
 """The commands on Keras models: `.keras` files, and functions that return such models."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 import bnkit.keras as bnk
-from bnkit.cli.arguments import random_example, skipped
+from bnkit.cli.arguments import random_example, skipped, values_of
 from bnkit.cli.operation import Operation
 from bnkit.cli.output import Counter
+from bnkit.experiments.comparison import Sweep
+from bnkit.experiments.own_loop import own_loop
 from bnkit.keras.batches import inputs_in, is_array
+from bnkit.keras.comparing import plan_comparison
 from bnkit.keras.diagnosis import Diagnosis
 from bnkit.keras.files import open_model, save_model
 from bnkit.keras.graph import check_graph, graphs_of
 from bnkit.keras.rules.table import KINDS as RULES_BY_KIND
 from bnkit.keras.rules.table import RULES as KERAS_RULES
+from bnkit.keras.settings import KerasSettings
 from bnkit.references import called, import_reference
 from bnkit.surgery.addition import Placement
 
-__all__ = ["RULES_BY_KIND", "KerasOperation"]
+__all__ = ["RULES_BY_KIND", "KerasOperation", "planned_comparison"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,22 @@ class KerasOperation(Operation):
         if data is not None and example:
             raise ValueError("give either --example or --data")
         return bnk.diagnose(self.network, given, skip=skipped(skip, KERAS_RULES))
+
+
+def planned_comparison(
+    build: Any, data: Any, given: Mapping[str, Any], *, train: Any, sweep: Any, **how: Any
+) -> Sweep:
+    """Return the sweep of a Keras model, by the options that were `given`, in Keras' terms."""
+    found = {"epsilon" if name == "eps" else name: v for name, v in values_of(given).items()}
+    known = {field.name for field in fields(KerasSettings)}
+    for name in found.keys() - known:
+        raise ValueError(
+            f"--{name.replace('_', '-')} is for PyTorch networks: compile the Keras model with an "
+            f"optimizer, or build it, as you want it to be"
+        )
+    settings = KerasSettings(**found)
+    loop = None if train is None else own_loop(train, settings.shared, sweep, given=found)
+    return plan_comparison(build, data, settings=settings, loop=loop, **how)
 
 
 def _is_inputs(value: Any) -> bool:

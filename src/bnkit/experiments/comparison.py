@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, ClassVar, Protocol, Unpack
 
 from bnkit.experiments.experiment import Build, Experiment, experiment_of
 from bnkit.experiments.leases import Leases
 from bnkit.experiments.loaders import OwnLoaders
 from bnkit.experiments.metrics import Metric
 from bnkit.experiments.own_loop import OwnLoop, Train, listed, own_loop
-from bnkit.experiments.processes import run_trials
+from bnkit.experiments.processes import Runnable, run_trials
 from bnkit.experiments.provenance import (
     array_fingerprint,
     environment,
@@ -57,6 +57,16 @@ class Interrupted(KeyboardInterrupt):
         self.comparison = comparison
 
 
+class AnyTrial(Runnable[TrialResult], Protocol):
+    """A trial of a network of any framework, as a dataclass with a field `told_in`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def not_run(self) -> TrialResult:
+        """The record of this trial before it has run."""
+
+
 @dataclass(frozen=True)
 class Sweep:
     """The trials of one comparison, named but not yet run, and the store of their results.
@@ -66,14 +76,14 @@ class Sweep:
     """
 
     settings: Settings
-    trials: tuple[Trial, ...]
+    trials: tuple[AnyTrial, ...]
     store: Store[TrialResult]
     description: dict[str, object]
     recipe: Recipe
     command: str
     metric: Metric
     target: float | None = None  # None is the first side's own best
-    grown: Callable[[int, int], tuple[Trial, ...]] | None = None
+    grown: Callable[[int, int], tuple[AnyTrial, ...]] | None = None
 
     def run(
         self,
@@ -105,7 +115,7 @@ class Sweep:
         logs = TrialLogs(
             folder / "running", self.metric, log=log, boards=folder.parent / "tensorboard"
         )
-        trials: list[Trial] = []
+        trials: list[AnyTrial] = []
         results: dict[str, TrialResult] = {}
         try:
             for more in self._looks():
@@ -136,7 +146,7 @@ class Sweep:
             logs.close()
         return found
 
-    def _looks(self) -> Iterator[Sequence[Trial]]:
+    def _looks(self) -> Iterator[Sequence[AnyTrial]]:
         """Yield the trials that each look adds to those before."""
         yield self.trials
         if self.grown is not None:
@@ -148,7 +158,7 @@ class Sweep:
 
         Of those that run at this moment, the reason says where and since when.
         """
-        trials: list[Trial] = []
+        trials: list[AnyTrial] = []
         results: dict[str, TrialResult] = {}
         for more in self._looks():
             found = self.store.results(trial.key for trial in more)
@@ -163,7 +173,7 @@ class Sweep:
         return self._comparison(trials, results)
 
     def _comparison(
-        self, trials: Sequence[Trial], results: Mapping[str, TrialResult]
+        self, trials: Sequence[AnyTrial], results: Mapping[str, TrialResult]
     ) -> Comparison:
         found = tuple(results.get(trial.key, trial.not_run) for trial in trials)
         return Comparison(

@@ -376,13 +376,13 @@ def _draw_named(
 
 def _draw_own(build: Build, init: str, _activation: str) -> nn.Module:
     model = called(build, "build")
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"`build` returned a {type(model).__name__}: it must return a torch module")
     if is_keras_model(model):
         raise TypeError(
-            f"`build` returned a Keras model ({type(model).__name__}): only PyTorch networks are "
-            f"compared"
+            f"`build` returned a Keras model ({type(model).__name__}): use bnkit.keras.compare, "
+            f"which trains it as it is compiled"
         )
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"`build` returned a {type(model).__name__}: it must return a torch module")
     if any(map(is_lazy, model.parameters())):
         raise ValueError(
             "`build` returned a network with lazy layers, which have no arrays to begin with: run "

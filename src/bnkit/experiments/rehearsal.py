@@ -66,7 +66,7 @@ def rehearse(experiment: Experiment, settings: Settings) -> Experiment:
             experiment = _try_loop(experiment, built, again, activation, settings)
     if experiment.source is not None:
         _check_same_batches(experiment)
-    _check_portable(experiment)
+    check_portable(experiment)
     return experiment
 
 
@@ -132,7 +132,7 @@ def _try_loop(
     known = "batch norm" if has_batch_norms(built) else "plain"  # the side that needs no plan
     first = _rehearsed(experiment, built, known, variant, settings)
     metric = experiment.loop.judged(first.reported)
-    _check_read(first.read, experiment.loop, settings)
+    check_read(first.read, experiment.loop, settings)
     calls = experiment.calls or first.calls
     if not calls:
         raise ValueError(
@@ -144,7 +144,7 @@ def _try_loop(
         if side != known:
             model = experiment.side(side, again, 0)
             other = _rehearsed(experiment, model, side, variant, settings)
-            _check_same_reports(first, known, other, side)
+            check_same_reports(first, known, other, side)
     return experiment
 
 
@@ -226,7 +226,8 @@ def _check_same_batches(experiment: Experiment) -> None:
         )
 
 
-def _check_portable(experiment: Experiment) -> None:
+def check_portable(experiment: object) -> None:
+    """Raise ValueError where an experiment cannot be sent to another process."""
     from loky.backend.reduction import dumps  # noqa: PLC0415  needed only here
 
     with blaming("`build` and `data` run in other processes, and cannot be sent there"):
@@ -267,7 +268,7 @@ def _rehearsed(
             with blaming(f"`train` fails with {name}"):
                 loop.function(model, trial)
         except EndOfTrial:
-            raise ValueError(_no_end(trial, name)) from None
+            raise ValueError(no_end(trial, name)) from None
     if not trial.reported:
         raise ValueError(
             f"`train` has reported nothing with {name}: measure in its loop, as in "
@@ -276,7 +277,8 @@ def _rehearsed(
     return Rehearsed(trial.reported, calls, trial.read)
 
 
-def _no_end(trial: RunningTrial, name: str) -> str:
+def no_end(trial: RunningTrial, name: str) -> str:
+    """Return the message that `train` does not end, and what to do."""
     if not trial.reported:
         return (
             f"`train` has reported nothing with {name} for {PATIENCE:g} seconds: report more "
@@ -288,7 +290,8 @@ def _no_end(trial: RunningTrial, name: str) -> str:
     )
 
 
-def _check_read(read: frozenset[str], loop: OwnLoop, settings: Settings) -> None:
+def check_read(read: frozenset[str], loop: OwnLoop, settings: Settings) -> None:
+    """Raise ValueError for settings that are swept and that `train` has not `read`."""
     if len(settings.learning_rates) > 1 and "learning_rate" not in read:
         raise ValueError(
             f"`learning_rates` has {len(settings.learning_rates)} values, and `train` never reads "
@@ -302,7 +305,8 @@ def _check_read(read: frozenset[str], loop: OwnLoop, settings: Settings) -> None
         )
 
 
-def _check_same_reports(one: Rehearsed, known: Side, other: Rehearsed, side: Side) -> None:
+def check_same_reports(one: Rehearsed, known: Side, other: Rehearsed, side: Side) -> None:
+    """Raise ValueError unless `train` reports the same with both networks."""
     if set(one.reported) != set(other.reported):
         raise ValueError(
             f"`train` reports {listed(one.reported)} with the {known} network and "

@@ -163,7 +163,7 @@ class Settings:
         Placement, Shown(NORMALISED, "before or after the activation, or every_conv")
     ] = "before_activation"
     momentum: Annotated[
-        float, Shown(NORMALISED, "torch's: Keras' and TensorFlow's 0.99 is 0.01 here")
+        float, Shown(NORMALISED, "torch's, where Keras' 0.99 is 0.01; of a Keras model, Keras' own")
     ] = 0.1
     metric: Annotated[
         Choice | None,

@@ -233,6 +233,31 @@ class Comparison(Shown):
         began, ended = (median(values) for values in zip(*ends, strict=True))
         return float(abs(ended - began or ended)) / 20
 
+    def _lagging(self) -> list[str]:
+        """Return a paragraph where the running averages of a side hide what it has learned.
+
+        That is where, at its best setting, the median of the last metric is better by more than the
+        margin when the mini-batches' own statistics are used.
+        """
+        found = []
+        for side in self.sides:
+            ends = [
+                (trial.curve.metric[-1], trial.curve.training_mode_metric[-1])
+                for trial in self._at_best(side)
+                if trial.curve.training_mode_metric
+            ]
+            known = [(a, b) for a, b in ends if a is not None and b is not None]
+            if not known:
+                continue
+            usual, own = (median(values) for values in zip(*known, strict=True))
+            if self.metric.merit(own) - self.metric.merit(usual) > self.quality_margin:
+                found.append(
+                    f"By the statistics of the mini-batches {side} ends at "
+                    f"{self.metric.written(own)}, and at {self.metric.written(usual)} by its "
+                    f"moving averages, which lag: `recalibrate` measures them anew."
+                )
+        return found
+
     @property
     def goal(self) -> str:
         """The target with its metric, in words."""
@@ -363,6 +388,7 @@ class Comparison(Shown):
             text_table(columns, rows),
             *_absences(self.unfinished),
             *_unlike(self.machines),
+            *self._lagging(),
             *map(str, self.verdicts.values()),
         ]
         return "\n\n".join(parts)

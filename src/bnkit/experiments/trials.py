@@ -20,7 +20,7 @@ from bnkit.experiments.trial_logs import Tell, telling
 from bnkit.observation import evaluating, preserved_random_state, preserved_torch_settings
 from bnkit.references import message_of
 
-_one_at_a_time = threading.RLock()
+one_at_a_time = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Trial:
         """
         # In turn, where a program's threads run trials: all draw from the same generators.
         with (
-            _one_at_a_time,
+            one_at_a_time,
             preserved_random_state(),
             preserved_torch_settings(),
             one_thread(),

@@ -4,10 +4,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
+import torch
 
 from bnkit.batches import NoBatchesError, refuse_iterator, why_none
 
-__all__ = ["inputs_in", "is_array", "refuse_iterator"]
+__all__ = ["inputs_in", "is_array", "pairs_in", "refuse_iterator"]
+
+Pair = tuple[Any, Any, Any]  # inputs, targets, and the weights of the samples or None
 
 
 def inputs_in(model: Any, batches: Any) -> Iterator[Any]:
@@ -33,6 +37,79 @@ def inputs_in(model: Any, batches: Any) -> Iterator[Any]:
         yield batch[0] if isinstance(batch, tuple) else batch
     if not found:
         raise NoBatchesError(why_none(batches))
+
+
+def pairs_in(
+    data: Any, batch_size: int, *, order: np.random.Generator | None = None
+) -> Iterator[Pair]:
+    """Yield the inputs, targets and weights of each mini-batch of one pass over `data`, in NumPy.
+
+    `data` is (x, y) or (x, y, weights) as `fit` takes them, cut into mini-batches of `batch_size`,
+    in an order that is drawn from `order` where that is given; or a PyDataset, a tf.data.Dataset, a
+    DataLoader or another iterable of such mini-batches.
+
+    Raises TypeError for what is none of these, ValueError for arrays of several lengths.
+
+    >>> x, y = np.arange(5.0)[:, None], np.arange(5)
+    >>> [targets.tolist() for _, targets, _ in pairs_in((x, y), 2)]
+    [[0, 1], [2, 3], [4]]
+    """
+    if isinstance(data, tuple) and not (data and isinstance(data[0], tuple)):
+        yield from _cut(_pair(data), batch_size, order)
+    elif isinstance(data, keras.utils.PyDataset):
+        yield from (_pair(data[number]) for number in range(data.num_batches))
+        data.on_epoch_end()
+    elif (
+        is_array(data) or isinstance(data, Mapping | str | bytes) or not isinstance(data, Iterable)
+    ):
+        raise _no_pair(data)
+    else:
+        yield from map(_pair, data)
+
+
+def _pair(batch: Any) -> Pair:
+    if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+        raise _no_pair(batch)
+    x, y, weights = (*keras.tree.map_structure(_in_numpy, tuple(batch)), None)[:3]
+    return x, y, weights
+
+
+def _no_pair(found: Any) -> TypeError:
+    length = f" of {len(found)}" if isinstance(found, tuple | list) else ""
+    return TypeError(
+        f"`data` holds a {type(found).__name__}{length} for (inputs, targets): give arrays (x, y) "
+        f"or (x, y, weights) as `fit` takes them, or an iterable of such mini-batches"
+    )
+
+
+def _in_numpy(values: Any) -> Any:
+    if isinstance(values, torch.Tensor):
+        return values.detach().cpu().numpy()
+    return np.asarray(values) if is_array(values) else values
+
+
+def _cut(data: Pair, batch_size: int, order: np.random.Generator | None) -> Iterator[Pair]:
+    parts = [part for part in keras.tree.flatten(data) if part is not None]
+    if not all(map(is_array, parts)):
+        other = next(part for part in parts if not is_array(part))
+        raise TypeError(
+            f"the arrays of `data` hold a {type(other).__name__}, {other!r:.40}: pass NumPy arrays"
+        )
+    lengths = {*map(len, parts)}
+    if len(lengths) != 1:
+        raise ValueError(
+            f"the arrays of `data` have {' and '.join(map(str, sorted(lengths))) or 'no'} rows: "
+            f"there must be one row of each for every example"
+        )
+    (rows,) = lengths
+    places = np.arange(rows) if order is None else order.permutation(rows)
+    for start in range(0, rows, batch_size):
+        chosen = places[start : start + batch_size]
+        x, y, weights = keras.tree.map_structure(
+            lambda part: part[chosen] if is_array(part) else part,  # noqa: B023  called at once
+            data,
+        )
+        yield x, y, weights
 
 
 def _each(model: Any, batches: Any) -> Iterable[Any]:

@@ -1,6 +1,7 @@
 """`.keras` files: opened without running anything that is in them, and written whole."""
 
 import json
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,10 @@ _HOLD_CODE = frozenset(
 )
 
 
-def open_model(path: str | Path) -> Any:
-    """Return the Keras model in a `.keras` file, not compiled; nothing in the file is run.
+def open_model(path: str | Path, *, compiled: bool = False) -> Any:
+    """Return the Keras model in a `.keras` file; nothing in the file is run.
+
+    It is `compiled` as it was saved only where that is asked for.
 
     Its config is looked through before Keras reads it, which it does by `safe_mode=True` only.
 
@@ -41,7 +44,9 @@ def open_model(path: str | Path) -> Any:
         )
     _check(path, _config_in(path))
     try:
-        return keras.models.load_model(path, compile=False, safe_mode=True)
+        with warnings.catch_warnings():  # that the state of an optimizer is left out, which it may
+            warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
+            return keras.models.load_model(path, compile=compiled, safe_mode=True)
     except Exception as error:
         first = str(error).strip().partition("\n")[0]
         raise ValueError(

@@ -127,6 +127,19 @@ def survey(model: Any, where: Where | None = None) -> Plan:
     return _surveyed(model, where, _Folding.fold)[0]
 
 
+def hosts_of_batch_norms(model: Any) -> list[Any]:
+    """Return the layers without a bias whose output a batch norm reads, which it would cancel.
+
+    >>> model = keras.Sequential([keras.Input((2,)), L.Dense(2, use_bias=False, name="d"),
+    ...                           L.BatchNormalization()])
+    >>> [layer.name for layer in hosts_of_batch_norms(model)]
+    ['d']
+    """
+    _, pairs = _surveyed(model, None, _Folding.fold)
+    layers = [pair.call.operation for pair in pairs if pair.norm == "after"]
+    return [layer for layer in layers if not layer.use_bias]
+
+
 def _planned(
     model: Any,
     example: Any,

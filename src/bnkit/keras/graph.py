@@ -223,6 +223,24 @@ def changed_since_compile(model: Any) -> list[Any]:
     ]
 
 
+def compiled_with(model: Any) -> dict[str, Any]:
+    """Return the arguments with which a model was compiled, by their names; {} if it was not.
+
+    The optimizer is the model's own, be it wrapped for half precision.
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    >>> compiled_with(model)
+    {}
+    >>> model.compile(loss="mse")
+    >>> compiled_with(model)["loss"]
+    'mse'
+    """
+    if not model.compiled:
+        return {}
+    config = model._compile_config.config  # noqa: SLF001  see the docstring of this file
+    return {**config, "optimizer": model.optimizer}
+
+
 def is_decayed(optimizer: Any, variable: Any) -> bool:
     """Return whether a Keras optimizer decays this variable beside the gradient's step.
 

@@ -1,6 +1,12 @@
 """The table of all published experiments, in the order in which they are listed."""
 
-from bnkit_claims.published import fastai, imagenet, inference, reading_pixels
+from bnkit_claims.published import (
+    dlology_in_keras,
+    fastai,
+    imagenet,
+    inference,
+    reading_pixels,
+)
 from bnkit_claims.published.experiment import PublishedExperiment
 from bnkit_claims.published.paired_trainings import DLOLOGY, PAPER, UDACITY
 
@@ -8,6 +14,7 @@ EXPERIMENTS: tuple[PublishedExperiment, ...] = (
     *UDACITY,
     inference.EXPERIMENT,
     *DLOLOGY,
+    *dlology_in_keras.EXPERIMENTS,
     PAPER,
     fastai.EXPERIMENT,
     reading_pixels.EXPERIMENT,

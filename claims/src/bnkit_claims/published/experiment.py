@@ -101,17 +101,21 @@ class PairedTraining:
             out=how.out,
             command=f"bnkit reproduce {how.title}",
         )
-        comparison = sweep.run(jobs=how.jobs, progress=how.progress)
-        values = {
-            quantity(side, part): tuple(
-                _percent(trial.metric if part == "validation" else trial.test_metric)
-                for trial in comparison.trials
-                if trial.side == side
-            )
-            for side in SIDES
-            for part in SETS
-        }
-        return Measured(values, comparison)
+        return measured_of(sweep.run(jobs=how.jobs, progress=how.progress))
+
+
+def measured_of(comparison: Comparison) -> Measured:
+    """Return the accuracies of a comparison in percent, and the comparison itself."""
+    values = {
+        quantity(side, part): tuple(
+            _percent(trial.metric if part == "validation" else trial.test_metric)
+            for trial in comparison.trials
+            if trial.side == side
+        )
+        for side in SIDES
+        for part in SETS
+    }
+    return Measured(values, comparison)
 
 
 def _percent(share: float | None) -> float | None:
