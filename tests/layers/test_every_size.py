@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import bnkit
+from bnkit import layers
 from bnkit.functional import batch_norm
 
 SIZES = {"small": (4, 3, 5), "large": (64, 64, 96)}  # 240 bytes, and 1.5 MB
@@ -155,3 +156,35 @@ def test_copies_and_views_of_an_output_are_as_torchs(shape):
         y.mul_(2).sum().backward()  # writing into the output is allowed
     torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-4, atol=1e-2)
     assert copy.deepcopy(ours)(x).is_contiguous()
+
+
+VARIABLE = {
+    "plain": bnkit.BatchNorm1d,
+    "activated": lambda n: bnkit.BatchNorm1d(n, activation="relu"),
+    "ghost": lambda n: layers.GhostBatchNorm1d(n, virtual_batch_size=4),
+    "renorm": layers.BatchRenorm1d,
+    "accumulated": lambda n: layers.AccumulatedBatchNorm1d(n, micro_batches=2),
+    "masked": layers.MaskedBatchNorm1d,
+    "domains": lambda n: given(layers.DomainBatchNorm1d(n, domains=["one", "other"]), domain="one"),
+    "sync": layers.SyncBatchNorm1d,
+    "frozen": layers.FrozenBatchNorm1d,
+}
+
+
+# torch's compiler does what torch warns of.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("kind", VARIABLE)
+def test_compiled_for_variable_sizes_it_computes_as_uncompiled(kind):
+    layer = VARIABLE[kind](4)
+    plain = copy.deepcopy(layer)
+    torch.compiler.reset()
+    compiled = torch.compile(layer, dynamic=True, backend="eager")
+    for shape in ((8, 4, 5), (12, 4, 7), (9, 4, 11)):  # 9 rows leave one over
+        found = []
+        for each in (compiled, plain):
+            x = randn(*shape).requires_grad_()
+            with bnkit.mask(randn(shape[0], shape[2]) < 0.5):
+                y = each(x)
+            found += [(y, *torch.autograd.grad(y.square().sum(), x))]
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layer.state_dict(), plain.state_dict())
