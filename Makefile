@@ -56,13 +56,14 @@ keras:  ## the tests of Keras models by another backend, BACKEND=jax or tensorfl
 
 bench: $(SETUP)  ## measure, print and keep the figures
 	$(BIN)/python benchmarks/harness.py
-	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/kernels.py --tuned
 	$(BIN)/python benchmarks/core.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/folding.py
 	$(BIN)/python benchmarks/recalibration.py
 	$(BIN)/python benchmarks/monitoring.py
+	$(BIN)/python benchmarks/tables.py
 
 release: $(SETUP)  ## build wheels and sdists, and try them in environments of their own
 	PYTHONPATH=tests $(BIN)/python tests/released.py

@@ -1,10 +1,11 @@
-"""BN+ReLU on the CPU, as `bnkit bench` measures it, and once more with torch's memory tuned.
+"""BN+ReLU on the CPU, as `bnkit bench` measures it, on one thread and on two.
 
-    python benchmarks/kernels.py [--compile]
+    python benchmarks/kernels.py [--threads 1 2] [--compile] [--tuned]
 
-The second table is of a process in which torch takes huge pages and keeps what it frees
+With `--tuned`, once more in a process in which torch takes huge pages and keeps what it frees
 (THP_MEM_ALLOC_ENABLE=1 and glibc's thresholds), so that what remains is the arithmetic. Nothing
-else should run on the machine. The figures go to benchmarks/kernels.json.
+else should run on the machine; two minutes for each number of threads. The figures go to
+benchmarks/kernels.json, from which `tables.py` makes those of docs/accelerate.md.
 """
 
 import argparse
@@ -13,7 +14,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.progress import track
 
 from bnkit.benchmarking import CASES, QUICK, bench
@@ -29,25 +32,41 @@ TUNED = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--seconds", type=float, default=1.4, help="for each case")
     parser.add_argument("--compile", action="store_true", help="torch.compile too, which is slow")
+    parser.add_argument("--tuned", action="store_true", help="with torch's memory tuned, too")
     parser.add_argument("--quick", action="store_true", help="small shapes only, nothing is kept")
     parser.add_argument("--as-json", action="store_true", help="this environment only, as JSON")
     arguments = parser.parse_args()
     cases = QUICK if arguments.quick else (*CASES, *SMALL)
-    if arguments.as_json:
-        print(json.dumps(bench(cases, seconds=1.0).to_json()))
-        return
-    result = bench(cases, seconds=1.4, compiled=arguments.compile, progress=track)
-    print(result)
-    options = ["--as-json", *(["--quick"] if arguments.quick else [])]
-    command = [sys.executable, __file__, *options]
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        if arguments.as_json:
+            print(json.dumps(bench(cases, seconds=1.0).to_json()))
+            return
+        result = bench(cases, seconds=arguments.seconds, compiled=arguments.compile, progress=track)
+        print(result, flush=True)
+        figures = result.to_json()
+        if arguments.tuned:
+            figures["tuned memory"] = tuned(threads, quick=arguments.quick)
+        if not arguments.quick:
+            kept = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+            kept[f"{threads} threads"] = figures
+            FIGURES.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def tuned(threads: int, *, quick: bool) -> dict[str, Any]:
+    """Return the figures of a process whose memory is tuned."""
+    options = ["--as-json", "--threads", str(threads), *(["--quick"] if quick else [])]
     answer = subprocess.run(
-        command, env=os.environ | TUNED, stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, __file__, *options],
+        env=os.environ | TUNED,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
-    tuned = json.loads(answer.stdout)
-    print("with tuned memory:", json.dumps(tuned["summary"], indent=1))
-    if not arguments.quick:
-        FIGURES.write_text(json.dumps({**result.to_json(), "tuned memory": tuned}, indent=1) + "\n")
+    return json.loads(answer.stdout)
 
 
 if __name__ == "__main__":
