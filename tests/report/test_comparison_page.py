@@ -155,6 +155,23 @@ def test_a_network_with_its_own_batch_norm_has_no_plan_and_older_results_no_sect
     assert "Where batch norm goes" not in read().text
 
 
+@pytest.mark.parametrize(
+    ("settings", "unseen"),
+    [
+        ({"network": "mlp", "data": "digits"}, ""),
+        ({"network": "a:build", "data": "a:loaders"}, "what data gives after its first epoch, and"),
+        ({"network": "a:build", "train": "a:train"}, "data and files that train reads itself, an"),
+        ({"network": "a:build", "train": "a:t", "data": "a:d"}, "changes: files that train reads"),
+    ],
+)
+def test_the_page_says_what_the_key_of_a_result_does_not_cover(settings, unseen):
+    found = replace(comparison((0.1,), ("as built",), 1), settings={**settings, "version": "v7"})
+    html = page(found, charts_of(found))
+    assert unseen in html
+    assert ("It is not seen if something else changes" in html) == bool(unseen)
+    assert ("that of these results is “v7”" in html) == bool(unseen)
+
+
 def test_ids_are_unique_and_every_link_within_the_page_leads_somewhere():
     found = read(change=interrupted)
     names = [attrs["id"] for _, attrs in found.tags if "id" in attrs]

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -165,8 +167,8 @@ def test_batch_norms_are_made_on_the_device_of_their_layer(placement):
 
 
 def test_a_model_without_layers_that_fit_says_what_it_holds():
-    message = r"normalised: it has no dense or conv layer, only Embedding, LSTM$"
-    model = nn.Sequential(nn.Embedding(3, 2), nn.LSTM(2, 2))
+    message = r"normalised: it has no dense or conv layer, only Embedding, Softmax$"
+    model = nn.Sequential(nn.Embedding(3, 2), nn.Softmax(-1))
     with pytest.raises(SurgeryError, match=message):
         add(model, torch.zeros(2, 2, dtype=torch.int64))
 
@@ -252,3 +254,29 @@ def test_numbers_with_which_no_batch_norm_can_compute_are_refused(numbers, messa
     with pytest.raises(ValueError, match=message):
         add(model, vectors(), **numbers)
     assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize(
+    ("recurrent", "hint"),
+    [
+        (nn.LSTM, "recurrent: a bnkit.layers.BatchNormLSTM in its place normalises each step"),
+        (nn.LSTMCell, "recurrent: a bnkit.layers.BatchNormLSTMCell in its place normalises eac"),
+        (nn.GRU, "recurrent: of such layers bnkit.layers has LSTMs only"),
+    ],
+)
+def test_a_recurrent_layer_says_which_of_ours_fits(recurrent, hint):
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.recurrent, self.out = recurrent(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.out(self.recurrent(x)[0])
+
+    plan = plan_addition(Tagger(), torch.randn(3, 4))
+    assert plan.left_alone[0].layer == "recurrent"
+    assert plan.left_alone[0].why.startswith(hint)
+    with pytest.raises(SurgeryError, match=re.escape(hint)):
+        add(Tagger(), torch.randn(3, 4))
+    chosen = plan_addition(Tagger(), torch.randn(3, 4), where=lambda path, _: path == "out")
+    assert [left.layer for left in chosen.left_alone] == ["out"]

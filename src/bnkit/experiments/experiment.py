@@ -250,7 +250,7 @@ def experiment_of(
     else:
         name, code = reference_to(build), {"source": source_of(build)}
         draw, twin, activations = partial(_draw_own, build, settings.init), add, (AS_BUILT,)
-    description = {"network": name, "data": source.name if source else ""}
+    description = {"network": name, "data": source.name if source else "", "version": version}
     if loop is not None:
         if isinstance(build, str) and loop.variants:
             swept = listed(next(iter(loop.variants.values())))

@@ -1,8 +1,9 @@
 """`write_report`: the page of a comparison, its charts as files, and all its numbers."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bnkit.experiments.statistics import SuccessRate
 from bnkit.experiments.summary import Comparison
@@ -85,6 +86,7 @@ def page(comparison: Comparison, charts: "Sequence[Chart]") -> str:
         costs=costs(comparison),
         two_modes=two_modes(comparison),
         methods=METHODS,
+        unseen=_unseen(comparison.settings),
         few_seeds=_few_seeds(len(comparison.seeds)),
         charts={chart.name: chart for chart in charts},
     )
@@ -98,6 +100,18 @@ def _target(comparison: Comparison) -> str:
 def _subject(comparison: Comparison) -> str:
     named = (comparison.settings.get(name) for name in ("network", "data"))
     return " on ".join(formatting.listed(value) for value in named if value)
+
+
+def _unseen(settings: Mapping[str, Any]) -> str:
+    """Return what may decide results and is in no key, for functions of the user's own."""
+    if settings.get("train"):
+        read = "files" if settings.get("data") else "data and files"
+        return f"{read} that train reads itself, and the versions of packages other than torch"
+    if any(":" in str(settings.get(name, "")) for name in ("network", "data")):
+        return (
+            "what data gives after its first epoch, and the versions of packages other than torch"
+        )
+    return ""
 
 
 def _few_seeds(seeds: int) -> str:

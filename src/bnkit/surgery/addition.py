@@ -24,6 +24,7 @@ from bnkit.surgery.placement import (
     functional_layers,
     objection_to_place,
     objections_to_layers,
+    recurrent_layers,
 )
 from bnkit.surgery.plan import LeftAlone, Plan, in_order_of
 from bnkit.surgery.segment import Segment, segment_after
@@ -135,7 +136,8 @@ def _changes(
     asked = {path: why for path, why in objections.items() if only is None or path in only}
     chosen, left_alone = _choose(model, flow, asked, options["where"], placement)
     if only is None:
-        left_alone = [*functional_layers(flow), *left_alone]
+        found = (each for each in recurrent_layers(subject) if _is_chosen(model, each, options))
+        left_alone = [*functional_layers(flow), *found, *left_alone]
     if placement == "after_activation":
         edits, refused = after_activation(flow, chosen, objections, numbers)
         return Plan(tuple(edits), (*left_alone, *refused))
@@ -160,6 +162,11 @@ def _choose(
         else:
             chosen.append(found)
     return chosen, left_alone
+
+
+def _is_chosen(model: nn.Module, left: LeftAlone, options: AdditionOptions) -> bool:
+    where = options["where"]
+    return where is None or where(left.layer, model.get_submodule(left.layer))
 
 
 def _place(

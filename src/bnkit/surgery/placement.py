@@ -139,6 +139,18 @@ def functional_layers(flow: Dataflow) -> Iterator[LeftAlone]:
             yield LeftAlone(str(call), "function", "called without a module that could own it")
 
 
+def recurrent_layers(model: nn.Module) -> Iterator[LeftAlone]:
+    """Yield torch's recurrent layers, in whose steps no batch norm can be put from outside."""
+    for path, layer in model.named_modules():
+        name = type(layer).__name__
+        if isinstance(layer, nn.LSTM | nn.LSTMCell):
+            cell = "Cell" if isinstance(layer, nn.LSTMCell) else ""
+            why = f"recurrent: a bnkit.layers.BatchNormLSTM{cell} in its place normalises each step"
+            yield LeftAlone(path, name, why)
+        elif isinstance(layer, nn.GRU | nn.RNN | nn.GRUCell | nn.RNNCell):
+            yield LeftAlone(path, name, "recurrent: of such layers bnkit.layers has LSTMs only")
+
+
 def objections_to_layers(model: nn.Module, flow: Dataflow) -> dict[str, str | None]:
     """Return, by its path, why each dense or conv layer itself cannot own a batch norm, or None."""
     shared = shared_parameters(model)
