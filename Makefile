@@ -42,7 +42,9 @@ zoo:  ## the public networks of tests/zoo/guests.py through every verb, hours; r
 	.zoo/bin/python tests/zoo/matrix.py run tests/zoo/matrix.jsonl
 	.zoo/bin/python tests/zoo/matrix.py page tests/zoo/matrix.jsonl
 
-chaos: $(SETUP)  ## kills, damage and errors in large numbers
+chaos: $(SETUP)  ## kills, damage and errors in large numbers; Ray and submitit
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[ray,slurm]"
+	OMP_NUM_THREADS=1 $(BIN)/pytest --quiet tests/experiments/test_engines.py
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/chaos.py
 
 # TensorFlow wants other versions of what it shares with the pinned packages.
