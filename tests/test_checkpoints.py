@@ -692,7 +692,7 @@ def test_names_that_only_some_prefix_fits_are_refused_as_they_are(tmp_path):
 # Plans that say anything
 
 
-WRONG = [None, True, 10**30, float("nan"), "x", ["0"], {}, {"a": 1}]
+WRONG = [None, True, -1, 7, 10**30, float("nan"), "x", ["0"], {}, {"a": 1}]
 
 
 def hostile_plans():
@@ -726,7 +726,11 @@ def put(document, path, value):
 
 
 # What could stand in a plan of another model, of which only a call tells that it is not this one.
-POSSIBLE = [("axis", 10**30), ("channel_axis", 10**30), ("rank", None)]
+POSSIBLE = [
+    *(("axis", number) for number in (-1, 7, 10**30)),
+    *(("channel_axis", number) for number in (-1, 7, 10**30)),
+    ("rank", None),
+]
 
 
 def test_a_plan_that_says_anything_is_refused_in_a_sentence_or_gives_a_model_that_runs(tmp_path):
@@ -751,7 +755,7 @@ def test_a_plan_that_says_anything_is_refused_in_a_sentence_or_gives_a_model_tha
                     assert found.train(training)(images()).isfinite().all(), (verb, place, wrong)
         assert fingerprint(fresh[verb]) == before[verb]
     assert refused["plan"] > 800
-    assert refused["values"] < 20
+    assert refused["values"] < 0.01 * (refused.total() + loaded)
     assert loaded > 800
 
 

@@ -1,6 +1,7 @@
 import copy
 import inspect
 import io
+import math
 import pickle
 
 import pytest
@@ -256,6 +257,13 @@ def test_limits_may_be_changed_later():
 def test_limits_that_limit_nothing_are_refused(limits, message):
     with pytest.raises(ValueError, match=message):
         BatchRenorm1d(3, **limits)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, "x", None, True, 10**30])
+@pytest.mark.parametrize("name", ["first", "last", "start", "end"])
+def test_a_ramp_of_what_is_not_a_finite_number_is_refused(name, wrong):
+    with pytest.raises(ValueError, match=rf"`{name}` of a ramp is {wrong!r}: pass a finite number"):
+        Ramp(**{"first": 1.0, "last": 3.0, "start": 1, "end": 6, name: wrong})
 
 
 def test_a_ramp_without_length_is_refused():

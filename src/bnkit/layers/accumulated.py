@@ -27,7 +27,7 @@ class AccumulatedBatchNorm(GuardedBatchNorm):
         micro_batches: int,
         **options: Unpack[BatchNormOptions],
     ) -> None:
-        if type(micro_batches) is not int or micro_batches < 1:
+        if type(micro_batches) is not int or not 1 <= micro_batches < 2**63:
             raise ValueError(
                 f"`micro_batches` is {micro_batches!r}: pass the number of micro-batches in one "
                 f"optimizer step, an integer of at least 1"

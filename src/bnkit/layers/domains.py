@@ -174,8 +174,9 @@ def _layers_with(model: nn.Module, name: str) -> list[DomainBatchNorm]:
 
 
 def _check_domains(domains: Sequence[str]) -> None:
-    names = [domains] if isinstance(domains, str) else list(domains)
-    if isinstance(domains, str) or not all(isinstance(n, str) and n for n in names):
+    are_several = isinstance(domains, Iterable) and not isinstance(domains, str)
+    names = list(domains) if are_several else []
+    if not are_several or not all(isinstance(n, str) and n for n in names):
         raise TypeError(
             f'`domains` is {domains!r}: pass the names in a tuple, as in ("day", "night")'
         )

@@ -1,7 +1,9 @@
 """`BatchRenorm1d/2d/3d`: batch statistics in training, corrected by the running ones."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Unpack
 
 import torch
@@ -14,6 +16,12 @@ from bnkit.layers.batch_norm import (
     refuse_empty,
     showing_options,
 )
+
+
+def _is_number(value: object) -> bool:
+    """Return whether torch can compute with a number: it takes no integer beyond 64 bits."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    return is_number and not (isinstance(value, int) and abs(value) >= 2**63)
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,9 @@ class Ramp:
     end: int
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not (_is_number(value) and math.isfinite(value)):
+                raise ValueError(f"`{name}` of a ramp is {value!r}: pass a finite number")
         if not self.start < self.end:
             raise ValueError(
                 f"`end` is {self.end} and `start` {self.start}: a ramp ends after it starts; give "
@@ -165,10 +176,10 @@ def _clip(values: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
 
 
 def _check_limit(name: str, limit: Limit, least: int) -> None:
-    if not callable(limit) and not limit >= least:
+    if not callable(limit) and not (_is_number(limit) and limit >= least):
         raise ValueError(
-            f"`{name}` is {limit}: pass a number of at least {least}, or a callable from the step "
-            f"to such a number"
+            f"`{name}` is {limit!r}: pass a number of at least {least}, or a callable from the "
+            f"step to such a number"
         )
 
 

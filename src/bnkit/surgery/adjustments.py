@@ -37,7 +37,7 @@ def set_numbers(
     >>> model[0].momentum, model[0].eps
     (0.01, 1e-05)
     """
-    check_numbers(momentum=momentum, eps=eps)
+    check_numbers(momentum=momentum, eps=0.0 if eps is None else eps)
     changed: Any = model.get_submodule(layer)
     if rescale and eps is not None:
         # γ/√(σ² + ε) stays: γ becomes that times the new √(σ² + ε).

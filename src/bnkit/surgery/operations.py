@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
+from numbers import Real
 from typing import Any, TypeVar
 
 import torch
@@ -338,14 +339,18 @@ def write_values(
             held[name].copy_(value)
 
 
-def check_numbers(*, momentum: float | None, eps: float | None) -> None:
+def check_numbers(*, momentum: float | None, eps: float) -> None:
     """Raise ValueError for a momentum or an eps with which no batch norm can compute.
 
     >>> check_numbers(momentum=0.1, eps=float("nan"))
     Traceback (most recent call last):
     ValueError: `eps` is nan: pass a finite number of at least 0
     """
-    if momentum is not None and not 0 <= momentum <= 1:
+    if momentum is not None and not (_is_number(momentum) and 0 <= momentum <= 1):
         raise ValueError(f"`momentum` is {momentum!r}: pass a number from 0 to 1, or None")
-    if eps is not None and not 0 <= eps < math.inf:
+    if not (_is_number(eps) and 0 <= eps < math.inf):
         raise ValueError(f"`eps` is {eps!r}: pass a finite number of at least 0")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -149,6 +149,10 @@ class StandardizedInput:
     position: int | None
     dtype: str
 
+    def __post_init__(self) -> None:
+        if self.position is not None and self.position < 0:
+            raise ValueError(f"`position` is {self.position!r}: pass that of an input, from 0")
+
 
 @operation
 @showing(parameters_of(StandardizedInput))

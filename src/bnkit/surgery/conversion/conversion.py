@@ -214,6 +214,8 @@ def convert_layer(
         return
     kind = find_kind(given.to)
     kind.check(given.options)
+    if given.rank not in {None, 1, 2, 3}:
+        raise ValueError(f"`rank` is {given.rank!r}: pass 1, 2 or 3")
     layer = path_of_norm(model, layer)
     module: Any = model.get_submodule(layer)
     found = given.rank or rank_of(module, None) or (1 if kind.family == "group" else None)

@@ -10,6 +10,7 @@ from torch import nn
 
 from bnkit import layers
 from bnkit.internals import RANK_CHECK, AnyBatchNorm, AnyInstanceNorm
+from bnkit.surgery.operations import check_numbers
 
 Classes = tuple[type[nn.Module], type[nn.Module], type[nn.Module]]
 Family = Literal["batch", "group", "instance"]
@@ -55,6 +56,9 @@ class Kind:
                     f"{self.name!r} needs `{name}`: pass it, as convert(model, {self.name!r}, "
                     f"{name}=…)"
                 )
+        check_numbers(momentum=options.get("momentum"), eps=options.get("eps", 0.0))
+        if not isinstance(options.get("guard", True), bool):
+            raise TypeError(f"`guard` is {options['guard']!r}: pass True or False")
         self._try(options)
 
     def _try(self, options: Mapping[str, Any]) -> None:
