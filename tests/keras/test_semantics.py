@@ -83,3 +83,13 @@ def test_on_torch_a_model_is_a_module_whose_modes_mean_nothing():
     model.train()
     model(column(1, 2, 3, 4))
     assert array_of(model.layers[0].moving_mean).item() == 0.0
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a fault of this backend alone")
+def test_channels_first_adds_biases_to_the_last_axis_where_that_is_as_long():
+    conv = L.Conv1D(5, 3, data_format="channels_first", bias_initializer="random_normal")
+    conv.build((None, 4, 7))  # makes (N, 5, 5)
+    x = np.zeros((1, 4, 7), dtype="float32")
+    np.testing.assert_allclose(array_of(conv(x))[0, 0], array_of(conv.bias), rtol=1e-6)
+    longer = np.zeros((1, 4, 8), dtype="float32")
+    np.testing.assert_allclose(array_of(conv(longer))[0, :, 0], array_of(conv.bias), rtol=1e-6)
