@@ -34,7 +34,7 @@ SOURCES = ":".join(str(ROOT / folder) for folder in ("tests", "src", "claims/src
 
 def seconds_of(page: Path, program: str, *more: Path) -> float:
     """Return how long a page runs, in an empty folder."""
-    environment = {**os.environ, "PYTHONPATH": SOURCES}
+    environment = {"KERAS_BACKEND": "torch", **os.environ, "PYTHONPATH": SOURCES}
     with tempfile.TemporaryDirectory() as folder:
         begun = time.monotonic()
         command = [sys.executable, "-c", program, str(page), *map(str, more)]
