@@ -37,7 +37,8 @@ def row(version, folder):
         text=True,
         check=False,
     )
-    (ROOT / f".venv/torch-{version}.log").write_text(done.stdout)
+    (ROOT / "build").mkdir(exist_ok=True)
+    (ROOT / "build" / f"torch-{version}.log").write_text(done.stdout)
     last = done.stdout.rstrip().rpartition("\n")[2]
     counts = {what: number for number, what in re.findall(r"(\d+) (passed|failed|skipped)", last)}
     cells = [counts.get(what, "0") for what in ("passed", "failed", "skipped")]
