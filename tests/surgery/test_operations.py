@@ -125,7 +125,7 @@ MISTAKES = {
     ),
     "a side that there is not": (
         {**OWN, **REST, "layer": "2", "side": "left"},
-        r"^`side` is 'left': choose from \('output', 'input'\)$",
+        r"its 'side' is 'left', which .* kind that is wanted, one of \('output', 'input'\)$",
     ),
 }
 

@@ -44,9 +44,9 @@ def _detector(name, size=64, **options):
     return Guest(made.library, made.build, lambda samples: ([*made.batch(samples)],))
 
 
-def _video(name):
+def _video(name, size=48, depth=8):
     made = _torchvision(f"video.{name}")
-    return Guest(made.library, made.build, images(48, depth=(8,)))
+    return Guest(made.library, made.build, images(size, depth=(depth,)))
 
 
 def _timm(name, size=64):
@@ -197,7 +197,7 @@ GUESTS: dict[str, Guest] = {
     "transformers/cvt": _transformers(
         "CvtForImageClassification",
         "CvtConfig",
-        depth=[1, 1, 2],
+        depth=[1, 2, 3],  # at least one more in each stage, as its rates of depth demand
         embed_dim=[16, 32, 48],
     ),
     "transformers/levit": _transformers("LevitForImageClassification", "LevitConfig", 224),
@@ -239,9 +239,9 @@ GUESTS: dict[str, Guest] = {
         mobileone_s0 repvit_m0_9 efficientnet_lite0 fbnetc_100 spnasnet_100 hardcorenas_a mixnet_s
         tf_mixnet_s tinynet_e ghostnetv2_100 resnet18 resnet26d skresnet18 resnext26ts gernet_s
         ese_vovnet19b_dw dla34 dla46_c selecsls42 hrnet_w18_small rexnet_100 vgg11_bn
-        edgenext_xx_small mobilevit_xxs mobilevitv2_050 efficientformer_l1
+        edgenext_xx_small mobilevit_xxs mobilevitv2_050
         efficientvit_b0 fastvit_t8 starnet_s1 poolformer_s12 hgnetv2_b0 fasternet_t0
-        swiftformer_xs gcresnet33ts regnetz_005 resnest14d bat_resnext26ts lambda_resnet26t
+        swiftformer_xs gcresnet33ts regnetz_005 resnest14d lambda_resnet26t
         mobilenetv4_conv_medium resnetblur18 seresnet50 ecaresnet26t resnetv2_50
         """.split()
     },
@@ -271,13 +271,15 @@ GUESTS: dict[str, Guest] = {
     "timm/shvit_s1": _timm("shvit_s1", 128),
     "timm/levit_128s": _timm("levit_128s", 224),
     "timm/efficientformerv2_s0": _timm("efficientformerv2_s0", 224),
+    "timm/efficientformer_l1": _timm("efficientformer_l1", 224),
+    "timm/bat_resnext26ts": _timm("bat_resnext26ts", 256),
     "timm/inception_v4": _timm("inception_v4", 128),
     "timm/inception_resnet_v2": _timm("inception_resnet_v2", 128),
     "timm/efficientvit_m0": _timm("efficientvit_m0", 224),
     "timm/visformer_tiny": _timm("visformer_tiny", 224),
     "timm/tiny_vit_5m_224": _timm("tiny_vit_5m_224", 224),
     "timm/coatnet_nano_rw_224": _timm("coatnet_nano_rw_224", 224),
-    "s3d": _video("s3d"),
+    "s3d": _video("s3d", 224, 16),
     "alexnet": _torchvision("alexnet"),
     "vgg11": _torchvision("vgg11", 32),
     "vgg11_bn": _torchvision("vgg11_bn", 32),

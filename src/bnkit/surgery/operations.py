@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from numbers import Real
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
@@ -221,10 +221,11 @@ def _operation_of(edit: Edit, model: nn.Module, place: str) -> Operation:
             f"{place} ({edit.operation} of the layer {edit.layer!r}): {error}"
         ) from error
     for name, value in edit.options.items():
-        if not is_of(value, _annotations(function).get(name, Any)):
+        wanted = _annotations(function).get(name, Any)
+        if not is_of(value, wanted):
             raise ValueError(
                 f"{place} ({edit.operation} of the layer {edit.layer!r}): its {name!r} is "
-                f"{value!r:.60}, which is not of the kind that is wanted"
+                f"{value!r:.60}, which is not of the kind that is wanted, {_written(wanted)}"
             )
     return lambda model, layer: function(model, layer, **options)
 
@@ -234,6 +235,13 @@ def _annotations(function: Operation) -> dict[str, Any]:
     """Return the types of the options, also of those that `showing` states for `**options`."""
     parameters = inspect.signature(function, eval_str=True).parameters
     return {name: parameter.annotation for name, parameter in parameters.items()}
+
+
+def _written(kind: Any) -> str:
+    """Return a type as a reader knows it: the choices of a Literal, else as Python writes it."""
+    if get_origin(kind) is Literal:
+        return f"one of {get_args(kind)}"
+    return inspect.formatannotation(kind)
 
 
 def _has_layer(model: nn.Module, path: object) -> bool:

@@ -266,6 +266,20 @@ def test_another_length_on_which_training_fails_is_an_error():
     assert (failing.layers, [cause.rule for cause in failing.causes]) == (("norm",), ["wrong-axis"])
 
 
+class Halves(nn.Module):
+    """A conv gives several values, each with a batch norm, as the keys and values of attention."""
+
+    def __init__(self, divide):
+        super().__init__()
+        self.divide = divide
+        self.conv = nn.Conv1d(6, 8, 1)
+        self.first, self.second = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        first, second = self.divide(self.conv(x))
+        return self.first(first) * self.second(second)
+
+
 RIGHT = {
     "swapped": lambda: Sequences(nn.Linear(6, 8), Swapped(nn.BatchNorm1d(8))),
     "all steps in a row": lambda: Sequences(nn.Linear(6, 8), OverFlatSteps(8)),
@@ -274,6 +288,8 @@ RIGHT = {
     "a conv of maps": lambda: nn.Sequential(
         nn.Unflatten(1, (1, 10)), nn.Conv2d(1, 8, 3), nn.ReLU(), nn.BatchNorm2d(8)
     ),
+    "parts of a conv": lambda: Swapped(Halves(lambda y: y.chunk(2, 1))),
+    "parts of a conv by their sizes": lambda: Swapped(Halves(lambda y: y.split([4, 4], 1))),
     "a vector": lambda: nn.Sequential(nn.Flatten(), nn.Linear(60, 8), nn.ReLU(), nn.BatchNorm1d(8)),
 }
 

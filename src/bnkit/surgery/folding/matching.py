@@ -388,13 +388,16 @@ def followed(flow: Dataflow, passages: tuple[Call, ...], features: Tensor) -> Te
     """
     for call in passages:
         try:
-            features = _replayed(flow, call, features)
+            lies = _replayed(flow, call, features)
         except (RuntimeError, TypeError, ValueError, IndexError):
             return None
+        if not isinstance(lies, Tensor):  # such as the parts of a split
+            return None
+        features = lies
     return features
 
 
-def _replayed(flow: Dataflow, call: Call, features: Tensor) -> Tensor:
+def _replayed(flow: Dataflow, call: Call, features: Tensor) -> Any:
     if is_averaging(call):
         return _averaged(flow, call, features)
     moves = call.module is None or isinstance(call.module, nn.Flatten | nn.Unflatten)
