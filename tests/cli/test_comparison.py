@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -6,7 +7,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 from typer.main import get_command
@@ -148,6 +151,43 @@ def test_a_folder_that_cannot_be_written_is_refused(out, monkeypatch):
     assert code == 2
     assert re.match(r"Error: the .* (\(Not a directory\)).*: choose another", stderr)
     assert len(stderr.strip().splitlines()) == 1
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """What makes a report fail in every folder whose name begins with a text."""
+    write = command.write_report
+
+    def refuse(beginning):
+        def write_or_fail(found, folder):
+            if Path(folder).name.startswith(beginning):
+                raise OSError(errno.EROFS, "Read-only file system")
+            return write(found, folder)
+
+        monkeypatch.setattr(command, "write_report", write_or_fail)
+
+    return refuse
+
+
+def test_what_is_kept_in_a_folder_that_cannot_be_written_is_reported_elsewhere(
+    out, monkeypatch, read_only
+):
+    monkeypatch.syspath_prepend(TESTS)
+    code, table, _ = run(f"compare {OWN} {BRIEF}")
+    assert code == 0
+    read_only("bnkit-report")
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda prefix: str(out.parent / f"x-{prefix}"))
+    code, stdout, stderr = run(f"compare {OWN} {BRIEF} --report-only")
+    assert (code, stdout) == (0, table)
+    assert "bnkit-report cannot be written (Read-only file system), so the report is" in stderr
+    assert "Report:" in stderr
+    assert (out.parent / "x-bnkit-report-" / "report.html").exists()
+    read_only("")
+    code, stdout, stderr = run(f"compare {OWN} {BRIEF} --report-only")
+    assert (code, stdout) == (2, table)
+    assert re.match(
+        r"Error: the report is lost: bnkit-report cannot be written .*, nor", stderr
+    )
 
 
 @pytest.mark.parametrize("folder", ["none_there", "file/report"])

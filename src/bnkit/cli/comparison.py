@@ -2,9 +2,10 @@
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -245,14 +246,27 @@ def _is_typed(context: typer.Context, parameter: str) -> bool:
 
 
 def _report(comparison: Comparison, out: Path) -> None:
-    try:
-        with messages.status("writing the report"), chatter_on_stderr():
+    """Write the report into `out`; into a new temporary folder where that cannot be written."""
+    with messages.status("writing the report"), chatter_on_stderr():
+        try:
             path = write_report(comparison, out)
+        except OSError as error:  # others may have kept the results there, to be read only
+            refusal = f"{out} cannot be written ({error.strerror})"
+            with _explained_by(refusal):
+                path = write_report(comparison, tempfile.mkdtemp(prefix="bnkit-report-"))
+            say(f"{refusal}, so the report is in a temporary folder: move it, or it will be lost.")
+    say(f"Report: {path}")
+
+
+@contextmanager
+def _explained_by(refusal: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise OSError(
-            f"the report cannot be written into {out} ({error.strerror}): choose another --out"
+            f"the report is lost: {refusal}, nor a temporary folder ({error.strerror}). The "
+            f"results are kept: make room, and run the same command with --report-only"
         ) from error
-    say(f"Report: {path}")
 
 
 def _command() -> str:
