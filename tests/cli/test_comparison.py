@@ -185,9 +185,7 @@ def test_what_is_kept_in_a_folder_that_cannot_be_written_is_reported_elsewhere(
     read_only("")
     code, stdout, stderr = run(f"compare {OWN} {BRIEF} --report-only")
     assert (code, stdout) == (2, table)
-    assert re.match(
-        r"Error: the report is lost: bnkit-report cannot be written .*, nor", stderr
-    )
+    assert re.match(r"Error: the report is lost: bnkit-report cannot be written .*, nor", stderr)
 
 
 @pytest.mark.parametrize("folder", ["none_there", "file/report"])

@@ -176,6 +176,13 @@ def test_the_page_says_what_the_key_of_a_result_does_not_cover(settings, unseen)
     assert ("that of these results is “v7”" in html) == bool(unseen)
 
 
+def test_code_of_ones_own_without_a_version_has_a_page():
+    settings = {"network": "my.code:build", "data": "my.code:data"}
+    found = replace(comparison((0.1,), ("as built",), 1), settings=settings)
+    html = page(found, charts_of(found))
+    assert "Another <code>version</code> then runs all anew." in html
+
+
 def test_ids_are_unique_and_every_link_within_the_page_leads_somewhere():
     found = read(change=interrupted)
     names = [attrs["id"] for _, attrs in found.tags if "id" in attrs]
