@@ -255,7 +255,7 @@ def test_switches_are_named_by_what_they_change():
     better = options["higher_is_better"]
     assert (better.opts, better.secondary_opts) == (
         ["--higher-is-better"],
-        ["--no-higher-is-better"],
+        ["--lower-is-better"],
     )
     assert options["learning_rates"].opts == ["--learning-rate"]
 

@@ -198,7 +198,7 @@ GUESTS: dict[str, Guest] = {
         "CvtForImageClassification",
         "CvtConfig",
         depth=[1, 2, 3],  # at least one more in each stage, as its rates of depth demand
-        embed_dim=[16, 32, 48],
+        embed_dim=[16, 48, 96],  # multiples of its 1, 3 and 6 heads
     ),
     "transformers/levit": _transformers("LevitForImageClassification", "LevitConfig", 224),
     "transformers/efficientnet": _transformers(

@@ -348,9 +348,9 @@ def _completed(value: Any, choices: Iterable[str]) -> Any:
 
 
 def _option_of(field: inspect.Parameter, told: Shown) -> inspect.Parameter:
-    name = told.option or "--" + field.name.replace("_", "-")
-    # A switch that is on, or undecided, has a --no- beside it: typer adds it to what has no name.
-    names = [] if field.default is True or field.annotation == bool | None else [name]
+    # A switch that is on has a --no- beside it: typer adds it to what has no name.
+    name = told.option or (None if field.default is True else "--" + field.name.replace("_", "-"))
+    names = [name] if name else []
     kind, default, more = field.annotation, field.default, {}
     if kind in _TYPED:
         _, shown, metavar = _TYPED[kind]

@@ -168,7 +168,7 @@ class Settings:
     metric: Annotated[
         Choice | None,
         Shown(
-            TRAINED,
+            COMPARED,
             f"what is judged: {', '.join(METRICS)}, or your own as package.module:metric, a "
             f"function of outputs and targets; the usual one of the task",
             choices=METRICS,
@@ -176,7 +176,11 @@ class Settings:
     ] = None
     higher_is_better: Annotated[
         bool | None,
-        Shown(TRAINED, "whether more of the metric is better, where its name does not say so"),
+        Shown(
+            COMPARED,
+            "of the metric, where its name does not say so",
+            option="--higher-is-better/--lower-is-better",
+        ),
     ] = None
     device: Annotated[str, Shown(TRAINED, "auto, cpu, cuda, cuda:1, mps, …")] = "auto"
     eps: Annotated[float, Shown(NORMALISED, "added to the variance")] = 1e-5

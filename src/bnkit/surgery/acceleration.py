@@ -51,6 +51,7 @@ def accelerate(
     edits is fine. The model runs on `example` in both modes. `model` stays as it is: make the
     optimizer for the copy afterwards.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
     >>> fast = accelerate(model, torch.randn(2, 3, 8, 8))
     >>> fast[1].activation, fast[2]
@@ -65,6 +66,7 @@ def plan_acceleration(
 ) -> Plan:
     """Return what `accelerate` would do, layer by layer, and what it would leave alone and why.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
     >>> print(plan_acceleration(model, torch.randn(2, 3, 8, 8)))  # doctest: +ELLIPSIS
      layer   kind          change                      why
