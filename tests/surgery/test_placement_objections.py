@@ -95,9 +95,9 @@ def test_the_vector_of_one_example_is_no_mini_batch():
 
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
-def test_every_dense_and_conv_layer_has_one_row(model):
+def test_every_dense_conv_and_recurrent_layer_has_one_row(model):
     plain = model.seeded()
-    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase)
     layers = {path for path, module in plain.named_modules() if isinstance(module, kinds)}
     plan = plan_addition(plain, model.example())
     rows = [row.layer for row in (*plan.edits, *plan.left_alone) if row.kind != "function"]
