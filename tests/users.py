@@ -103,6 +103,25 @@ def dying(*, always=(), once=(), folder=None):
     return loaders_that_die
 
 
+KEPT = []
+
+
+def growing(folder):
+    """Return loaders that note their process and keep 400 MB in it, as a cache of images does."""
+
+    def loaders_that_stay():
+        if in_a_worker():
+            import users  # noqa: PLC0415  the module of the process, not what was sent
+
+            with (folder / "processes").open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            users.KEPT.append(b"x" * 400_000_000)
+            time.sleep(1.2)  # loky looks once a second
+        return loaders()
+
+    return loaders_that_stay
+
+
 def is_run_apart(test):
     """Return whether this is what a worker of a cluster started for one trial, not the `test`.
 

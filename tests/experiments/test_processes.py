@@ -66,6 +66,15 @@ def test_other_processes_give_the_same_numbers_however_many_they_are(tmp_path):
         assert sorted(result.key for result in came) == sorted(trial.key for trial in trials)
 
 
+def test_a_process_that_has_grown_runs_the_next_trial_too(tmp_path):
+    """It is started once: torch is imported once, and no warning of a leak reaches the user."""
+    trials, store = planned(tmp_path, data=users.growing(tmp_path), seeds=2)
+    results_of(trials, store, jobs=1)
+    processes = (tmp_path / "processes").read_text().split()
+    assert len(processes) == 2
+    assert len({*processes}) == 1
+
+
 def test_what_is_kept_is_not_run_again(tmp_path):
     trials, store = planned(tmp_path)
     kept = dataclasses.replace(trials[0].not_run, outcome="finished", metric=0.125)

@@ -42,6 +42,8 @@ U = TypeVar("U")
 LOOK = 1.0  # seconds between two looks at what other processes do with this folder's trials
 LONG = 30.0  # seconds after which a trial is told of
 STARTS = 3  # a process that dies while it starts is started again
+# loky starts a process anew that has grown by so many bytes: what training takes is not a leak.
+GROWTH = "4e9"
 IN_FLIGHT = 512  # tasks that an engine is given at a time
 
 
@@ -398,7 +400,7 @@ class _Processes:
                 timeout=60,  # seconds; another comparison may follow at once
                 initializer=_guard(),
                 initargs=(os.getpid(),),
-                env={**ONE_THREAD, JOBS: str(self._jobs)},
+                env={**ONE_THREAD, JOBS: str(self._jobs), "LOKY_MAX_MEMORY_LEAK_SIZE": GROWTH},
             )
             self._all.append(process)
             return process
