@@ -23,7 +23,7 @@ _HOMES = {
     "ExampleError": "dataflow",
     "Finding": "diagnosis",
     "Gap": "train_eval_gap",
-    "Interrupted": "experiments.comparison",
+    "Interrupted": "experiments.sweep",
     "Moments": "moments",
     "Monitor": "monitoring",
     "Plan": "surgery",

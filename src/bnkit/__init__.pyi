@@ -18,7 +18,6 @@ from bnkit.diagnosis import (
     diagnose as diagnose,
 )
 from bnkit.experiments.comparison import (
-    Interrupted as Interrupted,
     compare as compare,
 )
 from bnkit.experiments.settings import (
@@ -26,6 +25,9 @@ from bnkit.experiments.settings import (
 )
 from bnkit.experiments.summary import (
     Comparison as Comparison,
+)
+from bnkit.experiments.sweep import (
+    Interrupted as Interrupted,
 )
 from bnkit.train_eval_gap import (
     Gap as Gap,

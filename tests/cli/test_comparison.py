@@ -17,7 +17,7 @@ from typer.main import get_command
 from bnkit.cli import app
 from bnkit.cli import comparison as command
 from bnkit.cli.arguments import setting_options, settings_of
-from bnkit.experiments import comparison
+from bnkit.experiments import sweep
 from bnkit.experiments.initialisation import SCHEMES
 from bnkit.experiments.networks import ACTIVATIONS, NETWORKS
 from bnkit.experiments.settings import Settings, shown_settings
@@ -295,7 +295,7 @@ def in_this_process(monkeypatch):
         return folder / "report.html"
 
     monkeypatch.syspath_prepend(TESTS)
-    monkeypatch.setattr(comparison, "run_trials", trials_here)
+    monkeypatch.setattr(sweep, "run_trials", trials_here)
     monkeypatch.setattr(command, "write_report", page)
 
 
@@ -401,7 +401,7 @@ def test_ctrl_c_prints_what_had_finished_and_the_command_that_goes_on(out, monke
         raise KeyboardInterrupt
 
     monkeypatch.syspath_prepend(TESTS)
-    monkeypatch.setattr(comparison, "run_trials", interrupted)
+    monkeypatch.setattr(sweep, "run_trials", interrupted)
     monkeypatch.setattr(sys, "argv", ["/path/to/bnkit", "compare", "--out", "two words"])
     code, stdout, stderr = run(f"compare {OWN} {BRIEF} --out 'two words'")
     assert code == 130
@@ -535,7 +535,7 @@ def test_a_killed_comparison_goes_on_and_ends_with_the_same_numbers(tmp_path, st
     import mine  # noqa: PLC0415  it has just been written
 
     settings = Settings(learning_rates=[0.1], seeds=2, steps=12)
-    sweep = comparison.plan_comparison(mine.build, mine.loaders, settings=settings, out="unused")
+    sweep = command.plan_comparison(mine.build, mine.loaders, settings=settings, out="unused")
     sys.modules.pop("mine")
     undisturbed = [{**trial.run().to_json(), "seconds": 0} for trial in sweep.trials]
     assert json.loads(json.dumps(undisturbed)) == [

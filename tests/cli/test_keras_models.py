@@ -132,7 +132,7 @@ def test_compare_trains_a_builder_and_a_file(tmp_path, monkeypatch):
             on_result(result)
         return found
 
-    monkeypatch.setattr("bnkit.experiments.comparison.run_trials", run_here)
+    monkeypatch.setattr("bnkit.experiments.sweep.run_trials", run_here)
     rest = "--data own_keras:pair --seeds 1 --steps 2 --momentum 0.9 --eps 0.01 --out kept --json"
     code, stdout, _ = run(f"compare --model own_keras:build --learning-rate 0.1 {rest}")
     assert code == 0

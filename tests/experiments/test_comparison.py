@@ -12,10 +12,11 @@ import torch
 
 import bnkit
 import users
-from bnkit.experiments import comparison
-from bnkit.experiments.comparison import Interrupted, plan_comparison
+from bnkit.experiments import sweep
+from bnkit.experiments.comparison import plan_comparison
 from bnkit.experiments.results import SIDES, Curve
 from bnkit.experiments.settings import Settings
+from bnkit.experiments.sweep import Interrupted
 from bnkit.surgery import plan_addition
 
 BRIEF = {"learning_rates": [0.1, 1.0], "seeds": 2, "steps": 4, "evaluate_every": 2}
@@ -216,7 +217,7 @@ def in_this_process(monkeypatch):
             on_result(result)
         return results
 
-    monkeypatch.setattr(comparison, "run_trials", run)
+    monkeypatch.setattr(sweep, "run_trials", run)
     return asked
 
 
@@ -251,7 +252,7 @@ def test_a_network_with_a_twin_of_its_own_has_no_code_to_copy():
 
 
 def test_one_job_a_core_is_the_default(tmp_path, monkeypatch, in_this_process):
-    monkeypatch.setattr(comparison, "usable_cores", lambda: 7)
+    monkeypatch.setattr(sweep, "usable_cores", lambda: 7)
     planned(out=tmp_path).run(progress=False)
     planned(out=tmp_path).run(progress=False, jobs=3)
     assert in_this_process == [7, 3]
@@ -298,7 +299,7 @@ def test_ctrl_c_gives_what_had_finished(tmp_path, monkeypatch):
         store.save(trials[0].run())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(comparison, "run_trials", interrupted)
+    monkeypatch.setattr(sweep, "run_trials", interrupted)
     with pytest.raises(Interrupted) as interruption:
         planned(out=tmp_path).run(progress=False)
     outcomes = [t.outcome for t in interruption.value.comparison.trials]
@@ -380,7 +381,7 @@ def test_compare_hands_its_options_on(tmp_path):
 
 @pytest.mark.usefixtures("in_this_process")
 def test_compare_keeps_nothing_unless_a_folder_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(comparison.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sweep.tempfile, "tempdir", str(tmp_path))
     found = bnkit.compare(users.build, users.loaders, **BRIEF, progress=False)
     assert len(found.trials) == 8
     assert list(tmp_path.iterdir()) == []
@@ -476,7 +477,7 @@ def of_no_use(side, seed):
 
 
 def test_seeds_are_added_until_the_verdict_is_reached(tmp_path, monkeypatch):
-    monkeypatch.setattr(comparison, "run_trials", made_up(clearly_better))
+    monkeypatch.setattr(sweep, "run_trials", made_up(clearly_better))
     found = planned(out=tmp_path, **AUTO).run(progress=False)
     assert len(found.seeds) == 3
     assert found.looks == 5
@@ -485,7 +486,7 @@ def test_seeds_are_added_until_the_verdict_is_reached(tmp_path, monkeypatch):
 
 def test_seeds_are_added_up_to_the_last_look(tmp_path, monkeypatch):
     ran = []
-    monkeypatch.setattr(comparison, "run_trials", made_up(of_no_use, ran))
+    monkeypatch.setattr(sweep, "run_trials", made_up(of_no_use, ran))
     found = planned(out=tmp_path, **AUTO).run(progress=False)
     assert len(found.seeds) == 20
     assert found.verdict.answer == "not shown"
@@ -499,7 +500,7 @@ def test_seeds_are_added_up_to_the_last_look(tmp_path, monkeypatch):
 
 def test_a_resumed_sweep_runs_only_the_seeds_that_are_missing(tmp_path, monkeypatch):
     ran = []
-    monkeypatch.setattr(comparison, "run_trials", made_up(of_no_use, ran))
+    monkeypatch.setattr(sweep, "run_trials", made_up(of_no_use, ran))
     planned(out=tmp_path, **{**AUTO, "seeds": 5}).run(progress=False)
     assert len({seed for _, seed in ran}) == 5
     ran.clear()
@@ -508,7 +509,7 @@ def test_a_resumed_sweep_runs_only_the_seeds_that_are_missing(tmp_path, monkeypa
 
 
 def test_no_look_begins_after_the_budget_is_spent(tmp_path, monkeypatch):
-    monkeypatch.setattr(comparison, "run_trials", made_up(of_no_use))
+    monkeypatch.setattr(sweep, "run_trials", made_up(of_no_use))
     found = planned(out=tmp_path, **AUTO, budget=1e-9).run(progress=False)
     assert len(found.seeds) == 3
     assert found.verdict.answer == "not shown"
@@ -521,7 +522,7 @@ def test_collecting_stops_at_the_first_look_without_results(tmp_path):
 
 
 def test_without_a_target_it_is_the_best_median_of_the_plain_side(tmp_path, monkeypatch):
-    monkeypatch.setattr(comparison, "run_trials", made_up(clearly_better))
+    monkeypatch.setattr(sweep, "run_trials", made_up(clearly_better))
     found = planned(out=tmp_path, seeds=3).run(progress=False)
     assert found.own_target
     assert found.target == pytest.approx(0.601)

@@ -50,7 +50,7 @@ def in_this_process(request, monkeypatch):
         return results
 
     if "in_processes" not in request.fixturenames:
-        monkeypatch.setattr("bnkit.experiments.comparison.run_trials", run_here)
+        monkeypatch.setattr("bnkit.experiments.sweep.run_trials", run_here)
 
 
 @pytest.fixture

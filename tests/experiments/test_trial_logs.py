@@ -1,7 +1,9 @@
 """The numbers of trials while they run: what a trial tells, and what a logger and a bar get."""
 
+import errno
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,6 +82,30 @@ def test_a_line_that_is_half_written_waits_and_a_trial_that_begins_again_is_told
     file.write_text('{"step": 4, "loss": 0.75}\n')
     logs.look()
     assert [numbers[f"loss/{TAG}"] for _, numbers in got] == [0.5, 0.75]
+
+
+def test_a_line_that_a_full_disk_has_cut_costs_itself_alone(logs, got):
+    file = logs.folder / "a1.jsonl"
+    file.write_text('{"step": 4, "loss": 0.5}\n{"step": 8, "lo{"step": 12, "loss": 0.25}\n')
+    logs.look()
+    logs.end(ended(steps=(4, 8, 12), loss=(0.5, 0.375, 0.25), metric=(None, None, None)))
+    assert [(step, numbers[f"loss/{TAG}"]) for step, numbers in got] == [
+        (4, 0.5),
+        (8, 0.375),
+        (12, 0.25),
+    ]
+
+
+def test_a_full_disk_costs_the_news_and_not_the_trial(logs, monkeypatch):
+    def full(*_args, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full)
+    monkeypatch.setattr(Path, "unlink", full)
+    with telling(logs.folder, "a1") as tell:
+        tell(4, {"loss": 0.5})
+    monkeypatch.undo()
+    assert [*logs.folder.iterdir()] == []
 
 
 def test_trials_of_other_sweeps_in_the_same_folder_are_left_alone(logs, got):

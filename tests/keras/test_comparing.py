@@ -72,7 +72,7 @@ def in_this_process(request, monkeypatch):
         return results
 
     if "in_processes" not in request.fixturenames:
-        monkeypatch.setattr("bnkit.experiments.comparison.run_trials", run_here)
+        monkeypatch.setattr("bnkit.experiments.sweep.run_trials", run_here)
 
 
 @pytest.fixture
@@ -81,6 +81,8 @@ def in_processes(importable_tests):
 
 
 def compared(build=build, data=arrays, **options):
+    if "train" in options:  # which measures when it likes
+        options = {"evaluate_every": 50, **options}
     return bnk.compare(build, data, **{**FEW, "progress": False, **options})
 
 
@@ -362,6 +364,34 @@ def by_width(_model, trial):
     trial.report(1, accuracy=trial.settings["width"] / 10 + 0 * trial.learning_rate)
 
 
+def by_loss(_model, trial):
+    trial.report(1, accuracy=len(trial.settings["loss"].__name__) / 100 + 0 * trial.learning_rate)
+
+
+def hinge(true, predicted):
+    return keras.losses.hinge(true, predicted)
+
+
+def test_a_swept_function_is_known_by_its_source_and_more_may_join(tmp_path):
+    first = compared(bare, train=by_loss, sweep={"loss": [hinge]}, out=tmp_path)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
+    more = compared(bare, train=by_loss, sweep={"loss": [hinge, len]}, out=tmp_path)
+    assert more.activations == ("loss=hinge", "loss=len")
+    assert more.trials[:2] == first.trials
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_the_target_may_be_the_best_of_the_plain_side():
+    assert compared(target="best").target == compared().target
+    assert compared(target="best").own_target
+
+
+def test_the_version_is_in_the_key_and_shown():
+    one, other = (compared(version=text) for text in ("1", "2"))
+    assert not {t.key for t in one.trials} & {t.key for t in other.trials}
+    assert one.settings["version"] == "1"
+
+
 def test_a_loop_that_reports_nothing_is_told():
     with pytest.raises(ValueError, match="`train` has reported nothing with the plain model"):
         compared(bare, train=print)
@@ -490,6 +520,41 @@ WRONG = {
         lambda: compared(bare, optimizer=keras.optimizers.Adam()),
         TypeError,
         "`optimizer` is a Adam that all trials would share",
+    ),
+    "swept, without a loop": (
+        lambda: compared(sweep={"rate": [1, 2]}),
+        ValueError,
+        "`sweep` has 'rate', and there is no `train` that reads",
+    ),
+    "boards that would vanish": (
+        lambda: compared(log="tensorboard"),
+        ValueError,
+        "`log` is 'tensorboard', which writes beside the results: pass `out`",
+    ),
+    "an optimizer for a loop": (
+        lambda: compared(bare, train=fitted, optimizer="adam"),
+        ValueError,
+        "`optimizer` is 'adam', and `train` is your own: leave it out",
+    ),
+    "how often a loop measures": (
+        lambda: compared(train=fitted, evaluate_every=7),
+        ValueError,
+        "`evaluate_every` is 7, and `train` is your own: leave it out",
+    ),
+    "the size of what is cut": (
+        lambda: compared(data=lambda: ([(X, Y)], (X, Y)), batch_size=16),
+        ValueError,
+        "`batch_size` is 16, and the training data are mini-batches: leave it out",
+    ),
+    "a value that no run takes": (
+        lambda: compared(bare, train=by_width, sweep={"width": [1, "wide"]}),
+        ValueError,
+        "`train` fails with the plain model: TypeError",
+    ),
+    "a target": (
+        lambda: compared(target=1.5),
+        ValueError,
+        "`target` is 1.5: pass a number above 0 and up to 1",
     ),
     "steps": (lambda: compared(steps=0), ValueError, "`steps` is 0: pass an integer"),
     "option": (lambda: compared(clip=1.0), TypeError, "compare: unknown option 'clip'"),

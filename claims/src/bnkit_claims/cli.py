@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from bnkit.cli.output import chatter_on_stderr, explained, messages, print_result, say
-from bnkit.experiments.comparison import Interrupted
 from bnkit.experiments.provenance import usable_cores
+from bnkit.experiments.sweep import Interrupted
 from bnkit.files import strict_json, write_atomically
 from bnkit.names import one_beginning, unknown_name
 from bnkit.options import showing

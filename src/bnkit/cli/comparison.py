@@ -15,13 +15,14 @@ from bnkit.cli.arguments import named_values, option, setting_options, settings_
 from bnkit.cli.operation import KERAS_FILES
 from bnkit.cli.output import chatter_on_stderr, explained, messages, print_result, refuse, say
 from bnkit.dataflow.tracing import is_keras_model
-from bnkit.experiments.comparison import Interrupted, Sweep, plan_comparison
+from bnkit.experiments.comparison import plan_comparison
 from bnkit.experiments.data import NAMES
 from bnkit.experiments.executors import ENGINES, connected
 from bnkit.experiments.networks import NETWORKS, networks
 from bnkit.experiments.own_loop import own_loop
 from bnkit.experiments.settings import COMPARED, REPORTED
 from bnkit.experiments.summary import Comparison
+from bnkit.experiments.sweep import Interrupted, Sweep
 from bnkit.extras import require
 from bnkit.names import completed
 from bnkit.observation import preserved_random_state

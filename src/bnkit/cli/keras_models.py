@@ -11,8 +11,8 @@ import bnkit.keras as bnk
 from bnkit.cli.arguments import random_example, skipped, values_of
 from bnkit.cli.operation import Operation
 from bnkit.cli.output import Counter
-from bnkit.experiments.comparison import Sweep
 from bnkit.experiments.own_loop import own_loop
+from bnkit.experiments.sweep import Sweep
 from bnkit.keras.batches import inputs_in, is_array
 from bnkit.keras.comparing import plan_comparison
 from bnkit.keras.diagnosis import Diagnosis

@@ -134,7 +134,7 @@ class Experiment:
 
     def swept(self, activation: str) -> Mapping[str, Any]:
         """Return the settings of a loop of the user's own that are swept, by their label."""
-        return {} if self.loop is None else self.loop.variants.get(activation, {})
+        return {} if self.loop is None else self.loop.swept(activation)
 
     @property
     def recipe(self) -> Recipe:
@@ -258,8 +258,7 @@ def experiment_of(
                 f"`sweep` has {swept}, and `build` is the name {build!r}: pass a function that "
                 f"builds the network, or leave `sweep` out"
             )
-        # Without what is swept: each trial has its own, so that more values may join.
-        code |= {"train": source_of(loop.function), "loop": repr(replace(loop, variants={}))}
+        code |= loop.identity
         description |= {"train": reference_to(loop.function)}
         activations = tuple(loop.variants) or activations
     options = {name: getattr(settings, name) for name in ("placement", "momentum", "eps")}
@@ -330,17 +329,22 @@ def _check_choice(build: Any, data: Any, loop: OwnLoop | None) -> None:
             f"`build` is a {type(build).__name__}: pass the name of a network, or a function that "
             f"builds yours at each call, as in `lambda: Net()`"
         )
+    check_data(data, loop, "two iterables of batches")
+    if isinstance(build, str) and not isinstance(data, str):
+        raise ValueError(  # noqa: TRY004  the pair is wrong, not a type
+            f"`build` is the name {build!r} and `data` is your own: a named network needs a named "
+            f"data set, so pass a function that builds yours"
+        )
+
+
+def check_data(data: Any, loop: OwnLoop | None, parts: str) -> None:
+    """Raise TypeError for `data` that is neither a name nor a function, whose `parts` are such."""
     if data is None and loop is None:
         raise TypeError("`data` is missing: pass it, or a loop of your own that has it, as `train`")
     if not (data is None or isinstance(data, str) or callable(data)):
         raise TypeError(
             f"`data` is a {type(data).__name__}: pass the name of a data set, or a function that "
-            f"returns (train, test), two iterables of batches"
-        )
-    if isinstance(build, str) and not isinstance(data, str):
-        raise ValueError(  # noqa: TRY004  the pair is wrong, not a type
-            f"`build` is the name {build!r} and `data` is your own: a named network needs a named "
-            f"data set, so pass a function that builds yours"
+            f"returns (train, test), {parts}"
         )
 
 

@@ -75,7 +75,7 @@ def own_source(loaders: OwnLoaders, settings: Settings, *, checked: bool = True)
     Raises ValueError or TypeError for loaders that fail, are empty or cannot be iterated again, and
     for targets that are not tensors.
     """
-    open_loaders = partial(_open_own, loaders)
+    open_loaders = partial(open_own, loaders)
     seed_everything(0)
     train, test, _ = open_loaders()
     if not checked:
@@ -189,13 +189,17 @@ def _whole(examples: data_sets.Examples) -> list[tuple[Tensor, Tensor]]:
     return list(zip(inputs, targets, strict=True))
 
 
-def _open_own(loaders: OwnLoaders) -> Loaders:
-    found = called(loaders, "data")
+def open_own(data: Callable[[], Any], parts: str = "two iterables of batches") -> Loaders:
+    """Return what `data` of the user's own returns, (train, test); `parts` says what each may be.
+
+    Raises TypeError for what is not a pair.
+    """
+    found = called(data, "data")
     if not isinstance(found, tuple | list) or len(found) != 2:
         length = f" of {len(found)}" if isinstance(found, tuple | list) else ""
         raise TypeError(
-            f"`data` returned a {type(found).__name__}{length}: it must return (train, test), two "
-            f"iterables of batches"
+            f"`data` returned a {type(found).__name__}{length}: it must return (train, test), "
+            f"{parts}"
         )
     train, test = found
     return Loaders(train, test, test)

@@ -4,7 +4,7 @@ import math
 import operator
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bnkit.experiments.metrics import Metric, metric_named
 from bnkit.experiments.results import Curve, Outcome, Side
 from bnkit.experiments.settings import Settings, device_named
+from bnkit.source_code import source_of
 
 Train = Callable[[nn.Module, "RunningTrial"], object]
 Loaders = tuple[Iterable[Any], Iterable[Any]]  # to train and to test on, as `data` gives them
@@ -34,6 +35,18 @@ class OwnLoop:
     metric: str | None = None
     higher_is_better: bool | None = None
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What of it decides the numbers of all trials.
+
+        It is without what is swept: each trial has its own, so that more values may join.
+        """
+        return {"train": source_of(self.function), "loop": repr(replace(self, variants={}))}
+
+    def swept(self, variant: str) -> Mapping[str, Any]:
+        """Return the settings that are swept, by their label; none for another one."""
+        return self.variants.get(variant, {})
 
     def judged(self, reported: Iterable[str]) -> Metric:
         """Return the metric that is judged, of those that `train` reports; ValueError for none."""

@@ -264,21 +264,28 @@ def _rehearsed(
         _first_calls(model, calls, trial),
     ):
         seed_everything(0)
-        try:
-            with blaming(f"`train` fails with {name}"):
-                loop.function(model, trial)
-        except EndOfTrial:
-            raise ValueError(no_end(trial, name)) from None
+        run_rehearsal(loop, model, trial, name)
+    return Rehearsed(trial.reported, calls, trial.read)
+
+
+def run_rehearsal(loop: OwnLoop, model: Any, trial: RunningTrial, name: str) -> None:
+    """Let `train` run up to the end of its rehearsal; ValueError where it fails or tells nothing.
+
+    `name` says in its messages which model it is.
+    """
+    try:
+        with blaming(f"`train` fails with {name}"):
+            loop.function(model, trial)
+    except EndOfTrial:
+        raise ValueError(_no_end(trial, name)) from None
     if not trial.reported:
         raise ValueError(
             f"`train` has reported nothing with {name}: measure in its loop, as in "
             f"`if trial.report(step, accuracy=share): break`"
         )
-    return Rehearsed(trial.reported, calls, trial.read)
 
 
-def no_end(trial: RunningTrial, name: str) -> str:
-    """Return the message that `train` does not end, and what to do."""
+def _no_end(trial: RunningTrial, name: str) -> str:
     if not trial.reported:
         return (
             f"`train` has reported nothing with {name} for {PATIENCE:g} seconds: report more "

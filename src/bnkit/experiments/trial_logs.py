@@ -40,14 +40,16 @@ def telling(folder: Path | None, key: str) -> Iterator[Tell]:
     if folder is None or not folder.is_dir():
         yield lambda _step, _numbers: None
         return
-    with (folder / f"{key}.jsonl").open("w", encoding="utf-8", buffering=1) as file:
+    path = folder / f"{key}.jsonl"
 
-        def tell(step: int, numbers: Numbers) -> None:
-            # Where the disk is full the news of a trial is lost, which its result brings later.
-            with suppress(OSError):
-                file.write(json.dumps({"step": step, **numbers}) + "\n")
+    def tell(step: int, numbers: Numbers) -> None:
+        # Where the disk is full the news of a trial is lost, which its result brings later.
+        with suppress(OSError), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **numbers}) + "\n")
 
-        yield tell
+    with suppress(OSError):  # what a process that died has told is told again
+        path.unlink(missing_ok=True)
+    yield tell
 
 
 class TrialLogs:
@@ -114,8 +116,9 @@ class TrialLogs:
         if len(lines) < trial.lines:  # its process died, and it has begun again
             trial.lines = 0
         for line in lines[trial.lines :]:
-            numbers = json.loads(line)
-            self._hand_on(trial, numbers.pop("step"), numbers)
+            with suppress(ValueError):  # cut short, where the disk was full
+                numbers = json.loads(line)
+                self._hand_on(trial, numbers.pop("step"), numbers)
         trial.lines = len(lines)
 
     def _hand_on(self, trial: "_Told", step: int, numbers: Numbers) -> None:

@@ -1,6 +1,5 @@
 """`compare`: train a Keras model with and without batch norm, paired, and say what it changes."""
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -10,27 +9,29 @@ from typing import Any
 
 import keras
 
-from bnkit.experiments.comparison import NAMED_TARGET, Sweep
+from bnkit.experiments.experiment import check_data
 from bnkit.experiments.metrics import Metric
-from bnkit.experiments.own_loop import EndOfTrial, OwnLoop, own_loop
+from bnkit.experiments.own_loop import OwnLoop
 from bnkit.experiments.provenance import batch_fingerprint, fingerprint
 from bnkit.experiments.rehearsal import (
     Rehearsed,
     check_portable,
     check_read,
     check_same_reports,
-    no_end,
+    run_rehearsal,
 )
 from bnkit.experiments.results import Side, TrialResult
 from bnkit.experiments.sides import name_of
 from bnkit.experiments.store import Store
 from bnkit.experiments.summary import Comparison
+from bnkit.experiments.sweep import Sweep, planned_and_run, target_of
 from bnkit.experiments.trial_logs import Log
 from bnkit.experiments.verdict import LOOKS
 from bnkit.extras import require
 from bnkit.keras.batches import pairs_in
-from bnkit.keras.compiling import compiled, identity_of, metric_of
+from bnkit.keras.compiling import identity_of, metric_of
 from bnkit.keras.experiment import (
+    PARTS,
     Build,
     KerasExperiment,
     keras_settings,
@@ -40,7 +41,7 @@ from bnkit.keras.experiment import (
     own_source,
     values_of,
 )
-from bnkit.keras.settings import KerasSettings
+from bnkit.keras.settings import OF_THE_BUILT_IN_LOOP, KerasSettings
 from bnkit.keras.trials import KerasTrial
 from bnkit.observation import preserved_random_state
 from bnkit.options import parameters_of, showing
@@ -81,7 +82,7 @@ def compare(
     `bnkit.compare`.
 
     Raises ValueError or TypeError for anything that cannot be compared, before any trial runs,
-    and `bnkit.experiments.comparison.Interrupted` on Ctrl-C.
+    and `bnkit.Interrupted` on Ctrl-C.
 
     >>> def build():
     ...     return keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(),
@@ -93,25 +94,27 @@ def compare(
     [('plain', (20, 40)), ('batch norm', (20, 40))]
     """
     chosen = KerasSettings(**settings)
-    loop = None if train is None else own_loop(train, chosen.shared, sweep or {}, given=settings)
-    with tempfile.TemporaryDirectory(prefix="bnkit-") as temporary:
-        planned = plan_comparison(
+    return planned_and_run(
+        partial(
+            plan_comparison,
             build,
             data,
             settings=chosen,
-            loop=loop,
             version=version,
             data_folder=data_folder,
-            out=out or temporary,
-        )
-        return planned.run(
-            jobs=jobs,
-            progress=progress,
-            trial_timeout=trial_timeout,
-            executor=executor,
-            code_by_value=code_by_value,
-            log=log,
-        )
+        ),
+        chosen.shared,
+        given=settings,
+        train=train,
+        sweep=sweep or {},
+        out=out,
+        log=log,
+        jobs=jobs,
+        progress=progress,
+        trial_timeout=trial_timeout,
+        executor=executor,
+        code_by_value=code_by_value,
+    )
 
 
 def plan_comparison(
@@ -132,8 +135,9 @@ def plan_comparison(
     require("compare", "a comparison")
     with preserved_random_state():
         folder = None if data_folder is None else Path(data_folder)
-        experiment = _experiment_of(build, data, settings, folder=folder, loop=loop)
-        experiment = replace(experiment, identity={**experiment.identity, "version": version})
+        experiment = _experiment_of(
+            build, data, settings, folder=folder, loop=loop, version=version
+        )
         experiment = _rehearsed(experiment).with_sources()
         rates = experiment.learning_rates()
         seeds = LOOKS[0] if settings.seeds == "auto" else settings.seeds
@@ -147,7 +151,11 @@ def plan_comparison(
         recipe,
         command,
         experiment.metric,
-        target=_target(experiment, data),
+        target=target_of(
+            settings.target,
+            experiment.metric,
+            is_own=not isinstance(data, str) or loop is not None,
+        ),
         grown=partial(_grown, experiment, rates) if settings.seeds == "auto" else None,
     )
 
@@ -159,6 +167,7 @@ def _experiment_of(
     *,
     folder: Path | None,
     loop: OwnLoop | None,
+    version: str,
 ) -> KerasExperiment:
     sources = own_sources()  # first: an edit between this and `identity` is noticed
     if isinstance(build, keras.Model) or not (isinstance(build, str | Path) or callable(build)):
@@ -166,22 +175,19 @@ def _experiment_of(
             f"`build` is a {type(build).__name__}: pass a function that builds your model at each "
             f"call, as in `lambda: keras.Sequential(...)`, or a .keras file"
         )
-    if data is None and loop is None:
-        raise TypeError("`data` is missing: pass it, or a loop of your own that has it, as `train`")
-    if not (data is None or isinstance(data, str) or callable(data)):
-        raise TypeError(
-            f"`data` is a {type(data).__name__}: pass the name of a data set, or a function that "
-            f"returns (train, test), each arrays (x, y) or an iterable of mini-batches"
-        )
+    check_data(data, loop, PARTS)
+    if loop is not None:
+        settings.refuse_given(OF_THE_BUILT_IN_LOOP, "`train` is your own")
     build = str(Path(build).absolute()) if isinstance(build, str | Path) else build
     sides = {name_of(side): side for side in settings.sides}
     identity = {
         **keras_versions(),
+        "version": version,
         "build": build if isinstance(build, str) else source_of(build),
         **{f"side {name}": source_of(side) for name, side in sides.items() if callable(side)},
     }
     if loop is not None:
-        identity |= {"train": source_of(loop.function), "loop": repr(loop)}
+        identity |= loop.identity
     experiment = KerasExperiment(
         build, None, settings, sides, keras_settings(), identity, sources, loop
     )
@@ -214,23 +220,34 @@ def _rehearsed(experiment: KerasExperiment) -> KerasExperiment:
         )
     if experiment.source is not None:
         _check_same_batches(experiment)
-    rate, given_rate = experiment.learning_rates()[0]
-    reported: dict[Side, Rehearsed] = {}
-    for side in experiment.sides:
-        found = experiment.built(0)
-        model = compiled(experiment.side(side, found, 0), found.arguments, given_rate)
-        if experiment.loop is None:
-            experiment = replace(experiment, metric=_tried(experiment, side, model))
-        else:
-            reported[side] = _tried_by_loop(experiment, side, model, rate)
-    if experiment.loop is not None:
-        (known, first), *others = reported.items()
-        check_read(first.read, experiment.loop, experiment.settings.shared)
-        for side, found_there in others:
-            check_same_reports(first, known, found_there, side)
-        experiment = replace(experiment, metric=experiment.loop.judged(first.reported))
+    for activation in experiment.activations:
+        metric = _metric_of_steps if experiment.loop is None else _metric_of_loop
+        experiment = replace(experiment, metric=metric(experiment, activation))
     check_portable(experiment)
     return experiment
+
+
+def _metric_of_steps(experiment: KerasExperiment, _activation: str) -> Metric:
+    metrics = [_tried(experiment, side, model) for side, model in _first_models(experiment)]
+    return metrics[0]
+
+
+def _metric_of_loop(experiment: KerasExperiment, activation: str) -> Metric:
+    assert experiment.loop is not None
+    (known, first), *others = (
+        (side, _tried_by_loop(experiment, side, model, activation))
+        for side, model in _first_models(experiment)
+    )
+    check_read(first.read, experiment.loop, experiment.settings.shared)
+    for side, found_there in others:
+        check_same_reports(first, known, found_there, side)
+    return experiment.loop.judged(first.reported)
+
+
+def _first_models(experiment: KerasExperiment) -> Iterator[tuple[Side, Any]]:
+    _, given_rate = experiment.learning_rates()[0]
+    for side in experiment.sides:
+        yield side, experiment.network(side, 0, given_rate)
 
 
 def _tried(experiment: KerasExperiment, side: Side, model: Any) -> Metric:
@@ -247,24 +264,14 @@ def _tried(experiment: KerasExperiment, side: Side, model: Any) -> Metric:
 
 
 def _tried_by_loop(
-    experiment: KerasExperiment, side: Side, model: Any, learning_rate: float
+    experiment: KerasExperiment, side: Side, model: Any, activation: str
 ) -> Rehearsed:
     """Return what `train` does with this model up to its first report."""
-    loop, name = experiment.loop, f"the {side} model"
-    assert loop is not None
-    activation = experiment.activations[0]
-    trial = experiment.running(side, activation, 0, learning_rate, tell=None)
+    assert experiment.loop is not None
+    rate, _ = experiment.learning_rates()[0]
+    trial = experiment.running(side, activation, 0, rate, tell=None)
     keras.utils.set_random_seed(0)
-    try:
-        with blaming(f"`train` fails with {name}"):
-            loop.function(model, trial)
-    except EndOfTrial:
-        raise ValueError(no_end(trial, name)) from None
-    if not trial.reported:
-        raise ValueError(
-            f"`train` has reported nothing with {name}: measure in its loop, as in "
-            f"`if trial.report(step, accuracy=share): break`"
-        )
+    run_rehearsal(experiment.loop, model, trial, f"the {side} model")
     return Rehearsed(trial.reported, {}, trial.read)
 
 
@@ -306,11 +313,12 @@ def _trials(
                     "training": {name: getattr(settings, name) for name in names},
                     "metric": experiment.metric.name,
                 }
+                if experiment.loop and (swept := experiment.loop.swept(activation)):
+                    decides["swept"] = source_of(swept)
+                arrays = values_of(model)
                 for rate, given in rates:
                     key = fingerprint({**decides, "learning_rate": (rate, given)})
-                    yield KerasTrial(
-                        key, experiment, side, activation, seed, rate, given, values_of(model)
-                    )
+                    yield KerasTrial(key, experiment, side, activation, seed, arrays, rate, given)
 
 
 def _grown(
@@ -323,15 +331,6 @@ def _grown(
         return tuple(_trials(experiment, rates, range(before, seeds)))
 
 
-def _target(experiment: KerasExperiment, data: Any) -> float | None:
-    """Return the target; None, which is the first side's own best, for data of one's own."""
-    named = NAMED_TARGET if isinstance(data, str) and experiment.loop is None else None
-    target = named if experiment.settings.target is None else experiment.settings.target
-    if target is not None and experiment.metric.percent and not 0 < target <= 1:
-        raise ValueError(f"`target` is {target!r}: pass a number above 0 and up to 1")
-    return target
-
-
 def _described(
     experiment: KerasExperiment, build: Build | str, rates: Sequence[tuple[float, float | None]]
 ) -> dict[str, object]:
@@ -342,6 +341,7 @@ def _described(
     found: dict[str, object] = {
         "network": Path(build).name if isinstance(build, str) else reference_to(build),
         "data": data,
+        "version": versions["version"],
         "train": "" if experiment.loop is None else reference_to(experiment.loop.function),
         "framework": f"Keras {versions['keras']}, {versions['backend']}",
         **experiment.settings.to_json(),

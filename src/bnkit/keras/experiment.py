@@ -15,7 +15,8 @@ import numpy as np
 
 from bnkit.batches import number_of
 from bnkit.experiments import data as data_sets
-from bnkit.experiments.loaders import Loaders
+from bnkit.experiments.experiment import AS_BUILT
+from bnkit.experiments.loaders import Loaders, open_own
 from bnkit.experiments.metrics import ACCURACY, Metric
 from bnkit.experiments.own_loop import OwnLoop, RunningTrial
 from bnkit.experiments.provenance import batch_fingerprint, fingerprint, versions
@@ -36,7 +37,7 @@ from bnkit.observation import preserved_random_state
 from bnkit.references import blaming, called, reference_to
 from bnkit.source_code import modules_beside, own_sources, source_of
 
-AS_BUILT = "as built"  # the activation of a user's own model
+PARTS = "each arrays (x, y) as `fit` takes them, or an iterable of such mini-batches"
 
 Build = Callable[[], Any]
 
@@ -144,7 +145,7 @@ class KerasExperiment:
             self.loop,
             side,
             seed,
-            {"learning_rate": learning_rate, **self.loop.variants.get(activation, {})},
+            {"learning_rate": learning_rate, **self.loop.swept(activation)},
             open_loaders=None if self.source is None else partial(self._own_loaders, seed),
             metric=None if tell is None else self.metric,
             rehearsal=tell is None,
@@ -228,9 +229,11 @@ def own_source(data: Callable[[], Any], settings: KerasSettings, *, checked: boo
 
     Raises ValueError or TypeError for data that fail, are empty, or are used up before a run ends.
     """
-    open_loaders = partial(_open_own, data)
+    open_loaders = partial(open_own, data, PARTS)
     keras.utils.set_random_seed(0)
     train, test, _ = open_loaders()
+    if checked and not isinstance(train, tuple):
+        settings.refuse_given(("batch_size", "shuffle"), "the training data are mini-batches")
     steps = _steps(settings, train)
     if checked:
         with blaming("reading `data` fails"):
@@ -397,18 +400,6 @@ def _steps(settings: KerasSettings, train: Any) -> int:
             f"`epochs` is {settings.epochs}, and the training data have no length: pass `steps`"
         )
     return settings.epochs * per_epoch
-
-
-def _open_own(data: Callable[[], Any]) -> Loaders:
-    found = called(data, "data")
-    if not isinstance(found, tuple | list) or len(found) != 2:
-        length = f" of {len(found)}" if isinstance(found, tuple | list) else ""
-        raise TypeError(
-            f"`data` returned a {type(found).__name__}{length}: it must return (train, test), each "
-            f"arrays (x, y) as `fit` takes them, or an iterable of such mini-batches"
-        )
-    train, test = found
-    return Loaders(train, test, test)
 
 
 def _open_named(name: str, folder: Path | None, shape: tuple[int, ...]) -> Loaders:

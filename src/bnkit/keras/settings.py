@@ -1,12 +1,12 @@
 """`KerasSettings`: the options of a comparison of Keras models, checked at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import keras
 
-from bnkit.experiments.settings import Seeds, Settings
+from bnkit.experiments.settings import Seeds, Settings, Target
 from bnkit.experiments.sides import name_of
 from bnkit.keras.addition import Placement
 from bnkit.references import reference_to
@@ -17,6 +17,10 @@ Change = Callable[[Any], Any]  # a function of the user's, from the plain model 
 _SHARED = (
     "seeds budget sides batch_size shuffle steps epochs evaluate_every target margin metric "
     "higher_is_better placement training_mode_accuracy"
+).split()
+
+OF_THE_BUILT_IN_LOOP = (
+    "optimizer loss batch_size shuffle epochs evaluate_every training_mode_accuracy"
 ).split()
 
 
@@ -53,7 +57,7 @@ class KerasSettings:
     epochs: int | None = None
     evaluate_every: int = 50
     training_mode_accuracy: bool = True
-    target: float | None = None
+    target: Target | None = None
     margin: float | None = None
     placement: Placement = "before_activation"
     momentum: float = 0.99
@@ -74,6 +78,13 @@ class KerasSettings:
         object.__setattr__(self, "sides", self.shared.sides)
         if self.learning_rates is not None:
             object.__setattr__(self, "learning_rates", self.shared.learning_rates)
+
+    def refuse_given(self, names: Iterable[str], why: str) -> None:
+        """Raise ValueError for the first of these settings that would change nothing here."""
+        for name in names:
+            value = getattr(self, name)
+            if value != getattr(KerasSettings, name):
+                raise ValueError(f"`{name}` is {value!r}, and {why}: leave it out")
 
     @property
     def shared(self) -> Settings:

@@ -1,20 +1,17 @@
 """`KerasTrial`: one Keras model, trained once under one setting and seed."""
 
 import math
-from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import keras
 from torch import nn
 
-from bnkit.experiments.own_loop import EndOfTrial
 from bnkit.experiments.provenance import fingerprint, machine_of
-from bnkit.experiments.results import Side, TrialResult
-from bnkit.experiments.trial_logs import Tell, telling
-from bnkit.experiments.trials import one_at_a_time, one_thread
+from bnkit.experiments.results import TrialResult
+from bnkit.experiments.trial_logs import Tell
+from bnkit.experiments.trials import AnyTrial
 from bnkit.keras.experiment import (
     KerasExperiment,
     seeded_order,
@@ -22,73 +19,34 @@ from bnkit.keras.experiment import (
     with_keras_settings,
 )
 from bnkit.keras.fitting import fit, measured
-from bnkit.observation import preserved_random_state
-from bnkit.references import message_of
 
 
 @dataclass(frozen=True)
-class KerasTrial:
-    """All that decides one trial's numbers; `key` is a fingerprint of it and names its file.
+class KerasTrial(AnyTrial):
+    """A trial of a Keras model.
 
-    `arrays` is the fingerprint of the initial values. `given_rate` is the learning rate that is
-    set, None for that of the optimizer that the model brings. `told_in` is as in `Trial`.
+    `given_rate` is the learning rate that is set, None for that of the optimizer that the model
+    brings, which is `learning_rate` then.
     """
 
-    key: str
     experiment: KerasExperiment
-    side: Side
-    activation: str
-    seed: int
     learning_rate: float
     given_rate: float | None
-    arrays: str
-    told_in: Path | None = None
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        return self.learning_rate
 
     @property
     def code(self) -> str:
-        """The fingerprint of what the processes have to load: the user's own code and data."""
+        """The fingerprint of what the processes have to load, and of Keras' own settings."""
         return fingerprint({**self.experiment.identity, "around": self.experiment.around})
 
-    @property
-    def sources(self) -> Mapping[str, str]:
-        """Fingerprints of the files of the user's modules, from which the result must come."""
-        return self.experiment.sources
+    def _settings(self) -> AbstractContextManager[object]:
+        return with_keras_settings(self.experiment.around)
 
-    @property
-    def name(self) -> str:
-        """What it is, for people."""
-        rate = f"learning rate {self.learning_rate:g}"
-        return f"{self.side}, {self.activation}, {rate}, seed {self.seed}"
-
-    @property
-    def bundle(self) -> tuple[str, int, float]:
-        """The setting and seed: both sides run on one machine, so that their times are a pair."""
-        return self.activation, self.seed, self.learning_rate
-
-    @property
-    def not_run(self) -> TrialResult:
-        """The record of this trial before it has run."""
-        return TrialResult(
-            self.key, self.side, self.learning_rate, self.activation, self.seed, "not run"
-        )
-
-    def failed(self, reason: str) -> TrialResult:
-        """Return the record that this trial could not be run to its end."""
-        return replace(self.not_run, outcome="failed", reason=reason)
-
-    def run(self) -> TrialResult:
-        """Return what training this model once gives; the caller's generators stay as they are.
-
-        An error of the user's own model or data is a result too: a failed trial with its reason.
-        """
-        around = with_keras_settings(self.experiment.around)
-        with one_at_a_time, preserved_random_state(), one_thread(), around:
-            try:
-                return self._run()
-            except (Exception, SystemExit) as error:  # noqa: BLE001  it may be anything
-                return self.failed(message_of(error))
-
-    def _run(self) -> TrialResult:
+    def _run(self, tell: Tell) -> TrialResult:
         backend = self.experiment.identity["backend"].partition(" ")[0]
         if keras.backend.backend() != backend:
             raise ValueError(
@@ -96,22 +54,20 @@ class KerasTrial:
                 f"planned on {backend}: set KERAS_BACKEND={backend} for all processes"
             )
         model = self.experiment.network(self.side, self.seed, self.given_rate)
-        if values_of(model) != self.arrays:
-            raise ValueError(
-                "the model has other initial values here than in the process that planned the "
-                "comparison: they must follow from the seed alone"
-            )
+        self._check_arrays(values_of(model))
         begun = replace(
             self.not_run,
             parameters=_size_of(model.trainable_weights),
             buffers=_size_of(model.non_trainable_weights),
             machine={**machine_of(nn.Module()), "backend": self.experiment.identity["backend"]},
         )
-        by_loop = self._by_own_loop if self.experiment.loop else self._by_built_in_loop
-        with telling(self.told_in, self.key) as tell:
-            return by_loop(begun, model, tell)
+        if self.experiment.loop is None:
+            return self._trained(begun, model, tell)
+        trial = self.experiment.running(self.side, self.activation, self.seed, self.rate, tell=tell)
+        keras.utils.set_random_seed(self.seed)  # again: making the twin may have drawn numbers
+        return self._by_own_loop(begun, model, trial)
 
-    def _by_built_in_loop(self, begun: TrialResult, model: Any, tell: Tell) -> TrialResult:
+    def _trained(self, begun: TrialResult, model: Any, tell: Tell) -> TrialResult:
         experiment, loaders = self.experiment, self.experiment.loaders(self.seed)
         assert experiment.steps is not None
         keras.utils.set_random_seed(self.seed)  # again: making the data may have drawn numbers
@@ -127,43 +83,8 @@ class KerasTrial:
         )
         on_test = trained.curve.metric[-1]
         if loaders.test is not loaders.held_out:
-            value = measured(model, loaders.test, experiment.metric.name)
-            on_test = value if math.isfinite(value) else None
-        return replace(
-            begun,
-            outcome=trained.outcome,
-            reason=trained.reason,
-            curve=trained.curve,
-            metric=trained.curve.metric[-1],
-            test_metric=on_test,
-            steps=trained.steps,
-            seconds=trained.seconds,
-        )
-
-    def _by_own_loop(self, begun: TrialResult, model: Any, tell: Tell) -> TrialResult:
-        assert self.experiment.loop is not None
-        trial = self.experiment.running(
-            self.side, self.activation, self.seed, self.learning_rate, tell=tell
-        )
-        keras.utils.set_random_seed(self.seed)  # again: making the twin may have drawn numbers
-        with suppress(EndOfTrial):  # it is ended where it should have ended itself
-            self.experiment.loop.function(model, trial)
-        curve = trial.curve
-        if not curve.steps:
-            raise ValueError(
-                f"`train` has ended without a report of {self.experiment.metric.name!r}, which it "
-                f"made in its rehearsal"
-            )
-        return replace(
-            begun,
-            outcome=trial.outcome,
-            reason=trial.reason,
-            curve=curve,
-            metric=curve.metric[-1],
-            test_metric=curve.metric[-1],
-            steps=trial.last_step,
-            seconds=trial.last - trial.began,
-        )
+            on_test = measured(model, loaders.test, experiment.metric.name)
+        return self._of_built_in_loop(begun, trained, on_test)
 
 
 def _size_of(weights: Any) -> int:

@@ -57,7 +57,7 @@ def trial(
     training = training_of(settings, learning_rate, steps=settings.steps)
     activation = settings.activations[0]
     arrays = array_fingerprint(drawn.network(side, activation, seed))
-    result = Trial("", drawn, side, activation, seed, training, arrays).run()
+    result = Trial("", drawn, side, activation, seed, arrays, training).run()
     if result.outcome == "failed":
         raise RuntimeError(result.reason)
     return result
