@@ -541,3 +541,20 @@ def test_a_killed_comparison_goes_on_and_ends_with_the_same_numbers(tmp_path, st
     assert json.loads(json.dumps(undisturbed)) == [
         {**trial, "seconds": 0} for trial in document["trials"]
     ]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_report_that_memory_is_too_short_for_is_drawn_later(out, monkeypatch):
+    def dies(*_):
+        raise ChildProcessError("out/report.html is not written: memory is short")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "write_report", dies)
+        code, stdout, stderr = run(f"compare {OWN} {BRIEF}")
+    assert code == 2
+    assert "plain → batch norm" in stdout
+    assert stderr.splitlines()[-1] == (
+        f"Error: out/report.html is not written: memory is short. The results in {out.name} are "
+        f"kept: allow more memory, and run the same command with --report-only"
+    )
+    assert run(f"compare {OWN} {BRIEF} --report-only")[0] == 0

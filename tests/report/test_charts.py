@@ -4,7 +4,7 @@ import altair as alt
 import pytest
 import vl_convert
 
-from bnkit.report.charts import VEGA_LITE
+from bnkit.report.chart_engine import VEGA_LITE
 from bnkit.report.comparison_page import charts
 from bnkit.report.curve_charts import loss_chart, metric_chart
 from bnkit.report.step_charts import steps_chart

@@ -102,7 +102,11 @@ def claims(
             raise _interrupted(interruption.checked, as_json=typed["as_json"]) from None
         print_result(checked, as_json=typed["as_json"])
         with messages.status("writing the pages"):
-            path = write_claims(checked, how.out)
+            try:
+                path = write_claims(checked, how.out)
+            except ChildProcessError as error:
+                kept = "The results are kept: allow more memory, and run the same command again"
+                raise ChildProcessError(f"{error}. {kept}") from error
         say(f"Report: {path}")
     if checked.failed:
         raise typer.Exit(1)
@@ -164,7 +168,10 @@ def _repetition(typed: Mapping[str, Any]) -> Repetition:
 def _report(experiment: PublishedExperiment, ours: Measured, out: Path) -> None:
     if ours.comparison is not None:
         with messages.status("writing the report"):
-            path = write_report(ours.comparison, out / experiment.name)
+            try:
+                path: object = write_report(ours.comparison, out / experiment.name)
+            except ChildProcessError as error:  # the next experiment may take hours, and is run
+                path = f"{error}. The results are kept: allow more memory, and run it again"
         say(f"{experiment.name}: {path}")
 
 

@@ -248,25 +248,35 @@ def _is_typed(context: typer.Context, parameter: str) -> bool:
 
 def _report(comparison: Comparison, out: Path) -> None:
     """Write the report into `out`; into a new temporary folder where that cannot be written."""
-    with messages.status("writing the report"), chatter_on_stderr():
+    with messages.status("writing the report"), chatter_on_stderr(), _results_kept(out):
         try:
             path = write_report(comparison, out)
+        except ChildProcessError:  # memory is short, wherever the report goes
+            raise
         except OSError as error:  # others may have kept the results there, to be read only
             refusal = f"{out} cannot be written ({error.strerror})"
-            with _explained_by(refusal):
+            try:
                 path = write_report(comparison, tempfile.mkdtemp(prefix="bnkit-report-"))
+            except ChildProcessError:
+                raise
+            except OSError as also:
+                raise OSError(
+                    f"the report is lost: {refusal}, nor a temporary folder ({also.strerror})"
+                ) from also
             say(f"{refusal}, so the report is in a temporary folder: move it, or it will be lost.")
     say(f"Report: {path}")
 
 
 @contextmanager
-def _explained_by(refusal: str) -> Iterator[None]:
+def _results_kept(out: Path) -> Iterator[None]:
+    """Say of a report that could not be written that the results are there, and what to do."""
     try:
         yield
     except OSError as error:
+        lacking = "allow more memory" if isinstance(error, ChildProcessError) else "make room"
         raise OSError(
-            f"the report is lost: {refusal}, nor a temporary folder ({error.strerror}). The "
-            f"results are kept: make room, and run the same command with --report-only"
+            f"{error}. The results in {out} are kept: {lacking}, and run the same command with "
+            f"--report-only"
         ) from error
 
 

@@ -9,6 +9,7 @@ import altair as alt
 from bnkit.benchmarking.benchmark import Benchmark
 from bnkit.benchmarking.measuring import Measurement
 from bnkit.files import strict_json, write_atomically
+from bnkit.report.chart_engine import written_whole
 from bnkit.report.charts import ONCE, Row, export, layer
 from bnkit.report.palette import PAPER
 from bnkit.report.scales import Scale
@@ -35,7 +36,8 @@ def write_benchmark(benchmark: Benchmark, folder: str | Path) -> Path:
     """
     from bnkit.report.templates import filled  # noqa: PLC0415  needed only here
 
-    pictures = export(chart(benchmark))
+    with written_whole(Path(folder) / "benchmark.html"):
+        pictures = export(chart(benchmark))
     drawing = inlined(pictures[".svg"].decode(), "benchmark", widest=1.3 * WIDTH)
     page = filled("benchmark.html", title=_title(benchmark), drawing=drawing)
     files = {

@@ -6,13 +6,12 @@ from functools import cached_property
 from typing import Any
 
 import altair as alt
-import vl_convert
 
+from bnkit.report.chart_engine import png_of, svg_of
 from bnkit.report.palette import PAGE, PAPER
 from bnkit.report.scales import Scale
 from bnkit.report.svg import inlined
 
-VEGA_LITE = "6.4"  # the version of the drawing language that altair 6 writes
 HEIGHT = 140  # pixels
 WIDTH = 360  # pixels of a panel on a page, its labels included, as a phone has them
 STRETCHED = 1.4  # how many times as wide as it is drawn a page may show a panel
@@ -93,8 +92,7 @@ class Panel:
     @cached_property
     def svg(self) -> str:
         """The drawing for the page, which needs no script; it serves light, dark and paper."""
-        svg = vl_convert.vegalite_to_svg(self.on_page, vl_version=VEGA_LITE)
-        return inlined(svg, self.name, widest=STRETCHED * self.width)
+        return inlined(svg_of(self.on_page), self.name, widest=STRETCHED * self.width)
 
 
 @dataclass(frozen=True)
@@ -152,5 +150,5 @@ class Chart:
 
 def export(specification: dict[str, Any], *, scale: int = 2) -> dict[str, bytes]:
     """Return a Vega-Lite specification drawn as SVG and, `scale` pixels a point, as PNG."""
-    svg = vl_convert.vegalite_to_svg(specification, vl_version=VEGA_LITE)
-    return {".svg": svg.encode(), ".png": vl_convert.svg_to_png(svg, scale=scale)}
+    svg = svg_of(specification)
+    return {".svg": svg.encode(), ".png": png_of(svg, scale=scale)}

@@ -10,6 +10,7 @@ from bnkit.experiments.summary import Comparison
 from bnkit.extras import require
 from bnkit.files import strict_json, write_atomically
 from bnkit.report import formatting
+from bnkit.report.chart_engine import written_whole
 from bnkit.report.comparison_numbers import METHODS, costs, key_numbers, missing_runs, two_modes
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ def write_report(comparison: Comparison, folder: str | Path) -> Path:
     there is none. No file is ever half-written, and where drawing fails an older report stays as it
     was.
 
-    Raises ValueError for a comparison without trials, MissingExtraError without bnkit[report].
+    Raises ValueError for a comparison without trials, MissingExtraError without bnkit[report],
+    ChildProcessError where memory is too short to draw: the charts are drawn in another process,
+    which may die of that.
 
     >>> import tempfile
     >>> from bnkit.experiments.results import TrialResult
@@ -38,6 +41,15 @@ def write_report(comparison: Comparison, folder: str | Path) -> Path:
     if not comparison.trials:
         raise ValueError("`comparison` holds no trials, so there is nothing to report: run some")
     require("report", "the report of a comparison")
+    path = Path(folder) / "report.html"
+    with written_whole(path):
+        files = _files(comparison)
+    for name, data in files.items():  # the page comes last: it names all others
+        write_atomically(path.parent / name, data)
+    return path
+
+
+def _files(comparison: Comparison) -> dict[str, bytes]:
     from bnkit.report.charts import export  # noqa: PLC0415  altair takes a second to import
     from bnkit.report.summary_picture import summary_picture  # noqa: PLC0415  as above
 
@@ -51,9 +63,7 @@ def write_report(comparison: Comparison, folder: str | Path) -> Path:
     files["summary.png"] = export(summary)[".png"]
     files["results.json"] = strict_json(comparison.to_json()).encode()
     files["report.html"] = page(comparison, drawn).encode()
-    for name, data in files.items():  # the page comes last: it names all others
-        write_atomically(Path(folder) / name, data)
-    return Path(folder) / "report.html"
+    return files
 
 
 def charts(comparison: Comparison) -> "tuple[Chart, ...]":

@@ -11,6 +11,7 @@ from bnkit.diagnosis.layer_records import LayerRecord
 from bnkit.experiments.provenance import environment
 from bnkit.extras import require
 from bnkit.files import write_atomically
+from bnkit.report.chart_engine import written_whole
 from bnkit.tables import several
 
 ENDINGS = (".html", ".htm")
@@ -26,7 +27,7 @@ def write_diagnosis(
     such as the command, the data and the checkpoint; the versions, the machine and the date stand
     beside it. The page is never half-written, and where drawing fails an older page stays as it
     was. Raises ValueError for a `path` that is not of an HTML file, MissingExtraError without
-    bnkit[report].
+    bnkit[report], ChildProcessError where memory is too short to draw.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -34,7 +35,9 @@ def write_diagnosis(
     'net.html'
     """
     path = checked(path)
-    write_atomically(path, page(diagnosis, made).encode())
+    with written_whole(path):
+        html = page(diagnosis, made)
+    write_atomically(path, html.encode())
     return path
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bnkit.files import strict_json, write_atomically
+from bnkit.report.chart_engine import written_whole
 from bnkit_claims.core.checked_claims import Checked, CheckedClaim
 
 ORDER = ("holds", "holds in part", "does not hold", "not shown", "failed", "not run")
@@ -24,7 +25,9 @@ def write_claims(checked: Checked, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     for claim in checked.claims:
-        for name, data in _files(checked, claim):
+        with written_whole(folder / "claims" / f"{claim.name}.html"):
+            files = dict(_files(checked, claim))
+        for name, data in files.items():
             write_atomically(folder / name, data)
     write_atomically(folder / "claims.json", strict_json(checked.to_json()).encode())
     write_atomically(folder / "claims.html", _list_page(checked).encode())
