@@ -4,6 +4,7 @@ Each restores what it changed when its block ends, also by an exception.
 """
 
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -61,7 +62,7 @@ def on_the_side(model: nn.Module, *, mode: Mode = evaluating) -> Iterator[None]:
     Afterwards its modes and the random generators are as they were. What the block makes can be
     trained and written into, also where the caller is in inference mode. Layers that are
     synchronised over ranks are on their own. `mode` puts the model in another mode than eval
-    (contextlib.nullcontext leaves it in its own).
+    (contextlib.nullcontext leaves it in its own). Raises as `memory_explained` does.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
     >>> with on_the_side(model):
@@ -77,8 +78,64 @@ def on_the_side(model: nn.Module, *, mode: Mode = evaluating) -> Iterator[None]:
         preserved_random_state(),
         without_other_ranks(),
         mode(model),
+        memory_explained(),
     ):
         yield
+
+
+class NotEnoughMemoryError(MemoryError):
+    """What a verb needs does not fit into memory; the message says what to do."""
+
+
+@contextmanager
+def memory_explained() -> Iterator[None]:
+    """Raise NotEnoughMemoryError for errors of Python, NumPy or torch that come of short memory.
+
+    So it is for other errors that such a one has caused, as those that name the layer.
+
+    >>> with memory_explained():
+    ...     torch.empty(2**50, dtype=torch.uint8)
+    Traceback (most recent call last):
+    bnkit.observation.NotEnoughMemoryError: memory is too short (1125899906842624 bytes more): \
+pass a smaller example or smaller mini-batches; the model is as it was
+    """
+    try:
+        yield
+    except NotEnoughMemoryError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not _is_of_memory(cause):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        if isinstance(cause, NotEnoughMemoryError):
+            raise cause from cause.__cause__
+        asked = re.search(r"tried to allocate ([\d.]+ \w+)", str(cause), re.IGNORECASE)
+        lacking = f"{asked[1]} more" if asked else str(cause).partition("\n")[0]
+        place = str(error).partition(": ")[0] if error is not cause else ""
+        told = ": ".join(filter(None, (place, lacking)))
+        raise NotEnoughMemoryError(
+            f"memory is too short{f' ({told})' if told else ''}: pass a smaller example or smaller "
+            f"mini-batches; the model is as it was"
+        ) from error
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # Of the allocators of the CPU, of MPS and of the libraries behind torch, which have no class.
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORT)
+
+
+_SHORT = (
+    "not enough memory",
+    "can't allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "bad allocation",
+    "ALLOC_FAILED",
+)
 
 
 @contextmanager

@@ -402,3 +402,19 @@ def test_every_verb_takes_the_options_that_all_share():
     for verb in VERBS:
         shared = {"model", "data", "checkpoint", "where", "tolerance", "out", "as_json"}
         assert shared <= set(inspect.signature(getattr(command, verb)).parameters)
+
+
+@pytest.mark.parametrize("verb", ["fold", "remove", "accelerate"])
+def test_short_memory_is_answered_in_one_sentence(tmp_path, verb):
+    (tmp_path / "large.py").write_text(
+        "import torch\n"
+        "class Large(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return torch.empty(2**50)\n"
+        "def build():\n"
+        "    return torch.nn.Sequential(torch.nn.BatchNorm1d(4), Large())\n"
+    )
+    code, stdout, stderr = run(f"{verb} large:build --example 2,4")
+    assert (code, stdout) == (2, "")
+    assert stderr.splitlines()[-1].startswith("Error: memory is too short (the model fails on `ex")
+    assert stderr.endswith("smaller mini-batches; the model is as it was\n")

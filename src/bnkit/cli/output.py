@@ -49,10 +49,10 @@ def explained() -> Iterator[None]:
     """Turn the errors of wrong use, which explain themselves, into one line and exit code 2."""
     try:
         yield
-    except (ValueError, TypeError, OSError, MissingExtraError) as error:
+    except (ValueError, TypeError, OSError, MemoryError, MissingExtraError) as error:
         if "--traceback" in sys.argv:
             traceback.print_exception(error)
-        refuse(str(error))
+        refuse(str(error) or "memory is too short")
 
 
 @contextmanager

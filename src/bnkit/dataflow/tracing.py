@@ -17,7 +17,9 @@ from bnkit.dataflow.tensors import replace_tensors, tensors_in
 from bnkit.internals import compiler_is_loaded, inside_compiled
 from bnkit.observation import (
     Before,
+    NotEnoughMemoryError,
     evaluating,
+    memory_explained,
     on_the_side,
     preserved_random_state,
     set_mode,
@@ -117,6 +119,8 @@ def _copied(tensor: Tensor) -> Tensor:
 def duplicate(model: nn.Module) -> nn.Module:
     """Return a deep copy; TypeError or ValueError, with what to do, where none is possible.
 
+    Raises NotEnoughMemoryError where there is no room for one.
+
     >>> duplicate(nn.DataParallel(nn.Linear(2, 2)))
     Traceback (most recent call last):
     TypeError: the model is a DataParallel: pass its .module, and wrap the result
@@ -131,10 +135,12 @@ def duplicate(model: nn.Module) -> nn.Module:
     fill = copied_closures(model, memo)
     try:
         # A copy made in inference mode could not be trained; one made by a constructor draws.
-        with torch.inference_mode(mode=False), preserved_random_state():
+        with torch.inference_mode(mode=False), preserved_random_state(), memory_explained():
             made = copy.deepcopy(model, memo)
             fill()
             return made
+    except NotEnoughMemoryError:
+        raise
     except Exception as error:
         raise ValueError(
             f"`model` ({type(model).__name__}) cannot be copied: {error}. bnkit changes a copy and "

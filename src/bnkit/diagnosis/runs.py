@@ -22,7 +22,9 @@ from bnkit.internals import AnyBatchNorm
 from bnkit.moments import Moments, dtype_of_sums
 from bnkit.norms import keeps_something_else, why_same_in_both_modes
 from bnkit.observation import (
+    NotEnoughMemoryError,
     evaluating,
+    memory_explained,
     seeing_gradients,
     seeing_inputs,
     set_mode,
@@ -133,8 +135,11 @@ class BatchRun:
                 self.mode(self.model),
                 seeing_inputs(self.model, self.layers, see),
                 torch.no_grad(),
+                memory_explained(),
             ):
                 output = self.model(*args, **kwargs)
+        except NotEnoughMemoryError:
+            raise
         except Exception as error:  # noqa: BLE001  whatever a model raises; it is reported
             failure = Failure(observed.batches, self._failing_layer(call), _named(error))
             observed.failures.append(failure)
@@ -308,7 +313,10 @@ def run_on_example(model: nn.Module, example: Any, paths: Iterable[str]) -> Exam
         found.training_failure = str(error)
         return found
     try:
-        found.step = _step(copy, layers, as_call(example))
+        with memory_explained():
+            found.step = _step(copy, layers, as_call(example))
+    except NotEnoughMemoryError:
+        raise
     except Exception as error:  # noqa: BLE001  whatever a model raises; it is reported
         found.step_failure = f"the backward of one training step fails: {_named(error)}"
     return found

@@ -16,7 +16,7 @@ from bnkit.dataflow import duplicate
 from bnkit.dataflow.tensors import replace_tensors
 from bnkit.layers.exchange import Place, Ranks, exchange
 from bnkit.moments import Moments
-from bnkit.observation import on_the_side
+from bnkit.observation import NotEnoughMemoryError, on_the_side
 from bnkit.options import parameters_of, showing
 from bnkit.parameters import check_readable
 from bnkit.surgery.operations import Edit, operation, write_values
@@ -288,6 +288,8 @@ def _check_that_it_runs(changed: nn.Module, call: Call) -> None:
     try:
         with on_the_side(subject):
             subject(*args, **kwargs)
+    except NotEnoughMemoryError:
+        raise
     except Exception as error:
         raise SurgeryError(
             f"with standardised inputs the model fails on the first mini-batch: "

@@ -6,7 +6,7 @@ here in turn: the proof, the samples on which it runs in float64, what one run g
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,14 @@ from bnkit.dataflow import as_call, duplicate
 from bnkit.dataflow.recording import Precisions
 from bnkit.dataflow.tensors import tensors_in
 from bnkit.internals import leaves_of, replace_tensors, version_of
-from bnkit.observation import Mode, evaluating, on_the_side, watching
+from bnkit.observation import (
+    Mode,
+    NotEnoughMemoryError,
+    evaluating,
+    memory_explained,
+    on_the_side,
+    watching,
+)
 
 EXACT = 1e-10  # what rounding in float64 may leave of a difference
 _TOLERANCES = {
@@ -112,7 +119,8 @@ def verify(
     Of eight samples or more the float64 run takes the eighth of `furthest_samples`, where they
     stand for the whole. At any time there is one copy of the model. Raises SurgeryError over either
     bound, naming the layer where the two first differ, and where the changed model fails or the
-    original returns nothing that can be compared.
+    original returns nothing that can be compared; NotEnoughMemoryError where memory is too short to
+    run both in the model's dtype.
 
     >>> print(verify(nn.Linear(2, 2), lambda model: model.eval(), torch.ones(1, 2)))
     Same function: error 0.0e+00 in float64, 0.0e+00 in the model's dtype (largest difference \
@@ -173,6 +181,8 @@ def _refuse_silence(original: nn.Module, before: Outcome) -> None:
 def _run_changed(changed: nn.Module, example: Any) -> Outcome:
     try:
         return run_itself(changed, example)
+    except NotEnoughMemoryError:
+        raise
     except Exception as error:
         raise SurgeryError(
             f"the changed model fails where the original does not: {type(error).__name__}: "
@@ -202,12 +212,15 @@ def _error_on_samples(claim: _Claim, before: Outcome, after: Outcome) -> float |
 
 def _error_on_all(claim: _Claim) -> tuple[float | None, str | None]:
     """Return the error of copies in float64; or None, and why there is none."""
-    example = _double(claim.example)
     try:
-        # One copy after the other, so that there is one at a time.
-        before = run_itself(claim.wide(), example)
-        after = run_itself(claim.after(claim.wide()), example)
-    except Exception as error:  # noqa: BLE001  a dtype written into the model, out of memory, …
+        with memory_explained():
+            example = _double(claim.example)
+            # One copy after the other, so that there is one at a time.
+            before = run_itself(claim.wide(), example)
+            after = run_itself(claim.after(claim.wide()), example)
+    except NotEnoughMemoryError:
+        return None, "memory is too short for it, and a smaller example needs less"
+    except Exception as error:  # noqa: BLE001  a dtype written into the model, …
         reason = str(error).partition("\n")[0]
         return None, f"the model fails in it ({type(error).__name__}: {reason})"
     if not before.outputs:
@@ -256,7 +269,9 @@ def _default_tolerance(dtypes: frozenset[torch.dtype]) -> float:
 def _broken(
     original: nn.Module, changed: nn.Module, example: Any, found: Distance, bound: float
 ) -> str:
-    layer = first_difference(original, changed, example, bound)
+    layer = ""
+    with suppress(NotEnoughMemoryError):  # for the outputs of all layers
+        layer = first_difference(original, changed, example, bound)
     place = f"from layer '{layer}' on" if layer else "in its output"
     exact = bound == EXACT
     return (
