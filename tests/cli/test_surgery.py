@@ -404,7 +404,7 @@ def test_every_verb_takes_the_options_that_all_share():
         assert shared <= set(inspect.signature(getattr(command, verb)).parameters)
 
 
-@pytest.mark.parametrize("verb", ["fold", "remove", "accelerate"])
+@pytest.mark.parametrize("verb", ["fold", "remove", "add"])
 def test_short_memory_is_answered_in_one_sentence(tmp_path, verb):
     (tmp_path / "large.py").write_text(
         "import torch\n"

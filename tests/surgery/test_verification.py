@@ -148,7 +148,7 @@ def test_a_proof_that_ran_out_of_memory_in_float64_says_so():
 
     proof = verify(Large(4, 3), nn.Module.eval, vectors())
     assert proof.why_not_in_float64 == (
-        "the model fails in it (OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB)"
+        "memory is too short for it, and a smaller example needs less"
     )
 
 
