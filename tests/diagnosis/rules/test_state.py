@@ -127,6 +127,11 @@ def warm(model, batches=None, *, momentum=None):
     return model
 
 
+def starting_at_zero(layer):
+    nn.init.zeros_(layer.weight)
+    return layer
+
+
 def with_tensor(model, name, value):
     """Return the model with a value written into one of its tensors."""
     path, _, own = name.rpartition(".")
@@ -503,6 +508,34 @@ SICK = (
         "info",
         batches=lambda: [batch * torch.tensor([1.0, 0, 1, 1]) for batch in rows()],
         measured={"channels": 1, "share": 0.25},
+        fixed=False,
+    ),
+    Sick(
+        "most features constant before any training",
+        "collapsed-variance",
+        lambda: nn.Sequential(nn.Identity(), batch_norm()),
+        "1",
+        "warning",
+        batches=lambda: [batch * torch.tensor([1.0, 0, 0, 0]) for batch in rows()],
+        measured={"channels": 3},
+        fixed=False,
+    ),
+    Sick(
+        "weights that begin at 0",
+        "collapsed-variance",
+        lambda: nn.Sequential(starting_at_zero(nn.Linear(4, 4)), batch_norm()),
+        "1",
+        "info",
+        measured={"channels": 4},
+        fixed=False,
+    ),
+    Sick(
+        "weights that begin at 0, and stayed there in training",
+        "collapsed-variance",
+        lambda: warm(nn.Sequential(starting_at_zero(nn.Linear(4, 4)), batch_norm())),
+        "1",
+        "warning",
+        measured={"channels": 4},
         fixed=False,
     ),
     Sick(

@@ -10,9 +10,9 @@ from bnkit.diagnosis.finding import Finding
 from bnkit.diagnosis.fix import Fix, by_edit, in_turn
 from bnkit.diagnosis.rules.distances import by_chance, distance, root_mean_square
 from bnkit.diagnosis.rules.fixes import edit, measuring_trained_anew
-from bnkit.diagnosis.rules.places import Makers, Place, layer_of, makers_of, places
+from bnkit.diagnosis.rules.places import Makers, Place, chain_to, layer_of, makers_of, places
 from bnkit.diagnosis.rules.reading import readings
-from bnkit.diagnosis.rules.staleness import CHANGE, change_by
+from bnkit.diagnosis.rules.staleness import CHANGE, change_by, is_young
 from bnkit.roles import Role, is_batch_norm
 from bnkit.surgery.normalized import Normalized
 from bnkit.surgery.segment import role_of
@@ -33,7 +33,8 @@ def dropout_before(evidence: Evidence) -> Iterator[Finding]:
     are those of training (Li et al. 2018, "Understanding the disharmony between dropout and batch
     normalization by variance shift", section 3). It is a warning where the output of the batch norm
     moves more by that than by the statistics of one mini-batch, with which training copes, and that
-    of the model by a tenth.
+    of the model by a tenth. How much of it passes weight layers and sums depends on the weights:
+    while the layer is young, a warning is for dropout that the batch norm reads at first hand.
     """
     flow, eval_flow = evidence.training_flow, evidence.flow
     if flow is None:
@@ -46,14 +47,17 @@ def dropout_before(evidence: Evidence) -> Iterator[Finding]:
         sources = [call for call in _sources(makers, place) if layer_of(call) not in still_on]
         if sources and place.trains:
             measured, harms = _measured(evidence, place)
+            early = harms and _is_young(evidence, place) and not _reads_it(flow, makers, place)
             yield Finding(
                 "dropout-before",
-                "warning" if harms else "info",
+                "warning" if harms and not early else "info",
                 (place.path, *dict.fromkeys(map(layer_of, sources))),
                 {"dropout": ", ".join(dict.fromkeys(map(str, sources))), **measured},
                 "Dropout before a batch norm raises the variance in training, which the running "
                 "statistics keep, and is off in eval mode: there the batch norm divides by too "
-                "much.",
+                "much."
+                + " How much of it comes here depends on weights that are not trained."
+                * early,
                 "Drop after the last batch norm, or not at all; for a trained model, measure the "
                 "running statistics anew with dropout off: bnkit.recalibrate(model, batches)."
                 + ("" if measured else " Give mini-batches to have the shift measured."),
@@ -76,6 +80,21 @@ def _sources(makers: Makers, place: Place) -> list[Call]:
         seen.update(fresh)
         waiting.extend(fresh)
     return found
+
+
+def _is_young(evidence: Evidence, place: Place) -> bool:
+    own = [reading for reading in readings(evidence) if reading.norm is place.norm]
+    return place.norm is not None and all(map(is_young, own))
+
+
+def _reads_it(flow: Dataflow, makers: Makers, place: Place) -> bool:
+    """Return whether dropout makes its input, at most with pass-throughs between.
+
+    Of values x the share 1 − p is kept and multiplied by 1 / (1 − p), so their variance is then
+    (E[x²] / (1 − p) − E[x]²) / var(x) ≥ 1 / (1 − p) times what it was, whatever x is.
+    """
+    chain = chain_to(flow, makers, place)
+    return any(map(_draws, (*chain.passages, *([chain.start] if chain.start else ()))))
 
 
 def _is_batch_norm(call: Call) -> bool:

@@ -9,8 +9,14 @@ from torch import Tensor
 from bnkit.diagnosis.evidence import Evidence, once
 from bnkit.diagnosis.finding import Finding, Severity
 from bnkit.diagnosis.rules.fixes import how_to_measure, measuring_anew
+from bnkit.diagnosis.rules.places import chains_to_norms
 from bnkit.diagnosis.rules.reading import Comparison, Reading, readings
-from bnkit.diagnosis.rules.staleness import SHARE, initial_share, off_by_more_than_chance
+from bnkit.diagnosis.rules.staleness import (
+    SHARE,
+    initial_share,
+    is_young,
+    off_by_more_than_chance,
+)
 
 # The output's standard deviation is γ√(v/(v+ε)): under a tenth of γ where v < ε/99.
 COLLAPSED = 99
@@ -138,9 +144,11 @@ def collapsed_variance(evidence: Evidence) -> Iterator[Finding]:
         share = collapsed.double().mean().item()
         if not share:
             continue
+        most = share >= 0.5  # half of what the layer costs is for nothing
+        early = most and is_young(reading) and not _reads_data(evidence, reading)
         yield Finding(
             "collapsed-variance",
-            "warning" if share >= 0.5 else "info",  # half of what the layer costs is for nothing
+            "warning" if most and not early else "info",
             (reading.path,),
             {
                 "channels": int(collapsed.sum()),
@@ -148,10 +156,18 @@ def collapsed_variance(evidence: Evidence) -> Iterator[Finding]:
                 "smallest variance": variance.min().item(),
             },
             "These channels are given nearly the same value always: their variance is under "
-            "a hundredth of eps, and their output has under a tenth of the scale γ.",
+            "a hundredth of eps, and their output has under a tenth of the scale γ."
+            + " The weights before them have not been trained."
+            * early,
             "Look at what feeds them: units that died behind a ReLU, a constant feature, weights "
             "that decayed. A constant channel can be pruned.",
         )
+
+
+def _reads_data(evidence: Evidence, reading: Reading) -> bool:
+    """Return whether an input of the model is what it is given: no weights have a part in it."""
+    leading = chains_to_norms(evidence).get(reading.path, ())
+    return any(place.value is not None and chain.start is None for _, place, chain in leading)
 
 
 def measured_variance(reading: Reading) -> Tensor | None:
