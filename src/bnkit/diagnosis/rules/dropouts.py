@@ -12,7 +12,7 @@ from bnkit.diagnosis.rules.distances import by_chance, distance, root_mean_squar
 from bnkit.diagnosis.rules.fixes import edit, measuring_trained_anew
 from bnkit.diagnosis.rules.places import Makers, Place, chain_to, layer_of, makers_of, places
 from bnkit.diagnosis.rules.reading import readings
-from bnkit.diagnosis.rules.staleness import CHANGE, change_by, is_young
+from bnkit.diagnosis.rules.staleness import CHANGE, change_by, is_untrained
 from bnkit.roles import Role, is_batch_norm
 from bnkit.surgery.normalized import Normalized
 from bnkit.surgery.segment import role_of
@@ -34,7 +34,7 @@ def dropout_before(evidence: Evidence) -> Iterator[Finding]:
     normalization by variance shift", section 3). It is a warning where the output of the batch norm
     moves more by that than by the statistics of one mini-batch, with which training copes, and that
     of the model by a tenth. How much of it passes weight layers and sums depends on the weights:
-    while the layer is young, a warning is for dropout that the batch norm reads at first hand.
+    while a young layer trains, it is a warning where the batch norm itself reads the dropout.
     """
     flow, eval_flow = evidence.training_flow, evidence.flow
     if flow is None:
@@ -47,7 +47,7 @@ def dropout_before(evidence: Evidence) -> Iterator[Finding]:
         sources = [call for call in _sources(makers, place) if layer_of(call) not in still_on]
         if sources and place.trains:
             measured, harms = _measured(evidence, place)
-            early = harms and _is_young(evidence, place) and not _reads_it(flow, makers, place)
+            early = harms and _is_untrained(evidence, place) and not _reads_it(flow, makers, place)
             yield Finding(
                 "dropout-before",
                 "warning" if harms and not early else "info",
@@ -82,9 +82,9 @@ def _sources(makers: Makers, place: Place) -> list[Call]:
     return found
 
 
-def _is_young(evidence: Evidence, place: Place) -> bool:
+def _is_untrained(evidence: Evidence, place: Place) -> bool:
     own = [reading for reading in readings(evidence) if reading.norm is place.norm]
-    return place.norm is not None and all(map(is_young, own))
+    return place.norm is not None and all(is_untrained(evidence, each) for each in own)
 
 
 def _reads_it(flow: Dataflow, makers: Makers, place: Place) -> bool:

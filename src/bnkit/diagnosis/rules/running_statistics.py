@@ -14,7 +14,7 @@ from bnkit.diagnosis.rules.reading import Comparison, Reading, readings
 from bnkit.diagnosis.rules.staleness import (
     SHARE,
     initial_share,
-    is_young,
+    is_untrained,
     off_by_more_than_chance,
 )
 
@@ -145,7 +145,7 @@ def collapsed_variance(evidence: Evidence) -> Iterator[Finding]:
         if not share:
             continue
         most = share >= 0.5  # half of what the layer costs is for nothing
-        early = most and is_young(reading) and not _reads_data(evidence, reading)
+        early = most and is_untrained(evidence, reading) and not _reads_data(evidence, reading)
         yield Finding(
             "collapsed-variance",
             "warning" if most and not early else "info",

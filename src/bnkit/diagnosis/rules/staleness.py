@@ -233,6 +233,14 @@ def is_young(reading: Reading) -> bool:
     return reading.untouched or initial_share(reading) > SHARE
 
 
+def is_untrained(evidence: Evidence, reading: Reading) -> bool:
+    """Return whether the weights around it are still to be trained: what comes of them will change.
+
+    In eval mode a model is taken as trained once its statistics have been updated.
+    """
+    return reading.untouched if evidence.in_eval_mode else is_young(reading)
+
+
 def initial_share(reading: Reading) -> float:
     """Return the share (1 − momentum)ⁿ of the initial values in an average of n mini-batches."""
     if reading.momentum is None or not reading.batches or not 0 < reading.momentum < 1:
