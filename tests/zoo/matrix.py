@@ -59,7 +59,7 @@ def run_guest(name, verbs):
     model = with_random_state(copy.deepcopy(fresh)).eval()
     cells = {"batch norms": sum(map(is_batch_norm, model.modules()))}
     for verb in verbs:
-        cell, begun = CELLS[verb], time.process_time()
+        cell, begun = (CELLS | EXPORTERS)[verb], time.process_time()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # those of the libraries
@@ -313,6 +313,73 @@ def exports(model, example):
     return {"state": "right" if error <= 1e-4 else "fault", "error": error}
 
 
+# --- exporters, beside torch.export
+
+
+def exported_by(run):
+    """Return the cell of an exporter: `run(model, args)` gives what comes out of the export.
+
+    What `remove` returns and what `accelerate` returns are exported. Each may differ from itself as
+    the original differs from itself, and by what rounding leaves.
+    """
+
+    def cell(model, example):
+        args, kwargs = as_call(example)
+        if kwargs:
+            return {"state": "not run", "why": "the exporters are given positional arguments"}
+
+        def error_of(model):
+            model = model.eval()
+            return error_between(outputs(model, example), run(copy.deepcopy(model), args))
+
+        try:
+            own = error_of(model)
+        except Exception as error:  # noqa: BLE001  whatever an exporter raises
+            return {"state": "left alone", "why": f"the original fails: {type(error).__name__}"}
+        plans = {"removed": bnkit.surgery.plan_removal, "ours": bnkit.surgery.plan_acceleration}
+        errors = {name: error_of(plan(model, example).apply(model)) for name, plan in plans.items()}
+        bound = RIGHT[torch.float32] + 2 * own
+        state = "right" if max(errors.values()) <= bound else "fault"
+        return {"state": state, "error": max(errors.values()), "own": own, "errors": errors}
+
+    return cell
+
+
+def by_onnx(dynamo):
+    """Return the run of a model that goes through torch.onnx and is run by onnxruntime."""
+
+    def run(model, args):
+        onnxruntime = import_module("onnxruntime")
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/model.onnx"
+            torch.onnx.export(model, args, path, dynamo=dynamo, verbose=False)
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            given = [tensor.numpy() for tensor in tensors_in(args)]
+            named = {one.name: x for one, x in zip(session.get_inputs(), given, strict=True)}
+            found = [torch.as_tensor(x) for x in session.run(None, named)]
+        return [tensor for tensor in found if tensor.is_floating_point()]
+
+    return run
+
+
+def quantised(model, args):
+    """Return what int8 of torchao's PT2E makes of the example, on which it is calibrated."""
+    pt2e = import_module("torchao.quantization.pt2e.quantize_pt2e")
+    x86 = import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
+    quantizer = x86.X86InductorQuantizer()
+    quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
+    with torch.no_grad():
+        prepared = pt2e.prepare_pt2e(torch.export.export(model, args).module(), quantizer)
+        prepared(*args)
+        found = pt2e.convert_pt2e(prepared)(*args)
+    return [tensor for tensor in tensors_in(found) if tensor.is_floating_point()]
+
+
+EXPORTERS = {
+    "onnx": exported_by(by_onnx(dynamo=True)),
+    "onnx by TorchScript": exported_by(by_onnx(dynamo=False)),
+    "pt2e": exported_by(quantised),
+}
 CELLS = {
     "fold": folds,
     "remove": removes,
@@ -348,7 +415,7 @@ def run_all(results, only, verbs, limit):
         record["versions"] = versions()
         with results.open("a") as file:
             file.write(json.dumps(record) + "\n")
-        states = {verb: c["state"] for verb, c in record["cells"].items() if verb in CELLS}
+        states = {verb: c["state"] for verb, c in record["cells"].items() if verb in missing}
         print(name, record["seconds"], "s", record.get("failure", states), flush=True)
 
 
@@ -461,7 +528,9 @@ def main():
     parser.add_argument("command", choices=["run", "one", "page"])
     parser.add_argument("argument", help="the file of results, or the name of a network")
     parser.add_argument("only", nargs="*", help="networks to run in this order, by default all")
-    parser.add_argument("--verbs", nargs="+", choices=CELLS, help="cells to run, also again")
+    parser.add_argument(
+        "--verbs", nargs="+", choices=CELLS | EXPORTERS, help="cells to run, also again"
+    )
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for one network")
     given = parser.parse_args()
     if given.command == "one":
