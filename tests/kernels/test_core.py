@@ -1,5 +1,6 @@
 """The compiled core against the specification in float64, and against itself."""
 
+import math
 import os
 import subprocess
 import sys
@@ -159,7 +160,12 @@ def test_work_is_cut_into_tasks_without_a_trace(shape, threads, last):
 
 @LAYOUTS
 @THREADS
-@pytest.mark.parametrize("shape", [(16, 3, 96, 96), (64, 8, 7, 7), (2**16, 5)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    # The last three: planes that fill few lanes of a vector, which so add up many values.
+    [(16, 3, 96, 96), (64, 8, 7, 7), (2**16, 5), (4096, 3, 2), (4096, 3, 9), (4096, 3, 17)],
+    ids=str,
+)
 def test_variance_is_exact_where_the_mean_is_far_from_zero(shape, threads, last):
     torch.set_num_threads(threads)
     x = torch.randn(shape, generator=seeded(0)) + 4096
@@ -168,6 +174,56 @@ def test_variance_is_exact_where_the_mean_is_far_from_zero(shape, threads, last)
     channels = x.double().movedim(1, 0).flatten(1)
     torch.testing.assert_close(variance.double(), channels.var(1, correction=0), rtol=2e-7, atol=0)
     torch.testing.assert_close(mean.double(), channels.mean(1), rtol=2**-24, atol=0)
+
+
+SPACES = [(), (1, 1), (2,), (2, 2), (3, 3), (15,), (4, 4), (17,), (6, 6), (9, 9)]
+
+
+@LAYOUTS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("channels", [3, 32])
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_errors_of_the_gradients_sums_are_at_most_twice_torchs(space, channels, dtype, last):
+    # In eval mode, where nothing else adds an error. torch's sums of short planes are very good.
+    squares = torch.zeros(2, 2)  # (ours and torch's, dweight and dbias)
+    for seed in range(96 // channels):
+        x = torch.randn(256, channels, *space, generator=seeded(seed)).to(dtype)
+        x = channels_last(x) if last else x
+        dy, mean, variance, weight, bias, _ = draw(x, seed, parts=("weight", "bias"))
+        dy = torch.empty_like(x).copy_(dy)
+        terms = mean, variance, weight, bias
+        ours = core.batch_norm_inference_backward(dy, x, *terms, eps=EPS)[1:3]
+        leaves = weight.requires_grad_(), bias.requires_grad_()
+        y = F.batch_norm(x, mean, variance, *leaves, eps=EPS)
+        theirs = torch.autograd.grad(y, leaves, dy)
+        wide = (t.detach().double() for t in (dy, x, *terms))
+        exact = reference.batch_norm_inference_backward(*wide, eps=EPS)[1:3]
+        squares += torch.tensor(
+            [
+                [(f - e).square().sum() for f, e in zip(found, exact, strict=True)]
+                for found in (ours, theirs)
+            ]
+        )
+    assert (squares[0] <= 2**2 * squares[1]).all(), (squares[0] / squares[1]).sqrt()
+
+
+@LAYOUTS
+@pytest.mark.parametrize("shape", [(512, 32), (512, 3, 15), (64, 3, 6, 6), (32, 8, 1000)], ids=str)
+def test_errors_of_float64_sums_are_at_most_twice_torchs(shape, last):
+    x = torch.zeros(shape, dtype=torch.float64)
+    x = channels_last(x) if last else x
+    found = {"ours": [], "theirs": []}
+    for seed in range(8):
+        dy, mean, variance, weight, bias, _ = draw(x, seed, parts=("weight", "bias"))
+        dy = torch.empty_like(x).copy_(dy)
+        sums = core.batch_norm_inference_backward(dy, x, mean, variance, weight, bias, eps=EPS)[2]
+        y = F.batch_norm(x, mean, variance, weight, bias.requires_grad_(), eps=EPS)
+        exact = [math.fsum(of_channel.flatten().tolist()) for of_channel in dy.movedim(1, 0)]
+        exact = torch.tensor(exact, dtype=torch.float64)
+        found["ours"].append(sums - exact)
+        found["theirs"].append(torch.autograd.grad(y, bias, dy)[0] - exact)
+    ours, theirs = (torch.cat(errors).norm() for errors in found.values())
+    assert ours <= 2 * theirs
 
 
 @LAYOUTS

@@ -47,11 +47,12 @@ struct Job {
 };
 
 // Two sums of each column over `count` rows (planes: values): mean and squared deviations in the
-// forward pass, Σdz and Σdz·x̂ in the backward pass.
+// forward pass, Σdz and Σdz·x̂ in the backward pass. Behind each lies room for what its sums round
+// off.
 struct Partial {
   int64_t count;
   int64_t columns;
-  double *first, *second;  // (stride)
+  double *first, *second;  // (2, stride)
 };
 
 struct Running {

@@ -369,14 +369,14 @@ class Work {
     partials_count_ = cut_.parts + (job_.tail > 0);
     int64_t list = (partials_count_ * int64_t(sizeof(Partial)) + 63) / 64 * 64;
     int64_t table = COEFFICIENTS * job_.stride * int64_t(sizeof(double));
-    char* memory = scratch(list + table + partials_count_ * 2 * job_.stride * int64_t(sizeof(double)));
+    char* memory = scratch(list + table + partials_count_ * 4 * job_.stride * int64_t(sizeof(double)));
     partials_ = reinterpret_cast<Partial*>(memory);
     job_.table = memory + list;
     double* sums = reinterpret_cast<double*>(memory + list + table);
-    for (int64_t k = 0; k < partials_count_; ++k, sums += 2 * job_.stride) {
+    for (int64_t k = 0; k < partials_count_; ++k, sums += 4 * job_.stride) {
       Range r = rows(k);
       partials_[k] = {r.end - r.begin, k < cut_.parts ? job_.columns : job_.tail, sums,
-                      sums + job_.stride};
+                      sums + 2 * job_.stride};
     }
   }
 

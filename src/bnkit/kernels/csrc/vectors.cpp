@@ -3,7 +3,7 @@
 // Written with the compilers' vector types, without torch's headers or C++'s, so that nothing that
 // is compiled here leaves this file but the table at its end (-DCAPABILITY names it).
 //
-// Sums are taken in the dtype of the arithmetic over a few dozen values, and then in float64.
+// Sums are taken in the dtype of the arithmetic over a few values, and then in float64.
 // The order of all sums is fixed by the shape and the number of parts, so results are the same to
 // the bit from call to call.
 
@@ -29,8 +29,11 @@ constexpr int BYTES = 32;
 constexpr int BYTES = 16;
 #endif
 constexpr int STRIP = BYTES == 64 ? 4 : 2;  // vectors side by side whose coefficients fit registers
-constexpr int64_t TILE = 32;   // rows of a strip that stay in the first cache, and are summed as A
+constexpr int64_t TILE = 32;   // rows of a strip that stay in the first cache
 constexpr int64_t FIRST = 4;   // rows whose mean is a fair first guess
+// Values that a lane adds up before its sum goes on in float64. Squares about a good level may be
+// many (the variance stays within 2e-7); gradients cancel, and torch sums short planes one by one.
+constexpr int64_t SQUARES = 64, GRADIENTS = 8;
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -245,6 +248,16 @@ INLINE F::V narrow(const double* p, F::V) {
 }
 INLINE D::V narrow(const double* p, D::V) { return load(p); }
 INLINE void add(double* sums, D::V v) { store(sums, load(sums) + v); }
+
+// The same for long sums. Of float64 values, what each addition rounds off is kept (Knuth's TwoSum):
+// a sum of thousands of them would be no better than its last digits.
+INLINE void add(double* sums, double*, F::V v) { add(sums, v); }
+INLINE void add(double* sums, double* lost, D::V v) {
+  D::V before = load(sums), after = before + v, added = after - before;
+  store(sums, after);
+  D::V off = (before - (after - added)) + (v - added);
+  add(lost, off - off == 0 ? off : D::V{});  // infinities lose nothing
+}
 
 INLINE double total(D::V v) {  // pairwise
   double each[D::count];
@@ -662,11 +675,13 @@ INLINE void pieces(const Job& job, int64_t channel, Range values, int64_t limit,
   }
 }
 
+// Returns how many values the lane with the most of them got: a short plane fills few lanes.
 template <class S, class C>
-INLINE void along(S& strip, const C& call, Piece p) {
+INLINE int64_t along(S& strip, const C& call, Piece p) {
   int64_t i = 0;
   for (; i + S::WIDTH <= p.size; i += S::WIDTH) strip.step(call, p.place + i);
   strip.end(call, p.place + i, p.size - i);
+  return (p.size + S::WIDTH - 1) / S::WIDTH;
 }
 
 // The moments of `count` values, merged (Chan) with those of others, given as sums about a level.
@@ -697,22 +712,22 @@ INLINE typename Call<T>::A first_guess(const Call<T>& call, Piece p) {
 template <class T>
 void moments_of_planes(const Call<T>& call, Range channels, Range values, const Partial& partial) {
   using A = typename Call<T>::A;
-  constexpr int64_t MANY = 256 * Lanes<A>::count;  // 64 for each lane to sum
+  using S = Strip<Moments<T>, 4>;
   for (int64_t c = channels.begin; c < channels.end; ++c) {
-    Strip<Moments<T>, 4> strip(call, c);
+    S strip(call, c);
     Merged merged;
     A level = 0;
-    int64_t count = 0;
+    int64_t count = 0, of_a_lane = 0;
     bool begun = false;
-    pieces(call.job, c, values, MANY, [&](Piece p) {
+    pieces(call.job, c, values, SQUARES * S::WIDTH, [&](Piece p) {
       if (!begun) restart(strip, level = first_guess(call, p));
       begun = true;
-      along(strip, call, p);
+      of_a_lane += along(strip, call, p);
       count += p.size;
-      if (count >= MANY) {
+      if (of_a_lane >= SQUARES) {
         merged.add(count, level, total(sums(strip)), total(products(strip)));
         restart(strip, level = A(merged.mean));
-        count = 0;
+        count = of_a_lane = 0;
       }
     });
     if (count) merged.add(count, level, total(sums(strip)), total(products(strip)));
@@ -723,23 +738,22 @@ void moments_of_planes(const Call<T>& call, Range channels, Range values, const 
 
 template <class Step, class T>
 void gradients_of_planes(const Call<T>& call, Range channels, Range values, const Partial& partial) {
-  constexpr int64_t MANY = 64 * Lanes<typename Call<T>::A>::count;  // 16 for each lane to sum
+  using S = Strip<Step, 4>;
   for (int64_t c = channels.begin; c < channels.end; ++c) {
-    Strip<Step, 4> strip(call, c);
+    S strip(call, c);
     double dz[2 * D::count] = {}, dz_x_hat[2 * D::count] = {};
-    int64_t count = 0;
-    pieces(call.job, c, values, MANY, [&](Piece p) {
-      along(strip, call, p);
-      count += p.size;
-      if (count >= MANY) {
-        add(dz, sums(strip));
-        add(dz_x_hat, products(strip));
+    int64_t of_a_lane = 0;
+    pieces(call.job, c, values, GRADIENTS * S::WIDTH, [&](Piece p) {
+      of_a_lane += along(strip, call, p);
+      if (of_a_lane >= GRADIENTS) {
+        add(dz, dz + D::count, sums(strip));
+        add(dz_x_hat, dz_x_hat + D::count, products(strip));
         restart(strip);
-        count = 0;
+        of_a_lane = 0;
       }
     });
-    add(dz, sums(strip));
-    add(dz_x_hat, products(strip));
+    add(dz, dz + D::count, sums(strip));
+    add(dz_x_hat, dz_x_hat + D::count, products(strip));
     partial.first[c] = total(load(dz) + load(dz + D::count));
     partial.second[c] = total(load(dz_x_hat) + load(dz_x_hat + D::count));
   }
@@ -843,18 +857,29 @@ void moments_of_rows(const Call<T>& call, Range columns, Range rows, const Parti
 
 template <class Step, class T>
 void gradients_of_rows(const Call<T>& call, Range columns, Range rows, const Partial& partial) {
-  for (int64_t c = columns.begin; c < columns.end; ++c) partial.first[c] = partial.second[c] = 0;
+  // Where rows are pixels of many channels, torch's sums are less good, and ours may cost less.
+  const bool pixels = call.job.repeat == 1 && call.job.fold == 1;
+  const int64_t stride = call.job.stride, depth = pixels ? 2 * GRADIENTS : GRADIENTS;
+  double* const both[] = {partial.first, partial.second};
+  for (double* sums : both)
+    for (int64_t c = columns.begin; c < columns.end; ++c) sums[c] = sums[c + stride] = 0;
   for (Range tile = rows; tile.begin < rows.end; tile.begin = tile.end) {
     tile.end = least(tile.begin + TILE, rows.end);
     strips<T>(columns, [&](auto number, int64_t column, int64_t width) {
       Strip<Step, number.value> strip(call, column);
-      down(strip, call, tile, column, width);
-      strip.each(column, [&](auto& step, int64_t c) {
-        add(partial.first + c, step.sum);
-        add(partial.second + c, step.products);
-      });
+      for (Range few = tile; few.begin < tile.end; few.begin = few.end) {
+        few.end = least(few.begin + depth, tile.end);
+        down(strip, call, few, column, width);
+        strip.each(column, [&](auto& step, int64_t c) {
+          add(partial.first + c, partial.first + stride + c, step.sum);
+          add(partial.second + c, partial.second + stride + c, step.products);
+        });
+        restart(strip);
+      }
     });
   }
+  for (double* sums : both)
+    for (int64_t c = columns.begin; c < columns.end; ++c) sums[c] += sums[c + stride];
 }
 
 template <class Step, class T>
