@@ -443,3 +443,70 @@ def test_equal_absences_are_counted_and_none_is_not_mentioned(full):
     lost = comparison(failed(plain(0)), failed(twin(0)))
     assert "\n\n2 runs failed: RuntimeError: no memory\n\n" in str(lost)
     assert "not run" not in str(replace(full, trials=full.trials[:4]))
+
+
+class Counted(tuple):
+    """Trials that count how often they are gone through."""
+
+    __slots__ = ()
+    walks = 0
+
+    def __iter__(self):
+        Counted.walks += 1
+        return super().__iter__()
+
+
+def test_a_table_goes_through_the_trials_as_often_for_many_settings_as_for_few():
+    walks = []
+    for settings in (3, 30):
+        trials = [
+            made(seed, reached=30, rate=rate)
+            for rate in range(1, settings + 1)
+            for seed in range(2)
+            for made in (plain, twin)
+        ]
+        found = comparison()
+        object.__setattr__(found, "trials", Counted(trials))
+        Counted.walks = 0
+        str(found)
+        walks.append(Counted.walks)
+    assert walks[0] == walks[1] > 0
+
+
+HERE, THERE = (
+    {"host": host, "processor": processor, "threads": "1", "torch": "2.13.0"}
+    for host, processor in (("one", "CPU A"), ("other", "CPU B"))
+)
+
+
+def on(machine, *makers):
+    def run(make, seed):
+        slow = make is plain
+        reached, seconds = 20 + 10 * slow * (1 + seed % 2), 0.1 + 0.1 * slow
+        return make(seed, reached=reached, machine=machine, seconds=seconds)
+
+    return [run(make, seed) for seed in range(6) for make in makers]
+
+
+def test_seconds_of_a_comparison_on_one_machine_are_told_and_machines_are_not():
+    found = comparison(*on(HERE, plain, twin))
+    assert "In seconds it is about" in str(found)
+    assert found.unlike_machines == ""
+
+
+def test_times_of_unlike_machines_are_never_compared():
+    found = comparison(*on(HERE, plain), *on(THERE, twin))
+    assert found.slowdown is None
+    assert "In seconds" not in str(found)
+    assert found.unlike_machines in str(found)
+    assert found.unlike_machines == (
+        "The runs are of 2 hosts (CPU A, 1 threads, torch 2.13.0; CPU B, 1 threads, torch 2.13.0): "
+        "times are compared only within pairs of one machine."
+    )
+
+
+def test_times_within_pairs_of_one_machine_are_compared_whichever_it_is():
+    both = [replace(t, machine=THERE if t.seed % 2 else HERE) for t in on(HERE, plain, twin)]
+    found = comparison(*both)
+    assert found.slowdown == 0.5
+    assert "In seconds it is about" in str(found)

@@ -18,8 +18,10 @@ from bnkit import write_report
 from bnkit.experiments.metrics import Metric
 from bnkit.experiments.summary import Comparison, Recipe
 from bnkit.report import charts
+from bnkit.report.comparison_numbers import key_numbers
 from bnkit.report.comparison_page import charts as charts_of
 from bnkit.report.comparison_page import page
+from bnkit.report.formatting import NOTHING
 from report.fabricate import (
     NASTY,
     comparison,
@@ -326,3 +328,20 @@ def test_a_comparison_without_trials_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"`comparison` holds no trials.*: run some"):
         write_report(replace(SMALL, trials=()), tmp_path)
     assert contents(tmp_path) == {}
+
+
+def test_the_page_says_that_machines_were_unlike_and_shows_no_times_across_them():
+    def elsewhere(trial):
+        host = "other" if trial.seed else "one"
+        kind = {"processor": f"CPU of {host}", "threads": "1", "torch": "2.13.0"}
+        return replace(trial, machine={"host": host, **kind})
+
+    found = comparison((0.1, 3.0), ("relu",), 3, change=elsewhere)
+    html = page(found, charts_of(found))
+    reader = Reader(html)
+    assert reader.text.count("The runs are of 2 hosts (CPU of one, 1 threads, torch 2.13.0; ") == 2
+    assert {value.values["plain"] for value in key_numbers(found)[-1:]} == {NOTHING}
+    assert "pair by pair, a step takes" in reader.text
+    alike = comparison((0.1, 3.0), ("relu",), 3)
+    assert "The runs are of" not in read().text
+    assert key_numbers(alike)[-1].values["plain"] != NOTHING

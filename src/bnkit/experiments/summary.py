@@ -123,8 +123,15 @@ class Comparison(Shown):
 
     def at(self, learning_rate: float, activation: str, side: Side) -> tuple[TrialResult, ...]:
         """Return the trials of one side of one setting, one a seed."""
-        wanted = (learning_rate, activation, side)
-        return tuple(t for t in self.trials if (t.learning_rate, t.activation, t.side) == wanted)
+        return tuple(self._by_setting.get((learning_rate, activation, side), ()))
+
+    @cached_property
+    def _by_setting(self) -> Mapping[tuple[float, str, Side], Sequence[TrialResult]]:
+        found: dict[tuple[float, str, Side], list[TrialResult]] = {}
+        for trial in self.trials:
+            place = trial.learning_rate, trial.activation, trial.side
+            found.setdefault(place, []).append(trial)
+        return found
 
     def cell(self, learning_rate: float, activation: str) -> Cell:
         """Return the summary of one setting."""
@@ -171,9 +178,13 @@ class Comparison(Shown):
 
         Equal ones go to the setting that reaches the target in fewer steps.
         """
-        cells = [cell for cell in self.cells if activation in (None, cell.activation)]
-        ran = [cell for cell in cells if cell.side(side).metric is not None]
-        return max(ran, key=lambda cell: _merit(cell.side(side), self.metric), default=None)
+        cells = (cell for cell in self.ranked(side) if activation in (None, cell.activation))
+        return next(cells, None)
+
+    def ranked(self, side: Side) -> list[Cell]:
+        """Return the settings at which this side has a metric, the best first, as `best` has it."""
+        ran = [cell for cell in self.cells if cell.side(side).metric is not None]
+        return sorted(ran, key=lambda cell: _merit(cell.side(side), self.metric), reverse=True)
 
     def best_pairs(
         self, measure: Callable[[TrialResult], Any], other: Side | None = None
@@ -218,6 +229,20 @@ class Comparison(Shown):
     def machines(self) -> tuple[Mapping[str, str], ...]:
         """The machines that the trials ran on, each once; times are compared only within one."""
         return _machines_of(self.trials)
+
+    @property
+    def unlike_machines(self) -> str:
+        """The sentence that the runs are of several machines; "" where they are of one."""
+        if len(self.machines) < 2:
+            return ""
+        told = ("processor", "threads", "torch")
+        known = [[machine.get(name, "unknown") for name in told] for machine in self.machines]
+        kinds = sorted({f"{p}, {threads} threads, torch {torch}" for p, threads, torch in known})
+        hosts = several(len({machine.get("host") for machine in self.machines}), "host")
+        return (
+            f"The runs are of {hosts} ({'; '.join(kinds)}): times are compared only within pairs "
+            f"of one machine."
+        )
 
     @cached_property
     def quality_margin(self) -> float:
@@ -278,7 +303,14 @@ class Comparison(Shown):
             other=other,
             runs=[len(runs) for runs in trained.values()],
             trained=[(sum(a for a, _ in r), sum(b for _, b in r)) for r in trained.values()],
-            arrivals=self.best_pairs(self._arrival, other),
+            arrivals=[
+                (first, second)
+                if one == another
+                else (first._replace(seconds=math.nan), second._replace(seconds=math.nan))
+                for (one, first), (another, second) in self.best_pairs(
+                    lambda trial: (trial.machine, self._arrival(trial)), other
+                )
+            ],
             values=self.best_pairs(lambda t: t.test_metric, other),
             metric=self.metric,
             target=self.goal,
@@ -387,7 +419,7 @@ class Comparison(Shown):
             legend,
             text_table(columns, rows),
             *_absences(self.unfinished),
-            *_unlike(self.machines),
+            *filter(None, [self.unlike_machines]),
             *self._lagging(),
             *map(str, self.verdicts.values()),
         ]
@@ -431,7 +463,8 @@ def summarise(
     ends = [t.metric for t in trials if t.metric is not None]
     tests = [t.test_metric for t in trials if t.test_metric is not None]
     # Times of unlike machines have no median.
-    times = [t.milliseconds_per_step for t in trials if t.steps and len(_machines_of(trials)) < 2]
+    timed = trials if len(_machines_of(trials)) < 2 else ()
+    times = [trial.milliseconds_per_step for trial in timed if trial.steps]
     return SideSummary(
         success=SuccessRate(sum(map(succeeds, ran)), len(ran)),
         metric=median(ends) if ends else None,
@@ -468,19 +501,6 @@ def _written(side: SideSummary, metric: Metric) -> tuple[str, str, str]:
 def _machines_of(trials: Iterable[TrialResult]) -> tuple[Mapping[str, str], ...]:
     found = {tuple(sorted(t.machine.items())): t.machine for t in trials if t.machine}
     return tuple(found.values())
-
-
-def _unlike(machines: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return a paragraph that the runs are of several machines, if they are."""
-    if len(machines) < 2:
-        return []
-    kinds = {f"{m['processor']}, {m['threads']} threads, torch {m['torch']}" for m in machines}
-    hosts = several(len({machine["host"] for machine in machines}), "host")
-    sentence = (
-        f"The runs are of {hosts} ({'; '.join(sorted(kinds))}): times are compared only within "
-        f"pairs of one machine."
-    )
-    return [sentence]
 
 
 def _absences(unfinished: Sequence[TrialResult]) -> list[str]:

@@ -110,7 +110,9 @@ def _largest_rate(comparison: Comparison, side: Side) -> str:
 
 
 def _step_time(comparison: Comparison, side: Side) -> float | None:
-    """The time of a step in milliseconds, median over the settings."""
+    """The time of a step in milliseconds, median over the settings; None of unlike machines."""
+    if len(comparison.machines) > 1:
+        return None
     times = [cell.side(side).milliseconds_per_step for cell in comparison.cells]
     known = [time for time in times if time is not None]
     return median(known) if known else None

@@ -12,6 +12,7 @@ from bnkit.files import strict_json, write_atomically
 from bnkit.report import formatting
 from bnkit.report.chart_engine import written_whole
 from bnkit.report.comparison_numbers import METHODS, costs, key_numbers, missing_runs, two_modes
+from bnkit.report.selection import MOST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,6 +97,7 @@ def page(comparison: Comparison, charts: "Sequence[Chart]") -> str:
         costs=costs(comparison),
         two_modes=two_modes(comparison),
         methods=METHODS,
+        most=MOST,
         unseen=_unseen(comparison.settings),
         few_seeds=_few_seeds(len(comparison.seeds)),
         charts={chart.name: chart for chart in charts},

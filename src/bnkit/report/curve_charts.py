@@ -15,14 +15,13 @@ from bnkit.report.curves import Curves, Measure, Spread, curves_of
 from bnkit.report.formatting import after_comma, heading, number, short_name
 from bnkit.report.palette import fields_of, side_colours, stroke_of
 from bnkit.report.scales import Scale, powers
+from bnkit.report.selection import Setting, left_out, shown_settings
 from bnkit.tables import several
 
 CROSS = {"shape": "M-1,-1L1,1M-1,1L1,-1", "size": 28, "strokeWidth": 2, "opacity": 1}
 ROOM = 112  # pixels between two panels: the names of the lines, then the labels of the axis
 DECADES = 6  # below this many powers of ten under its top, a loss is as good as zero
 AT_VALUE = {"x": "step:Q", "color": "side:N"}  # of layers whose rows are a value of a side each
-
-Setting = tuple[float, str]  # learning rate, activation
 
 
 @dataclass(frozen=True)
@@ -116,8 +115,7 @@ def _curves(comparison: Comparison, measure: Measure) -> dict[Setting, Curves]:
         (lr, activation): curves_of(
             {side: comparison.at(lr, activation, side) for side in comparison.sides}, measure
         )
-        for activation in comparison.activations
-        for lr in comparison.learning_rates
+        for lr, activation in shown_settings(comparison)
     }
 
 
@@ -139,7 +137,7 @@ def _chart(
     return Chart(
         name=shown.name,
         title=f"{title}: {_against(comparison.sides)}",
-        caption=(*caption, *notes),
+        caption=(*caption, *notes, *left_out(comparison)),
         groups=tuple(_groups(comparison, curves, shown)),
         width=190,
         room=ROOM,
@@ -166,27 +164,32 @@ def _with_short_name(side: Side) -> str:
 def _groups(
     comparison: Comparison, curves: Mapping[Setting, Curves], shown: Quantity
 ) -> Iterable[Group]:
-    """A group for each activation, its panels by learning rate; for one rate, one group."""
+    """A group for each activation, its panels by learning rate; one where it has one panel each."""
     last_step = max((t.curve.steps[-1] for t in comparison.trials if t.curve.steps), default=1)
 
-    def panel(setting: Setting, title: str) -> Panel:
+    def panel(setting: Setting, title: str, *more: str) -> Panel:
         return Panel(
             name=f"{shown.name}-{list(curves).index(setting)}",
             description=_in_words(setting, curves[setting], shown),
             layers=_layers(curves[setting], shown, last_step),
-            title=alt.Title(title, subtitle=shown.label),
+            title=alt.Title(title, subtitle=[*more, shown.label] if more else shown.label),
             data=_table(curves[setting]),
             colour=side_colours(comparison.sides),
             width=300,
             hover=hover("step", list(_readings(curves[setting], shown))),
         )
 
-    if len(comparison.learning_rates) == 1 and len(comparison.activations) > 1:
+    rated = {setting: f"learning rate {number(setting[0])}" for setting in curves}
+    activations = list(dict.fromkeys(activation for _, activation in curves))
+    if len(comparison.learning_rates) == 1 and len(activations) > 1:
         yield Group("", tuple(panel(setting, setting[1]) for setting in curves))
         return
-    for activation in comparison.activations:
+    if left_out(comparison) and len(activations) > 1:
+        yield Group("", tuple(panel(setting, setting[1], rated[setting]) for setting in curves))
+        return
+    for activation in activations:
         settings = [setting for setting in curves if setting[1] == activation]
-        panels = tuple(panel(each, f"learning rate {number(each[0])}") for each in settings)
+        panels = tuple(panel(each, rated[each]) for each in settings)
         yield Group(heading(activation), panels)
 
 

@@ -11,6 +11,7 @@ from bnkit.report.charts import ONCE, Chart, Group, Panel, layer
 from bnkit.report.formatting import after_comma, heading, number
 from bnkit.report.palette import fields_of, side_colours
 from bnkit.report.scales import Scale, powers
+from bnkit.report.selection import left_out, shown_settings
 
 # Shape and filling tell the sides apart without colour: a ring may lie around a dot.
 MARKS: tuple[dict[str, Any], ...] = (
@@ -23,6 +24,7 @@ MARKS: tuple[dict[str, Any], ...] = (
 )
 WORDS = ("Ring", "Dot", "Diamond", "Triangle", "Square", "Cross")
 ROOM_OF_A_SEED, ROOM_OF_A_SETTING = 9, 14  # pixels
+SEEDS = 20  # that are drawn, at most
 IN_ITS_ROW = {"yOffset": "seed:O"}
 # Where runs are drawn that never reach the target, and the axis ends: first to last step is 1.
 NEVER, END = 1.125, 1.165
@@ -30,16 +32,24 @@ NEVER, END = 1.125, 1.165
 
 def steps_chart(comparison: Comparison) -> Chart:
     """Return the steps to the target of every pair of runs, a panel for each activation."""
+    rates: dict[str, list[float]] = {}
+    for learning_rate, activation in shown_settings(comparison):
+        rates.setdefault(activation, []).append(learning_rate)
+    scale, seeds = steps_scale(comparison), comparison.seeds[:SEEDS]
     panels = tuple(
-        _panel(comparison, activation, f"steps-{n}")
-        for n, activation in enumerate(comparison.activations)
+        _panel(comparison, activation, rates[activation], seeds, scale, f"steps-{n}")
+        for n, activation in enumerate(rates)
     )
+    more = len(comparison.seeds) - len(seeds)
+    seeds_left_out = (f"The first {len(seeds)} of {len(comparison.seeds)} seeds.",) if more else ()
     return Chart(
         name="steps",
         title=f"Training steps to {comparison.goal}",
         caption=(
             f"{_legend(comparison.sides)} A line joins the runs of one seed.",
             "“never”: the run ended or failed without reaching the target.",
+            *seeds_left_out,
+            *left_out(comparison),
         ),
         groups=(Group("", panels),),
         width=330,
@@ -58,32 +68,46 @@ def steps_scale(comparison: Comparison) -> Scale:
     return Scale(first, end, (*powers(first, last, most=6), never), "log")
 
 
-def _panel(comparison: Comparison, activation: str, name: str) -> Panel:
-    scale = steps_scale(comparison)
+def _panel(
+    comparison: Comparison,
+    activation: str,
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    scale: Scale,
+    name: str,
+) -> Panel:
     edge = scale.value((1 + NEVER) / 2 / END)  # between the last step and "never"
-    room = ROOM_OF_A_SEED * len(comparison.seeds) + ROOM_OF_A_SETTING
+    room = ROOM_OF_A_SEED * len(seeds) + ROOM_OF_A_SETTING
+    rows = [row for rate in rates for row in _rows(comparison, rate, activation, seeds, scale)]
     return Panel(
         name=name,
         description=f"Steps to the target of each pair of runs{after_comma(activation)}.",
         layers=[
-            _joins(comparison, scale, edge),
+            _joins(rates, scale, edge),
             layer("rule", ONCE, {"strokeDash": [2, 2]}, x=alt.XDatum(edge)),
             *(_points(side, comparison.sides) for side in comparison.sides),
         ],
         title=alt.Title(heading(activation), subtitle="learning rate"),
-        height=room * len(comparison.learning_rates),
-        data=alt.InlineData(values=list(_rows(comparison, activation, scale.ticks[-1]))),
+        height=room * len(rates),
+        data=alt.InlineData(values=rows),
         colour=side_colours(comparison.sides),
     )
 
 
-def _rows(comparison: Comparison, activation: str, never: float) -> Iterable[dict[str, Any]]:
-    fields = fields_of(comparison.sides)
-    pairs: dict[tuple[float, int], dict[Side, TrialResult]] = {}
-    for trial in comparison.trials:
-        if trial.activation == activation and trial.outcome != "not run":
-            pairs.setdefault((trial.learning_rate, trial.seed), {})[trial.side] = trial
-    for (learning_rate, seed), pair in pairs.items():
+def _rows(
+    comparison: Comparison,
+    learning_rate: float,
+    activation: str,
+    seeds: Sequence[int],
+    scale: Scale,
+) -> Iterable[dict[str, Any]]:
+    fields, never = fields_of(comparison.sides), scale.ticks[-1]
+    pairs: dict[int, dict[Side, TrialResult]] = {}
+    for side in comparison.sides:
+        for trial in comparison.at(learning_rate, activation, side):
+            if trial.outcome != "not run" and trial.seed in seeds:
+                pairs.setdefault(trial.seed, {})[side] = trial
+    for seed, pair in pairs.items():
         row: dict[str, Any] = {"learning rate": number(learning_rate), "seed": seed}
         lines = [f"learning rate {number(learning_rate)}, seed {seed}"]
         for side, trial in pair.items():
@@ -95,9 +119,9 @@ def _rows(comparison: Comparison, activation: str, never: float) -> Iterable[dic
         yield {**row, **joined, "reading": "\n".join(lines)}
 
 
-def _joins(comparison: Comparison, scale: Scale, edge: float) -> Any:
+def _joins(rates: Sequence[float], scale: Scale, edge: float) -> Any:
     """A line between the runs of a seed; it brings the axes, which the other layers share."""
-    order = [number(learning_rate) for learning_rate in comparison.learning_rates]
+    order = [number(learning_rate) for learning_rate in rates]
     named = alt.Axis(title=None, grid=True, tickBand="extent")
     label = f"datum.value > {edge} ? 'never' : format(datum.value, ',d')"
     joins = layer(

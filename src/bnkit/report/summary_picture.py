@@ -12,6 +12,7 @@ from bnkit.report.charts import Chart, Group, Row, layer
 from bnkit.report.comparison_numbers import KeyNumber, key_numbers
 from bnkit.report.formatting import short_name
 from bnkit.report.palette import PAPER, fields_of
+from bnkit.report.selection import shown_settings
 
 WIDTH = 1150  # pixels, of which each panel has its share with the room beside it
 PANELS = 4  # at most
@@ -48,7 +49,8 @@ def _nearest_to_the_best(comparison: Comparison, curves: Chart) -> Group:
     plain, other, *_ = comparison.sides
     best = comparison.best(other) or comparison.best(plain)
     # The panels come in the order of the settings.
-    panel = curves.panels[comparison.cells.index(best) if best else 0]
+    shown = shown_settings(comparison)
+    panel = curves.panels[shown.index((best.learning_rate, best.activation)) if best else 0]
     group = next(group for group in curves.groups if panel in group.panels)
     place, last = group.panels.index(panel), max(0, len(group.panels) - PANELS)
     first = min(max(0, place - PANELS // 2), last)
