@@ -8,13 +8,19 @@ from typing import Annotated, Any, Literal, TypedDict, Unpack, get_args
 
 import keras
 import numpy as np
-import torch
 from keras import layers as L
 
 from bnkit.keras.batches import inputs_in
 from bnkit.keras.graph import Call, Graph, check_graph, graphs_of, layers_inside
-from bnkit.keras.kernels import WEIGHT_LAYERS, affine_by, array_of, arrays_of, features_axis
-from bnkit.keras.observation import calling_instead
+from bnkit.keras.kernels import (
+    WEIGHT_LAYERS,
+    affine_by,
+    array_of,
+    arrays_of,
+    features_axis,
+    tensor_of,
+)
+from bnkit.keras.observation import calling_instead, infer
 from bnkit.keras.plan import Edit, Plan, left
 from bnkit.keras.rebuilding import Change, NewLayer, merged, rebuilt
 from bnkit.keras.roles import (
@@ -296,8 +302,7 @@ def _measured(
 
     def measuring(norm: Any) -> Any:
         def instead(_call: Any, x: Any, _keywords: dict[str, Any]) -> Any:
-            values = torch.from_numpy(array_of(x))
-            found = Moments.of(values, channel_axis=norm.axis)
+            found = Moments.of(tensor_of(x), channel_axis=norm.axis)
             moments[norm.name] = moments[norm.name] + found if norm.name in moments else found
             return x
 
@@ -309,7 +314,7 @@ def _measured(
     with calling_instead({norm: measuring(norm) for norm in norms}):
         for inputs in inputs_in(model, batches):
             first = inputs if first is None else first
-            probe(inputs, training=False)
+            infer(probe, inputs)
     for name, found in moments.items():
         if not found.deviations.isfinite().all():
             raise SurgeryError(

@@ -13,7 +13,13 @@ import torch
 from bnkit.keras.batches import inputs_in
 from bnkit.keras.graph import check_graph
 from bnkit.keras.kernels import Array, array_of
-from bnkit.keras.observation import Statistics, calling_instead, normalising_by, statistics_of
+from bnkit.keras.observation import (
+    Statistics,
+    calling_instead,
+    infer,
+    normalising_by,
+    statistics_of,
+)
 from bnkit.keras.rebuilding import rebuilt
 from bnkit.keras.recalibration import moments_of_input, moments_of_rows, objection_to_measuring
 from bnkit.keras.roles import batch_norms_of
@@ -139,7 +145,7 @@ class _Comparing:
 
 def outputs_of_run(model: Any, inputs: Any) -> list[Array]:
     """Return the outputs of a model in inference, in float64."""
-    return [array_of(y) for y in keras.tree.flatten(model(inputs, training=False))]
+    return [array_of(y) for y in keras.tree.flatten(infer(model, inputs))]
 
 
 def squares_of(values: Array, other: Array) -> tuple[float, float]:

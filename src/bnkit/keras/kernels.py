@@ -30,12 +30,22 @@ class Affine:
     shift: Array
 
 
-def array_of(variable: Any) -> Array:
-    """Return the values of a variable or tensor of any backend, in float64."""
+def tensor_of(variable: Any) -> torch.Tensor:
+    """Return the values of a variable or tensor of any backend, on the CPU, in their own dtype.
+
+    It is float64 where torch does not have theirs.
+    """
     value = variable.value if isinstance(variable, keras.Variable) else variable
     if isinstance(value, torch.Tensor):  # Keras' way warns with NumPy 2.4
-        return value.detach().cpu().double().numpy()
-    return np.asarray(keras.ops.convert_to_numpy(value), dtype=np.float64)
+        return value.detach().cpu()
+    array = np.asarray(keras.ops.convert_to_numpy(value))
+    known = array.dtype.type.__module__ == "numpy"  # not bfloat16
+    return torch.tensor(array if known else array.astype("float64"))
+
+
+def array_of(variable: Any) -> Array:
+    """Return the values of a variable or tensor of any backend, in float64."""
+    return tensor_of(variable).double().numpy()
 
 
 def arrays_of(layer: Any) -> Arrays:

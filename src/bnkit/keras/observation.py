@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import keras
+import torch
 
 from bnkit.keras.kernels import Array, array_of
 
@@ -13,6 +14,12 @@ Instead = Callable[[Callable[..., Any], Any, dict[str, Any]], Any]
 Statistics = tuple[Array, Array]  # mean and biased variance, (C,)
 # Gets a path, its input and mask; returns what the layer normalises by, None for its own.
 See = Callable[[str, Any, Any], Statistics | None]
+
+
+def infer(model: Any, inputs: Any) -> Any:
+    """Return what a model makes of inputs in inference; the torch backend records no gradients."""
+    with torch.no_grad():
+        return model(inputs, training=False)
 
 
 @contextmanager

@@ -12,9 +12,10 @@ import torch
 from bnkit.batches import number_of
 from bnkit.keras.batches import inputs_in, refuse_iterator
 from bnkit.keras.graph import check_graph
-from bnkit.keras.kernels import Array, array_of
+from bnkit.keras.kernels import Array, array_of, tensor_of
 from bnkit.keras.observation import (
     Statistics,
+    infer,
     normalising_by,
     statistics_of,
     write_statistics,
@@ -217,7 +218,7 @@ def _measured(
     with normalising_by(layers, see):
         for inputs in batches:
             with suppress(_Stop):
-                model(inputs, training=False)
+                infer(model, inputs)
     return samples
 
 
@@ -232,9 +233,11 @@ def moments_of_input(layer: Any, x: Any, mask: Any, path: str) -> Moments:
     >>> moments_of_input(layer, x, mask, "").mean.item()
     3.0
     """
-    values, chosen = _values_and_chosen(layer, x, mask)
-    rows = (values if mask is None else values[chosen]).reshape(-1, values.shape[-1])
-    moments = Moments.of(torch.from_numpy(rows))
+    if mask is None:
+        moments = Moments.of(tensor_of(x), channel_axis=layer.axis)
+    else:
+        values, chosen = _values_and_chosen(layer, x, mask)
+        moments = Moments.of(torch.from_numpy(values[chosen]))
     if not moments.deviations.isfinite().all():
         raise ValueError(
             f"layer '{path}' gets values that are not finite (NaN, infinite, or too large for "

@@ -28,7 +28,7 @@ from bnkit.keras.kernels import (
     array_of,
     features_axis,
 )
-from bnkit.keras.observation import calling_instead
+from bnkit.keras.observation import calling_instead, infer
 from bnkit.surgery import SurgeryError
 
 EXACT = 1e-10  # what rounding in float64 may leave of a pair
@@ -120,7 +120,7 @@ def error_of_pairs(model: Any, pairs: Sequence[Pair], example: Any) -> float | N
         return instead
 
     with calling_instead({layer: prove(these) for layer, these in waiting.items()}):
-        model(example, training=False)
+        infer(model, example)
     return max(errors, default=None)
 
 
@@ -234,7 +234,7 @@ def _padding(layer: Any, sizes: Iterable[int]) -> list[int]:
 
 
 def _outputs(model: Any, example: Any) -> list[Array]:
-    return [array_of(t) for t in keras.tree.flatten(model(example, training=False))]
+    return [array_of(t) for t in keras.tree.flatten(infer(model, example))]
 
 
 def _one_unit_more(example: Any) -> Any:
