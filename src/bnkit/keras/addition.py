@@ -30,7 +30,7 @@ from bnkit.keras.roles import (
     objection_to_class,
     own_activation,
 )
-from bnkit.keras.verification import Pair, error_of_pairs, prove_same_function
+from bnkit.keras.verification import Pair, prove_same_function
 from bnkit.moments import Moments
 from bnkit.norms import NOT_CHOSEN
 from bnkit.options import Default, with_options
@@ -142,8 +142,7 @@ def plan_insertion(
     found = [change for p in places for change in placing.changes(p, values[p.norm])]
     plan = dataclasses.replace(plan, changes=merged(found))
     pairs = [_pair(place, values[place.norm], placing) for place in places]
-    errors = error_of_pairs(model, pairs, first)
-    proof = prove_same_function(model, plan.apply(model), first, errors, tolerance=tolerance)
+    proof = prove_same_function(model, plan.apply(model), first, pairs, tolerance=tolerance)
     return dataclasses.replace(plan, proof=proof)
 
 

@@ -34,7 +34,7 @@ from bnkit.keras.roles import (
     objection_to_new_values,
     own_activation,
 )
-from bnkit.keras.verification import Pair, error_of_pairs, example_of, prove_same_function
+from bnkit.keras.verification import Pair, example_of, prove_same_function
 from bnkit.norms import NOT_CHOSEN
 from bnkit.surgery import SurgeryError
 
@@ -151,8 +151,7 @@ def _planned(
     if not plan.edits:
         return plan
     example = example_of(model, example)
-    errors = error_of_pairs(model, pairs, example)
-    proof = prove_same_function(model, plan.apply(model), example, errors, tolerance=tolerance)
+    proof = prove_same_function(model, plan.apply(model), example, pairs, tolerance=tolerance)
     return dataclasses.replace(plan, proof=proof)
 
 

@@ -28,7 +28,7 @@ from bnkit.keras.kernels import (
     array_of,
     features_axis,
 )
-from bnkit.keras.observation import calling_instead, infer
+from bnkit.keras.observation import Instead, calling_instead, infer
 from bnkit.surgery import SurgeryError
 
 EXACT = 1e-10  # what rounding in float64 may leave of a pair
@@ -101,37 +101,18 @@ def example_of(model: Any, example: Any) -> Any:
     return keras.tree.map_structure(numbers, inputs_of(model))
 
 
-def error_of_pairs(model: Any, pairs: Sequence[Pair], example: Any) -> float | None:
-    """Return the largest error of a pair in float64, on what its layer gets when `model` runs.
+def prove_same_function(
+    original: Any, changed: Any, example: Any, pairs: Sequence[Pair], *, tolerance: float | None
+) -> Proof:
+    """Return how far `changed` is from `original` on `example`, in three runs.
 
-    None where there are no pairs. Raises SurgeryError for one above 1e-10, naming the layer.
+    Each pair is proven in float64 on what its layer gets when the original runs. Raises
+    SurgeryError, naming the layer, for a pair whose error is above 1e-10, and for a changed model
+    that is too far from the original.
     """
     errors: list[float] = []
-    waiting: dict[Any, list[Pair]] = {}
-    for pair in pairs:
-        waiting.setdefault(pair.call.operation, []).append(pair)
-
-    def prove(these: list[Pair]) -> Any:
-        def instead(call: Any, x: Any, keywords: dict[str, Any]) -> Any:
-            y = call(x, **keywords)
-            errors.extend(_error_of(pair, x, y) for pair in these)
-            return y
-
-        return instead
-
-    with calling_instead({layer: prove(these) for layer, these in waiting.items()}):
-        infer(model, example)
-    return max(errors, default=None)
-
-
-def prove_same_function(
-    original: Any, changed: Any, example: Any, pairs: float | None, *, tolerance: float | None
-) -> Proof:
-    """Return how far `changed` is from `original` on `example`; SurgeryError where it is too far.
-
-    `pairs` is what `error_of_pairs` returned.
-    """
-    before = _outputs(original, example)
+    with calling_instead(_proving(pairs, errors)):
+        before = _outputs(original, example)
     error, absolute = _distance(before, _outputs(changed, example))
     rounding, _ = _distance(before, _outputs(original, _one_unit_more(example)))
     kinds = {layer.compute_dtype for layer in layers_inside(original)}
@@ -143,7 +124,24 @@ def prove_same_function(
             f"{error:.2g}, and at most {bound:.2g} is allowed; leave layers out by `where`, or "
             f"allow more by `tolerance`"
         )
-    return Proof(error, absolute, rounding, pairs)
+    return Proof(error, absolute, rounding, max(errors, default=None))
+
+
+def _proving(pairs: Iterable[Pair], errors: list[float]) -> dict[Any, Instead]:
+    """Return what lets the layers of pairs compute as they do, and adds their errors."""
+    waiting: dict[Any, list[Pair]] = {}
+    for pair in pairs:
+        waiting.setdefault(pair.call.operation, []).append(pair)
+
+    def prove(these: list[Pair]) -> Instead:
+        def instead(call: Any, x: Any, keywords: dict[str, Any]) -> Any:
+            y = call(x, **keywords)
+            errors.extend(_error_of(pair, x, y) for pair in these)
+            return y
+
+        return instead
+
+    return {layer: prove(these) for layer, these in waiting.items()}
 
 
 def _error_of(pair: Pair, x: Any, y: Any) -> float:
