@@ -4,8 +4,8 @@
 
 Correctness first: the first batch norm's statistics must be those of float64. Then, network by
 network and interleaved, the medians of a pass in inference and one in training mode, both without
-gradients, of measuring, and of a copy of the model, of which `recalibrate` makes two. One thread, whose own
-time is taken, so that what else runs on the machine counts for little. The figures go to
+gradients, of measuring, and of a copy of the model, of which `recalibrate` makes two. One thread,
+whose own time is taken, so that what else runs on the machine counts for little. The figures go to
 benchmarks/recalibration_in_keras.json.
 """
 
@@ -28,7 +28,7 @@ from bnkit.keras.kernels import array_of
 from bnkit.keras.rebuilding import rebuilt
 
 FIGURES = Path(__file__).with_suffix(".json")
-ROUNDS, BATCHES, SIZE = 3, 4, 16
+ROUNDS, BATCHES, SIZE = 2, 3, 16
 
 
 def conv_net() -> Any:

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from bnkit.diagnosis.finding import Finding
+from bnkit.diagnosis.rules.single_steps import Step, batch_norms_in_steps
 from bnkit.extras import require
 
 _TRAINING = "training"
@@ -29,6 +30,8 @@ _LOWERED = frozenset(
 # Those that know one mode only.
 _IN_EVAL = ("_native_batch_norm_legit_no_training", "_batch_norm_no_update")
 _IN_TRAINING = ("_batch_norm_with_update", "_batch_norm_with_update_functional", "batch_norm_stats")
+
+SINGLE_STEPS = "single steps"  # for the operation of a batch norm that has none of its own
 
 _WEIGHTS = ("conv", "linear", "addmm", "matmul", "mm")
 _ONNX_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -52,8 +55,9 @@ def findings_of(remnants: Iterable[Remnant]) -> Iterator[Finding]:
     """Yield the findings on what a program still holds: an error, then information."""
     found = list(remnants)
     training = [r for r in found if r.training]
-    fed = [r for r in found if not r.training and r.feeder]
-    others = [r for r in found if not r.training and not r.feeder]
+    in_steps = [r for r in found if r.operation == SINGLE_STEPS]
+    fed = [r for r in found if not r.training and r.feeder and r not in in_steps]
+    others = [r for r in found if not r.training and not r.feeder and r not in in_steps]
     if training:
         yield Finding(
             "exported-batch-norm",
@@ -72,6 +76,18 @@ def findings_of(remnants: Iterable[Remnant]) -> Iterator[Finding]:
             {"batch norms": len(fed), "fed by": fed[0].feeder},
             "The program computes batch norms that could be part of the weights before them.",
             "Fold before the export: model = bnkit.fold(model.eval(), example).",
+        )
+    if in_steps:
+        feeders = ", ".join(sorted({remnant.feeder for remnant in in_steps} - {""}))
+        yield Finding(
+            "exported-batch-norm",
+            "info",
+            _layers(in_steps),
+            {"batch norms": len(in_steps), **({"fed by": feeders} if feeders else {})},
+            "The program computes batch norms in single steps (subtract, multiply, add), which no "
+            "tool behind the export takes for one.",
+            "Fold before the export: bnkit.keras.fold(model) in Keras, and in torch "
+            "bnkit.fold(model.eval(), example).",
         )
     if others:
         yield Finding(
@@ -97,8 +113,12 @@ def remnants_in(program: Any) -> Iterable[Remnant]:
             raise FileNotFoundError(f"`program` is {str(path)!r}, and there is no such file")
         in_archive = path.suffix == ".pt2"
         return _remnants_of_archive(path) if in_archive else remnants_of_onnx(_onnx(path))
-    if isinstance(program, torch.export.ExportedProgram | fx.GraphModule):
-        return remnants_of_graph(program.graph)
+    if isinstance(program, torch.export.ExportedProgram):
+        given = program.graph_signature.user_inputs
+        return [*remnants_of_graph(program.graph), *_in_steps(_steps_of(program.graph), given)]
+    if isinstance(program, fx.GraphModule):
+        given = [node.name for node in program.graph.nodes if node.op == "placeholder"]
+        return [*remnants_of_graph(program.graph), *_in_steps(_steps_of(program.graph), given)]
     proto = getattr(program, "model_proto", program)  # of torch.onnx.ONNXProgram
     if hasattr(getattr(proto, "graph", None), "node"):
         return remnants_of_onnx(proto)
@@ -106,6 +126,11 @@ def remnants_in(program: Any) -> Iterable[Remnant]:
         f"`program` is a {type(program).__name__}: pass what torch.export.export returned, a "
         f"torch.fx.GraphModule, an ONNX ModelProto or the path of a file of either"
     )
+
+
+def _in_steps(steps: Iterable[Step], given: Iterable[Any]) -> Iterator[Remnant]:
+    for step, feeder in batch_norms_in_steps(steps, map(str, given), _is_weights):
+        yield Remnant(step.path or step.makes, SINGLE_STEPS, training=False, feeder=feeder)
 
 
 # Graphs of torch.export and torch.fx
@@ -123,7 +148,14 @@ def remnants_of_graph(graph: fx.Graph) -> Iterator[Remnant]:
         operation = _operation(node)
         training = _training_of(node, operation)
         if training is not None:
-            yield Remnant(_path(node), operation, training, _feeder(node))
+            yield Remnant(_path(node, node.name), operation, training, _feeder(node))
+
+
+def _steps_of(graph: fx.Graph) -> Iterator[Step]:
+    for node in graph.nodes:
+        if node.op == "call_function":
+            reads = tuple(each.name for each in node.all_input_nodes)
+            yield Step(_operation(node), reads, node.name, _path(node, ""))
 
 
 def _operation(node: fx.Node) -> str:
@@ -150,11 +182,11 @@ def _takes_batch_statistics(operation: str, overload: str, *, training: bool) ->
     return training or overload == "no_stats"  # without running statistics there is no other way
 
 
-def _path(node: fx.Node) -> str:
-    """Return the path of the module in which the node was traced, else its own name."""
+def _path(node: fx.Node, default: str) -> str:
+    """Return the path of the module in which the node was traced."""
     stack: Any = node.meta.get("nn_module_stack") or {}
     paths = [place[0] for place in stack.values() if isinstance(place, tuple)]
-    return str(paths[-1]) if paths else node.name
+    return str(paths[-1]) if paths else default
 
 
 def _feeder(node: fx.Node) -> str:
@@ -166,7 +198,7 @@ def _feeder(node: fx.Node) -> str:
 
 
 def _is_weights(operation: str) -> bool:
-    return any(word in operation for word in _WEIGHTS)
+    return operation in _ONNX_WEIGHTS or any(word in operation for word in _WEIGHTS)
 
 
 # Files of torch.export.save
@@ -225,6 +257,17 @@ def _remnants_of_document(document: Any) -> Iterator[Remnant]:
             path = _path_in(node["metadata"].get("nn_module_stack", ""))
             (name, *_) = _names(node["outputs"])
             yield Remnant(path or name, operation, training, feeder if taken else "")
+    specs = [
+        spec.get("user_input") for spec in document["graph_module"]["signature"]["input_specs"]
+    ]
+    called_with = [name for spec in specs if spec for name in _names(spec)]
+    yield from _in_steps(map(_step_in, nodes), called_with)
+
+
+def _step_in(node: Any) -> Step:
+    (makes, *_) = (*_names(node["outputs"]), "")
+    path = _path_in(node["metadata"].get("nn_module_stack", ""))
+    return Step(_target(node)[0], tuple(_names(node["inputs"])), makes, path)
 
 
 def _target(node: Any) -> tuple[str, str]:
@@ -277,7 +320,14 @@ def remnants_of_onnx(model: Any) -> Iterator[Remnant]:
     `BatchNormalization` is in training mode if its attribute `training_mode` is 1 (since opset 14)
     or it has more than one output (before).
     """
-    yield from _of_onnx_graph(model.graph)
+    graph = model.graph
+    yield from _of_onnx_graph(graph)
+    stored = {each.name for each in graph.initializer}
+    steps = (
+        Step(node.op_type, tuple(node.input), next(iter(node.output), ""), _path_of_scopes(node))
+        for node in graph.node
+    )
+    yield from _in_steps(steps, [each.name for each in graph.input if each.name not in stored])
     for function in getattr(model, "functions", ()):
         yield from _of_onnx_graph(function)
 
