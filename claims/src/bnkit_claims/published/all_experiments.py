@@ -5,6 +5,7 @@ from bnkit_claims.published import (
     fastai,
     imagenet,
     inference,
+    percentiles,
     reading_pixels,
 )
 from bnkit_claims.published.experiment import PublishedExperiment
@@ -16,6 +17,7 @@ EXPERIMENTS: tuple[PublishedExperiment, ...] = (
     *DLOLOGY,
     *dlology_in_keras.EXPERIMENTS,
     PAPER,
+    percentiles.EXPERIMENT,
     fastai.EXPERIMENT,
     reading_pixels.EXPERIMENT,
     *imagenet.EXPERIMENTS,
