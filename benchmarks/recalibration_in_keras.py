@@ -23,8 +23,8 @@ from keras import layers as L
 
 import bnkit.keras as bnk
 from bnkit.experiments.provenance import environment
-from bnkit.keras.experiment import keras_versions
 from bnkit.keras.kernels import array_of
+from bnkit.keras.provenance import keras_versions
 from bnkit.keras.rebuilding import rebuilt
 
 FIGURES = Path(__file__).with_suffix(".json")

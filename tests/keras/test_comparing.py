@@ -15,15 +15,15 @@ import bnkit.keras as bnk
 from bnkit.experiments.metrics import ACCURACY, Metric
 from bnkit.keras.batches import pairs_in
 from bnkit.keras.comparing import plan_comparison
-from bnkit.keras.experiment import (
+from bnkit.keras.files import save_model
+from bnkit.keras.fitting import measured, measured_by_mini_batches
+from bnkit.keras.kernels import array_of
+from bnkit.keras.provenance import (
     keras_settings,
     model_fingerprint,
     values_of,
     with_keras_settings,
 )
-from bnkit.keras.files import save_model
-from bnkit.keras.fitting import measured, measured_by_mini_batches
-from bnkit.keras.kernels import array_of
 from bnkit.keras.settings import KerasSettings
 from bnkit.keras.sides import without_batch_norms
 

@@ -30,18 +30,10 @@ from bnkit.experiments.verdict import LOOKS
 from bnkit.extras import require
 from bnkit.keras.batches import pairs_in
 from bnkit.keras.compiling import identity_of, metric_of
-from bnkit.keras.experiment import (
-    PARTS,
-    Build,
-    KerasExperiment,
-    keras_settings,
-    keras_versions,
-    model_fingerprint,
-    named_source,
-    own_source,
-    values_of,
-)
+from bnkit.keras.experiment import Build, KerasExperiment
+from bnkit.keras.provenance import keras_settings, keras_versions, model_fingerprint, values_of
 from bnkit.keras.settings import OF_THE_BUILT_IN_LOOP, KerasSettings
+from bnkit.keras.sources import PARTS, named_source, own_source
 from bnkit.keras.trials import KerasTrial
 from bnkit.observation import preserved_random_state
 from bnkit.options import parameters_of, showing

@@ -1,25 +1,16 @@
 """`KerasExperiment`: a Keras model, its twin and their data or loop, drawn by seed."""
 
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
-from bnkit.batches import number_of
-from bnkit.experiments import data as data_sets
 from bnkit.experiments.experiment import AS_BUILT
-from bnkit.experiments.loaders import Loaders, open_own
+from bnkit.experiments.loaders import Loaders
 from bnkit.experiments.metrics import ACCURACY, Metric
 from bnkit.experiments.own_loop import OwnLoop, RunningTrial
-from bnkit.experiments.provenance import batch_fingerprint, fingerprint, versions
 from bnkit.experiments.results import Side
 from bnkit.experiments.summary import Recipe
 from bnkit.experiments.trial_logs import Tell
@@ -29,30 +20,15 @@ from bnkit.keras.compiling import arguments_of, check_plain_training, compiled, 
 from bnkit.keras.files import open_model
 from bnkit.keras.functional import as_functional
 from bnkit.keras.graph import compiled_with, is_graph, layers_inside
-from bnkit.keras.kernels import array_of
 from bnkit.keras.roles import batch_norms_of, is_batch_norm
 from bnkit.keras.settings import Change, KerasSettings
 from bnkit.keras.sides import made, without_batch_norms
+from bnkit.keras.sources import KerasSource
 from bnkit.observation import preserved_random_state
-from bnkit.references import blaming, called, reference_to
-from bnkit.source_code import modules_beside, own_sources, source_of
-
-PARTS = "each arrays (x, y) as `fit` takes them, or an iterable of such mini-batches"
+from bnkit.references import called
+from bnkit.source_code import modules_beside, own_sources
 
 Build = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class KerasSource:
-    """Where mini-batches come from: `open_loaders()` begins them anew, from the global generators.
-
-    `steps` is the length of a run; `identity` is what of it decides the numbers.
-    """
-
-    name: str
-    open_loaders: Callable[[], Loaders]
-    steps: int
-    identity: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -222,120 +198,6 @@ class Built:
     arguments: Mapping[str, Any]
 
 
-def own_source(data: Callable[[], Any], settings: KerasSettings, *, checked: bool) -> KerasSource:
-    """Return the user's own data, once what a run reads of them has been read.
-
-    For a loop of the user's own they are not `checked`: they may be anything that it takes.
-
-    Raises ValueError or TypeError for data that fail, are empty, or are used up before a run ends.
-    """
-    open_loaders = partial(open_own, data, PARTS)
-    keras.utils.set_random_seed(0)
-    train, test, _ = open_loaders()
-    if checked and not isinstance(train, tuple):
-        settings.refuse_given(("batch_size", "shuffle"), "the training data are mini-batches")
-    steps = _steps(settings, train)
-    if checked:
-        with blaming("reading `data` fails"):
-            read = [_fingerprints(train, settings, steps), _fingerprints(test, settings, None)]
-        for part, found, enough in ((train, read[0], steps), (test, read[1], math.inf)):
-            name = "training" if part is train else "test"
-            if not found:
-                raise ValueError(f"the {name} data are empty: there is nothing to compare on")
-            if isinstance(part, Iterator) and len(found) < enough:
-                raise ValueError(
-                    f"the {name} batches of `data` are an iterator, which is used up after one "
-                    f"pass: return arrays, a list, a PyDataset or another that can be iterated "
-                    f"again"
-                )
-    else:
-        read = []
-    identity = {"loaders": source_of(data), "examples": fingerprint({"examples": read})}
-    return KerasSource(reference_to(data), open_loaders, steps, identity)
-
-
-def named_source(
-    name: str, settings: KerasSettings, shape: tuple[int, ...], *, folder: Path | None
-) -> KerasSource:
-    """Return a built-in data set as arrays, each input in this shape, targets as class numbers.
-
-    Raises ValueError for a shape that does not fit the images.
-    """
-    examples = data_sets.load(name, folder=folder)
-    if math.prod(shape) != math.prod(examples.input_shape):
-        raise ValueError(
-            f"the model takes inputs of shape {shape}, and the images of {name} have "
-            f"{examples.input_shape[1:]}: let it take {(*examples.input_shape[1:], 1)}"
-        )
-    open_loaders = partial(_open_named, name, folder, shape)
-    steps = _steps(settings, open_loaders().train)
-    return KerasSource(name, open_loaders, steps, {"examples": examples.fingerprint})
-
-
-def seeded_order(seed: int, *, shuffle: bool) -> np.random.Generator | None:
-    """Return what the order of arrays is drawn from, None for that of the data.
-
-    It is one of its own: what a model draws while it trains must not change the order.
-    """
-    return np.random.default_rng(seed) if shuffle else None
-
-
-def model_fingerprint(model: Any) -> str:
-    """Return the fingerprint of a model's structure, whatever its layers are called, and values.
-
-    >>> one, other = (keras.Sequential([keras.Input((2,)), keras.layers.ReLU()]) for _ in range(2))
-    >>> model_fingerprint(one) == model_fingerprint(other)
-    True
-    """
-    own = {type(layer) for layer in layers_inside(model)}
-    texts = [source_of(kind) for kind in own if not kind.__module__.startswith("keras.")]
-    structure = json.dumps(_numbered(model.get_config()), sort_keys=True, default=str)
-    return fingerprint({"model": structure, "own": sorted(texts), "arrays": values_of(model)})
-
-
-def values_of(model: Any) -> str:
-    """Return the fingerprint of all values of a model, those of random seeds among them."""
-    return batch_fingerprint([array_of(variable) for variable in model.variables])
-
-
-def keras_versions() -> dict[str, str]:
-    """Return the versions that may change a number: bnkit's, Keras', and its backend's."""
-    backend = keras.backend.backend()
-    module = __import__(backend)
-    of_backend = f"{backend} {getattr(module, '__version__', '')}".strip()
-    return {**versions(), "keras": keras.__version__, "backend": of_backend}
-
-
-def keras_settings() -> dict[str, str]:
-    """Return Keras' own settings, which a program may have changed before it builds a model."""
-    return {
-        "floatx": keras.config.floatx(),
-        "image_data_format": keras.config.image_data_format(),
-        "epsilon": str(keras.config.epsilon()),
-        "dtype_policy": keras.config.dtype_policy().name,
-    }
-
-
-@contextmanager
-def with_keras_settings(chosen: Mapping[str, str]) -> Iterator[None]:
-    """Let Keras have these settings while the block runs."""
-    before = keras_settings()
-    try:
-        _set(chosen)
-        yield
-    finally:
-        _set(before)
-
-
-def _set(chosen: Mapping[str, str]) -> None:
-    if chosen == keras_settings():
-        return
-    keras.config.set_floatx(chosen["floatx"])
-    keras.config.set_image_data_format(chosen["image_data_format"])
-    keras.config.set_epsilon(float(chosen["epsilon"]))
-    keras.config.set_dtype_policy(chosen["dtype_policy"])
-
-
 def _drawn_anew(model: Any) -> Any:
     """Return a copy of a model from a file with new initial values, compiled as it was.
 
@@ -354,58 +216,3 @@ def _drawn_anew(model: Any) -> Any:
         return copy
     optimizer = type(model.optimizer).from_config(model.optimizer.get_config())  # without state
     return compiled(copy, {**compiled_with(model), "optimizer": optimizer}, None)
-
-
-def _numbered(value: Any) -> Any:
-    """Return a config with numbers instead of the names of its layers, in their order."""
-    names: dict[str, str] = {}
-
-    def note(part: Any) -> None:
-        if isinstance(part, Mapping):
-            if isinstance(part.get("name"), str):
-                names.setdefault(part["name"], f"#{len(names)}")
-            for each in part.values():
-                note(each)
-        elif isinstance(part, list | tuple):
-            for each in part:
-                note(each)
-
-    def renamed(part: Any) -> Any:
-        if isinstance(part, Mapping):
-            return {key: renamed(each) for key, each in part.items()}
-        if isinstance(part, list | tuple):
-            return [renamed(each) for each in part]
-        return names.get(part, part) if isinstance(part, str) else part
-
-    note(value)
-    return renamed(value)
-
-
-def _fingerprints(part: Any, settings: KerasSettings, at_most: int | None) -> list[str]:
-    found = islice(pairs_in(part, settings.batch_size), at_most)
-    return [batch_fingerprint(list(pair)) for pair in found]
-
-
-def _steps(settings: KerasSettings, train: Any) -> int:
-    if settings.epochs is None:
-        return settings.steps
-    if isinstance(train, tuple):
-        per_epoch: int | None = sum(1 for _ in pairs_in(train, settings.batch_size))
-    elif isinstance(train, keras.utils.PyDataset):
-        per_epoch = train.num_batches
-    else:
-        per_epoch = number_of(train)
-    if per_epoch is None:
-        raise ValueError(
-            f"`epochs` is {settings.epochs}, and the training data have no length: pass `steps`"
-        )
-    return settings.epochs * per_epoch
-
-
-def _open_named(name: str, folder: Path | None, shape: tuple[int, ...]) -> Loaders:
-    examples = data_sets.load(name, folder=folder)
-    train, held_out, test = (
-        (part.inputs.numpy().reshape(-1, *shape), part.targets.numpy())  # one channel: no transpose
-        for part in (examples.train, examples.held_out, examples.test)
-    )
-    return Loaders(train, held_out, test)

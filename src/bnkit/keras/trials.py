@@ -12,13 +12,10 @@ from bnkit.experiments.provenance import fingerprint, machine_of
 from bnkit.experiments.results import TrialResult
 from bnkit.experiments.trial_logs import Tell
 from bnkit.experiments.trials import AnyTrial
-from bnkit.keras.experiment import (
-    KerasExperiment,
-    seeded_order,
-    values_of,
-    with_keras_settings,
-)
+from bnkit.keras.experiment import KerasExperiment
 from bnkit.keras.fitting import fit, measured
+from bnkit.keras.provenance import values_of, with_keras_settings
+from bnkit.keras.sources import seeded_order
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,8 @@ from typing import Any
 
 from bnkit.extras import require
 from bnkit_claims.core.cases import Repetition
-from bnkit_claims.published.experiment import (
-    Measured,
-    PublishedExperiment,
-    accuracies,
-    measured_of,
-)
-from bnkit_claims.published.paired_trainings import PLOTS, POST, POST_RUNS
+from bnkit_claims.published.experiment import Measured, PublishedExperiment, measured_of
+from bnkit_claims.published.paired_trainings import POST_RUNS, of_post
 
 
 @dataclass(frozen=True)
@@ -83,16 +78,14 @@ def post_network(learning_rate: float, activation: str) -> Any:
     return model
 
 
-def _of_post(number: int) -> PublishedExperiment:
-    rate, activation, says = POST_RUNS[number]
-    return PublishedExperiment(
-        f"keras-dlology-{number}",
-        f"Keras, conv net, Adam, learning rate {rate:g}, {activation}, 3 epochs",
-        source=POST,
-        quantities=accuracies(),
-        note=f"{says} {PLOTS} In Keras itself, with momentum 0.99 and epsilon 0.001.",
-        run=KerasTraining(rate, activation),
+def _in_keras(number: int) -> PublishedExperiment:
+    rate, activation, _ = POST_RUNS[number]
+    return of_post(
+        number,
+        KerasTraining(rate, activation),
+        framework="Keras",
+        note="In Keras itself, with momentum 0.99 and epsilon 0.001.",
     )
 
 
-EXPERIMENTS = tuple(map(_of_post, POST_RUNS))
+EXPERIMENTS = tuple(map(_in_keras, POST_RUNS))

@@ -7,8 +7,16 @@ DLology's post: three trainings of a small conv net, batch norm on every layer. 
 2015, section 4.1: three sigmoid layers on MNIST, 50,000 steps.
 """
 
+from collections.abc import Callable
+
 from bnkit.experiments.settings import Settings
-from bnkit_claims.published.experiment import PairedTraining, PublishedExperiment, accuracies
+from bnkit_claims.core.cases import Repetition
+from bnkit_claims.published.experiment import (
+    Measured,
+    PairedTraining,
+    PublishedExperiment,
+    accuracies,
+)
 
 LESSON = "Udacity, Deep Learning, Batch_Normalization_Lesson.ipynb"
 SINGLE = "The published figures are of one unseeded run."
@@ -112,31 +120,39 @@ POST_RUNS = {
 }
 
 
-def _of_post(number: int) -> PublishedExperiment:
+def of_post(
+    number: int, run: Callable[[Repetition], Measured], *, framework: str = "", note: str = ""
+) -> PublishedExperiment:
+    """Return one training of the post, run by `run`; a `framework` other than torch is named."""
     rate, activation, says = POST_RUNS[number]
+    prefix = f"{framework.lower()}-" if framework else ""
+    title = f"conv net, Adam, learning rate {rate:g}, {activation}, 3 epochs"
     return PublishedExperiment(
-        f"dlology-{number}",
-        f"conv net, Adam, learning rate {rate:g}, {activation}, 3 epochs",
+        f"{prefix}dlology-{number}",
+        f"{framework}, {title}" if framework else title,
         source=POST,
         quantities=accuracies(),
-        note=f"{says} {PLOTS}",
-        run=PairedTraining(
-            "dlology",
-            Settings(
-                learning_rates=[rate],
-                activations=[activation],
-                init="glorot",
-                optimizer="adam",
-                batch_size=32,
-                momentum=0.01,
-                eps=1e-3,
-                shuffle=False,
-                epochs=3,
-                evaluate_every=125,
-                training_mode_accuracy=True,
-            ),
-        ),
+        note=f"{says} {PLOTS} {note}".strip(),
+        run=run,
     )
+
+
+def _in_torch(number: int) -> PublishedExperiment:
+    rate, activation, _ = POST_RUNS[number]
+    settings = Settings(
+        learning_rates=[rate],
+        activations=[activation],
+        init="glorot",
+        optimizer="adam",
+        batch_size=32,
+        momentum=0.01,
+        eps=1e-3,
+        shuffle=False,
+        epochs=3,
+        evaluate_every=125,
+        training_mode_accuracy=True,
+    )
+    return of_post(number, PairedTraining("dlology", settings))
 
 
 PAPER = PublishedExperiment(
@@ -165,4 +181,4 @@ PAPER = PublishedExperiment(
 )
 
 UDACITY = (*map(_of_lesson, LESSON_RUNS), _deep_conv_net())
-DLOLOGY = tuple(map(_of_post, POST_RUNS))
+DLOLOGY = tuple(map(_in_torch, POST_RUNS))
