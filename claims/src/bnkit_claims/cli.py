@@ -2,12 +2,14 @@
 
 import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from bnkit.cli.engines import EXECUTOR, EXECUTOR_OPTION, TRIAL_TIMEOUT, engine_at
 from bnkit.cli.output import chatter_on_stderr, explained, messages, print_result, say
 from bnkit.experiments.provenance import usable_cores
 from bnkit.experiments.sweep import Interrupted
@@ -35,6 +37,9 @@ Jobs = Annotated[
     int | None,
     typer.Option(help="processes, of one thread each", min=1, show_default="one a core"),
 ]
+TrialTimeout = Annotated[float | None, typer.Option(help=TRIAL_TIMEOUT, show_default="no limit")]
+OnCluster = Annotated[str | None, typer.Option("--executor", help=EXECUTOR)]
+OfCluster = Annotated[list[str] | None, typer.Option("--executor-option", help=EXECUTOR_OPTION)]
 Reports = Annotated[
     Path, typer.Option("--out", help="folder of the reports and of the results to resume from")
 ]
@@ -51,6 +56,9 @@ def _options(out: str) -> list[inspect.Parameter]:
         "data_dir": (DataDir, None),
         "seeds": (Seeds, None),
         "jobs": (Jobs, None),
+        "trial_timeout": (TrialTimeout, None),
+        "executor": (OnCluster, None),
+        "executor_option": (OfCluster, None),
         "out": (Reports, Path(out)),
         "list_them": (ListThem, False),
         "as_json": (AllAsJson, False),
@@ -94,9 +102,8 @@ def claims(
             plain = [{"name": c.name, "statement": c.statement} for c in chosen]
             _print_list(("name", "claim", "who says it"), rows, plain if typed["as_json"] else None)
             return
-        how = _repetition(typed)
         try:
-            with chatter_on_stderr():
+            with _repetition(typed) as how, chatter_on_stderr():
                 checked = check_claims(chosen, data, how)
         except ClaimsInterrupted as interruption:
             raise _interrupted(interruption.checked, as_json=typed["as_json"]) from None
@@ -144,10 +151,9 @@ def reproduce(
             return
         if not chosen:
             raise ValueError("no experiment is named, and all of them take hours: see --list")
-        how = _repetition(typed)
         found: list[tuple[PublishedExperiment, Measured]] = []
         try:
-            with chatter_on_stderr():
+            with _repetition(typed) as how, chatter_on_stderr():
                 for experiment in chosen:
                     ours = experiment.measure(how)
                     found.append((experiment, ours))
@@ -160,9 +166,23 @@ def reproduce(
         say(f"Results: {how.out / 'published.json'}")
 
 
-def _repetition(typed: Mapping[str, Any]) -> Repetition:
-    jobs = typed["jobs"] or usable_cores()
-    return Repetition(typed["out"], typed["data_dir"], typed["seeds"], jobs)
+@contextmanager
+def _repetition(typed: Mapping[str, Any]) -> Iterator[Repetition]:
+    """Give how to measure, by the workers of --executor if it is given."""
+    jobs, timeout = typed["jobs"], typed["trial_timeout"]
+    if jobs and typed["executor"]:
+        raise ValueError(
+            f"--jobs {jobs} is for this machine's processes, and --executor has its own"
+        )
+    with engine_at(typed["executor"], typed["executor_option"], typed["out"]) as workers:
+        yield Repetition(
+            typed["out"],
+            typed["data_dir"],
+            typed["seeds"],
+            jobs or usable_cores(),
+            trial_timeout=timeout,
+            executor=workers,
+        )
 
 
 def _report(experiment: PublishedExperiment, ours: Measured, out: Path) -> None:

@@ -4,20 +4,25 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bnkit.cli.arguments import named_values, option, setting_options, settings_of, swept
+from bnkit.cli.arguments import option, setting_options, settings_of, swept
+from bnkit.cli.engines import (
+    CODE_BY_VALUE,
+    EXECUTOR,
+    EXECUTOR_OPTION,
+    TRIAL_TIMEOUT,
+    engine_at,
+)
 from bnkit.cli.operation import KERAS_FILES
 from bnkit.cli.output import chatter_on_stderr, explained, messages, print_result, refuse, say
 from bnkit.dataflow.tracing import is_keras_model
 from bnkit.experiments.comparison import plan_comparison
 from bnkit.experiments.data import NAMES
-from bnkit.experiments.executors import ENGINES, connected
 from bnkit.experiments.networks import NETWORKS, networks
 from bnkit.experiments.own_loop import own_loop
 from bnkit.experiments.settings import COMPARED, REPORTED
@@ -93,19 +98,19 @@ def compare(
     ] = None,
     trial_timeout: Annotated[
         float | None,
-        option(REPORTED, "seconds after which a run counts as failed", show_default="no limit"),
+        option(REPORTED, TRIAL_TIMEOUT, show_default="no limit"),
     ] = None,
     executor: Annotated[
         str | None,
-        option(REPORTED, f"a cluster that runs it instead: {ENGINES}"),
+        option(REPORTED, EXECUTOR),
     ] = None,
     executor_option: Annotated[
         list[str] | None,
-        option(REPORTED, "an option of the cluster's own, as num_gpus=1; may be given repeatedly"),
+        option(REPORTED, EXECUTOR_OPTION),
     ] = None,
     code_by_value: Annotated[
         bool,
-        option(REPORTED, "send your modules to the cluster, which cannot import them"),
+        option(REPORTED, CODE_BY_VALUE),
     ] = False,
     log: Annotated[
         str | None,
@@ -174,7 +179,7 @@ def compare(
                 if report_only:
                     comparison = planned.collect()
                 else:
-                    with _engine(executor, executor_option, out) as workers:
+                    with engine_at(executor, executor_option, out) as workers:
                         comparison = planned.run(
                             jobs=jobs,
                             trial_timeout=trial_timeout,
@@ -227,17 +232,6 @@ def _is_keras(build: Any) -> bool:
         return isinstance(build, str) and Path(build).suffix in KERAS_FILES
     with preserved_random_state():
         return is_keras_model(called(build, "build"))
-
-
-def _engine(
-    address: str | None, typed: list[str] | None, out: Path
-) -> AbstractContextManager[Executor | None]:
-    """Return the context of the executor at an address; of none, without one."""
-    if address is not None:
-        return connected(address, out / "slurm", named_values(typed or ()))
-    if typed:
-        refuse(f"--executor-option {typed[0]} is for --executor: give that too")
-    return nullcontext()
 
 
 def _is_typed(context: typer.Context, parameter: str) -> bool:

@@ -121,6 +121,17 @@ class Repetition:
             check_count("seeds", self.seeds)
 
     @property
+    def running(self) -> dict[str, Any]:
+        """The options of the `run` of a sweep: an `executor` brings workers of its own."""
+        return {
+            "jobs": self.jobs if self.executor is None else None,
+            "progress": self.progress,
+            "trial_timeout": self.trial_timeout,
+            "executor": self.executor,
+            "code_by_value": self.code_by_value,
+        }
+
+    @property
     def options(self) -> dict[str, Any]:
         """The settings of a claim that it decides: `folder`, and `seeds` where it is given."""
         folder = None if self.folder is None else str(self.folder.absolute())

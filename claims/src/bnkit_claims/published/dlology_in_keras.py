@@ -43,7 +43,7 @@ class KerasTraining:
             out=how.out,
             command=f"bnkit reproduce {how.title}",
         )
-        return measured_of(sweep.run(jobs=how.jobs, progress=how.progress))
+        return measured_of(sweep.run(**how.running))
 
 
 def post_network(learning_rate: float, activation: str) -> Any:

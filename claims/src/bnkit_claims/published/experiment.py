@@ -101,7 +101,7 @@ class PairedTraining:
             out=how.out,
             command=f"bnkit reproduce {how.title}",
         )
-        return measured_of(sweep.run(jobs=how.jobs, progress=how.progress))
+        return measured_of(sweep.run(**how.running))
 
 
 def measured_of(comparison: Comparison) -> Measured:
