@@ -318,3 +318,21 @@ def time_limit(group: dist.ProcessGroup) -> timedelta:
     except AttributeError:
         return timedelta(minutes=30)
     return limit
+
+
+# --- what torch.distributed puts into modules that it shards
+
+
+def is_state_of_sharding(attribute: str) -> bool:
+    """Return whether a module holds the state of fully_shard and its like under this name.
+
+    >>> is_state_of_sharding("weight")
+    False
+    """
+    return attribute.startswith("__composable_api_state_key")
+
+
+def is_distributed_hook(held: Any) -> bool:
+    """Return whether what a module's table of hooks holds is of torch.distributed."""
+    hook = getattr(held, "hook", held)  # a hook before loading is wrapped
+    return callable(hook) and str(getattr(hook, "__module__", "")).startswith("torch.distributed")

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from bnkit.checkpoints.formats import SHOWN, format_of, listed, reader_of
 from bnkit.checkpoints.plans import Document, parsed, written
-from bnkit.dataflow.tracing import refuse_sharded
+from bnkit.dataflow import whole
+from bnkit.dataflow.sharding import is_sharded, refuse_sharded
 from bnkit.files import moved_into_place
 from bnkit.internals import with_versions
 from bnkit.surgery.operations import replay
@@ -32,7 +34,9 @@ def save(
 
     Raises ValueError for another suffix, for a plan whose changes cannot be made again, as those by
     a function of yours, and for state that the format cannot hold; OSError if the file cannot be
-    written. TypeError, with the way out, for a model that is sharded over several ranks.
+    written. Of a model that is sharded over several ranks (fully_shard, or DTensors) the file holds
+    all values: all ranks call this, the first one writes, and running statistics are the first's.
+    TypeError, with the way out, for one in FullyShardedDataParallel.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -40,18 +44,33 @@ def save(
     'plain.pt'
     """
     path = Path(path)
-    write = format_of(path).write
+    format_of(path)  # a wrong suffix is worth no gathering
     document = written(plan)
-    refuse_sharded(model)
-    state = model.state_dict()
+    refuse_sharded(model, gathers=True)
+    if not is_sharded(model):
+        _write(path, model.state_dict(), document)
+        return path
+    failed: list[Exception | None] = [None]
+    state = whole(model).state_dict()  # to which all ranks bring their parts
+    if dist.get_rank() == 0:
+        try:
+            _write(path, state, document)
+        except (OSError, ValueError) as error:
+            failed[0] = error
+    dist.broadcast_object_list(failed)  # the others wait until the file is there
+    if failed[0] is not None:
+        raise failed[0]
+    return path
+
+
+def _write(path: Path, state: Mapping[str, Any], document: str) -> None:
     try:
         with moved_into_place(path) as part:
-            write(part, state, document)
+            format_of(path).write(part, state, document)
     except OSError as error:
         raise OSError(
             f"the checkpoint {path} cannot be written ({error.strerror or error}): choose another"
         ) from error
-    return path
 
 
 def load(model: nn.Module, path: str | Path, *, key: str | None = None) -> nn.Module:

@@ -8,6 +8,7 @@ from bnkit.dataflow.tracing import (
     observe,
     observe_in_training,
     trace,
+    whole,
 )
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "observe",
     "observe_in_training",
     "trace",
+    "whole",
 ]

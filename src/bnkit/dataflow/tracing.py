@@ -13,6 +13,12 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from bnkit.dataflow.calls import Dataflow
 from bnkit.dataflow.closures import copied_closures, is_plain
 from bnkit.dataflow.recording import Recorder
+from bnkit.dataflow.sharding import (
+    copy_without_shards,
+    is_sharded,
+    own_attributes,
+    refuse_sharded,
+)
 from bnkit.dataflow.tensors import replace_tensors, tensors_in
 from bnkit.internals import compiler_is_loaded, inside_compiled
 from bnkit.observation import (
@@ -116,10 +122,23 @@ def _copied(tensor: Tensor) -> Tensor:
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
-def duplicate(model: nn.Module) -> nn.Module:
+def whole(model: nn.Module) -> nn.Module:
+    """Return `model`; where it is sharded over ranks, a plain copy with all of its values.
+
+    Each rank brings its parts, so all of them must call this. Raises what `duplicate` raises.
+
+    >>> model = nn.Linear(2, 2)
+    >>> whole(model) is model
+    True
+    """
+    return duplicate(model, gathers=True) if is_sharded(model) else model
+
+
+def duplicate(model: nn.Module, *, gathers: bool = False) -> nn.Module:
     """Return a deep copy; TypeError or ValueError, with what to do, where none is possible.
 
-    Raises NotEnoughMemoryError where there is no room for one.
+    A model that is sharded over ranks has none, or with `gathers` a plain one with all values, for
+    which all ranks must call this. Raises NotEnoughMemoryError where there is no room for one.
 
     >>> duplicate(nn.DataParallel(nn.Linear(2, 2)))
     Traceback (most recent call last):
@@ -130,12 +149,14 @@ def duplicate(model: nn.Module) -> nn.Module:
         raise TypeError(f"`model` is a {type(model).__name__}: pass a torch.nn.Module")
     for path, module in model.named_modules():
         _refuse_uncopiable(f"layer '{path}'" if path else "the model", module)
-    refuse_sharded(model)
+    refuse_sharded(model, gathers=gathers)
     memo = _copies_of_computed_tensors(model) | _empty_containers(model)
     fill = copied_closures(model, memo)
     try:
         # A copy made in inference mode could not be trained; one made by a constructor draws.
         with torch.inference_mode(mode=False), preserved_random_state(), memory_explained():
+            if is_sharded(model):
+                copy_without_shards(model, memo)
             made = copy.deepcopy(model, memo)
             fill()
             return made
@@ -167,32 +188,13 @@ def refuse_keras(model: object) -> None:
         )
 
 
-def refuse_sharded(model: nn.Module) -> None:
-    """Raise TypeError, with the way out, for a model whose parameters lie on several ranks."""
-    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # without it nothing is sharded
-    tensors: Any = sys.modules.get("torch.distributed.tensor")
-    kinds = () if fsdp is None else (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)
-    wrapped = any(isinstance(module, kinds) for module in model.modules())
-    parts = tensors is not None and any(
-        isinstance(parameter, tensors.DTensor) for parameter in model.parameters()
-    )
-    if wrapped or parts:
-        raise TypeError(
-            f"`model` ({type(model).__name__}) is sharded: each rank holds a part of its "
-            f"parameters. Gather them into a plain model, on all ranks: "
-            f"plain.load_state_dict(get_model_state_dict(model, options=StateDictOptions("
-            f"full_state_dict=True))), both of torch.distributed.checkpoint.state_dict, and pass "
-            f"that; running statistics go back by model.load_state_dict(dict("
-            f"plain.named_buffers()), strict=False)"
-        )
-
-
 def _copies_of_computed_tensors(model: nn.Module) -> dict[int, Any]:
     """Return copies, by identity, of the tensors that copy.deepcopy refuses: those with a history.
 
     Hooks of weight norm and pruning keep such tensors in layers, and so do models that cache.
     """
-    values = [value for module in model.modules() for value in vars(module).values()]
+    attributes = own_attributes if is_sharded(model) else vars
+    values = [value for module in model.modules() for value in attributes(module).values()]
     held = tensors_in([value for value in values if not is_plain(value)])
     return {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}
 

@@ -46,6 +46,9 @@ def diagnose(
     name a layer whose path matches the pattern (as in fnmatch). A bar shows the `progress` after
     two seconds.
 
+    Of a model that is sharded over ranks (fully_shard, or DTensors) the parts are gathered, so all
+    ranks must call this, each with mini-batches of its own.
+
     `model`, the example and the random generators stay as they are, also after an error. Raises
     TypeError and ValueError for what is not a model, mini-batch, optimizer or loss, and for
     names in `skip` that no rule or layer has.

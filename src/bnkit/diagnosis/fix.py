@@ -97,7 +97,7 @@ def fixed_by(fixes: Iterable[Fix], model: nn.Module) -> tuple[nn.Module, tuple[P
     each_once = {id(fix): fix for fix in fixes}
     steps = [step for fix in each_once.values() for step in fix.steps]
     measuring = dict.fromkeys(step for step in steps if step.measures)  # once for many findings
-    changed, plans = duplicate(unwrapped(model)), list[Plan]()
+    changed, plans = duplicate(unwrapped(model), gathers=True), list[Plan]()
     for step in (*measuring, *(step for step in steps if not step.measures)):
         plan = step.plan(changed)
         if plan.edits:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from bnkit.batches import Call, Inputs, calls_of, number_of, refuse_iterator
-from bnkit.dataflow import duplicate
+from bnkit.dataflow import duplicate, whole
 from bnkit.internals import AnyBatchNorm
 from bnkit.moments import Moments
 from bnkit.norms import Chosen, Where, batch_norms, unwrapped, why_frozen, why_incomparable
@@ -96,7 +96,7 @@ def estimate(
         raise ValueError(f"`estimator` is {estimator!r}: choose from {get_args(Estimator)}")
     if estimator == "layer_by_layer":
         refuse_iterator(batches, "this estimator makes one pass for each layer")
-    model = unwrapped(model)
+    model = whole(unwrapped(model))
     copy, chosen = duplicate(model), _measurable(model, options["where"])
     modules = {path: copy.get_submodule(path) for path in chosen.layers}
     layers = {path: layer for path, layer in modules.items() if isinstance(layer, AnyBatchNorm)}

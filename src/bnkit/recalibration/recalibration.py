@@ -44,8 +44,9 @@ def recalibrate(
 
     Where torch.distributed is initialised the statistics are pooled over the ranks of
     `process_group` (None: the default group), all of which must call this; a rank may have no
-    mini-batch. A bar shows the `progress` after two seconds. The random generators are given back
-    as they were before.
+    mini-batch. Of a model that is sharded over them (fully_shard, or DTensors) all parts are
+    gathered, and the copy is plain. A bar shows the `progress` after two seconds. The random
+    generators are given back as they were before.
 
     Raises ValueError for a model without batch norms to measure, for `batches` that are empty or
     used up, for a mini-batch with one value per channel and for one with values that are not
@@ -58,7 +59,7 @@ def recalibrate(
     >>> model[0].running_mean.item(), model[0].running_var.item()
     (3.75, 6.916666507720947)
     """
-    changed = duplicate(model)
+    changed = duplicate(model, gathers=True)
     plan_recalibration(model, batches, **options).apply_(changed)
     return changed
 
@@ -141,7 +142,7 @@ def adapt(
     >>> adapt(model, torch.tensor([[2.0], [4.0]]), prior=2).running_mean
     tensor([1.5000])
     """
-    changed = duplicate(model)
+    changed = duplicate(model, gathers=True)
     plan_adaptation(model, batches, prior=prior, **options).apply_(changed)
     return changed
 

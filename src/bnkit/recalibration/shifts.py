@@ -60,7 +60,7 @@ class Recalibration(Shown):
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Return a deep copy of `model` with the new statistics; `model` stays as it is."""
-        changed = duplicate(model)
+        changed = duplicate(model, gathers=True)
         self.apply_(changed)
         return changed
 

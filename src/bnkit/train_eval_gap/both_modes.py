@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.batches import Call, Inputs, as_example, calls_of
-from bnkit.dataflow import ExampleError, duplicate, observe
+from bnkit.dataflow import ExampleError, duplicate, observe, whole
 from bnkit.dataflow.tensors import replace_tensors, tensors_in
 from bnkit.internals import AnyBatchNorm
 from bnkit.moments import Moments, dtype_of_sums
@@ -56,6 +56,7 @@ def explain_gap(
     """
     if not (isinstance(threshold, int | float) and 0 <= threshold < math.inf):
         raise ValueError(f"`threshold` is {threshold!r}: pass a number of at least 0, such as 0.1")
+    model = whole(model)
     by_running, by_batch = duplicate(model), duplicate(model)
     (call,) = calls_of(by_running, [batch], inputs=inputs)
     # A layer that is frozen by its momentum alone makes the two modes differ, so it stays.
