@@ -472,7 +472,26 @@ def page(results):
     records = read(results).values()
     lines = [head, ["---"] * len(head), *map(row, records)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\n{summary([each['cells'] for each in records if 'failure' not in each])}"
+    came = summary([each["cells"] for each in records if "failure" not in each])
+    return f"{table}\n\n{came}\n\n{exported(records)}"
+
+
+def exported(records):
+    """Return the table of the exporters, of the networks for which they were run."""
+    head = ["network", *EXPORTERS]
+    lines = [head, ["---"] * len(head)]
+    for record in records:
+        cells = [record["cells"].get(name) for name in EXPORTERS]
+        if any(cell is not None and cell["state"] != "not run" for cell in cells):
+            lines.append([f"`{record['model']}`", *map(shown_export, cells)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def shown_export(cell):
+    """Return the larger error of both changed networks, beside that of the original."""
+    if cell is None or "error" not in cell:
+        return "–"
+    return f"{cell['error']:.1e} ({cell['own']:.1e})" + " fault" * (cell["state"] == "fault")
 
 
 def summary(networks):
