@@ -120,6 +120,39 @@ class Pooled(nn.Module):
         return self.project(torch.cat(maps, 1)).mean((2, 3))
 
 
+def dropped():
+    """As DeepLabV3: dropout behind the projection, whose output a conv with batch norm reads."""
+    head = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5),
+        *head, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )  # fmt: skip
+
+
+class Mixed(nn.Module):
+    """As MobileViT and CvT: dropout in residual branches, and batch norm in the next projection."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.mixing = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU(), nn.Dropout(0.3))
+        self.project = nn.Sequential(nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8))
+
+    def forward(self, x):
+        tokens = self.stem(x).permute(0, 2, 3, 1)
+        tokens = tokens + self.mixing(tokens)
+        tokens = tokens + self.mixing(tokens)
+        return self.project(tokens.permute(0, 3, 1, 2)).relu().mean((2, 3))
+
+
+def starting_at_zero():
+    """As branches that begin as nothing: the conv before the batch norm has weights of 0."""
+    net = dropped()
+    net[3] = nn.Identity()
+    nn.init.zeros_(net[4].weight)
+    return net
+
+
 class Activated(nn.BatchNorm2d):
     """As timm's batch norm that ends in an activation."""
 
@@ -135,12 +168,16 @@ FRESH = {
     "depthwise convs and eps 1e-3": (depthwise, 8),
     "frozen batch norms without weights": (detector, 8),
     "a pooled branch": (Pooled, 5),
+    "dropout before a conv": (dropped, 16),
+    "dropout in residual branches": (Mixed, 16),
+    "weights that begin at 0": (starting_at_zero, 8),
 }
 
 
 @pytest.mark.parametrize(("build", "rows"), FRESH.values(), ids=FRESH)
-def test_nothing_is_wrong_with_a_fresh_construct_of_public_architectures(build, rows):
-    torch.manual_seed(0)
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_is_wrong_with_a_fresh_construct_of_public_architectures(build, rows, seed):
+    torch.manual_seed(seed)
     assert bad(build(), [torch.randn(rows, 3, 12, 12) for _ in range(3)]) == []
 
 
