@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ from bnkit.surgery.addition import plan_addition
 from bnkit.surgery.conversion import plan_conversion
 from bnkit.surgery.folding import plan_folding
 from bnkit.surgery.insertion import plan_insertion
-from bnkit.surgery.operations import replay
+from bnkit.surgery.operations import Edit, replay
+from bnkit.surgery.plan import Plan
 from bnkit.surgery.removal import plan_removal
 from bnkit.surgery.standardization import plan_standardization
 from zoo.catalogue import conv, dense, images
@@ -787,3 +789,47 @@ def test_the_work_grows_as_the_edits_do(monkeypatch):
         replay(model, structures)
         costs.append(sum(counted.values()) / edits)
     assert costs[1] <= 1.1 * costs[0]
+
+
+USES = {
+    "apply": lambda plan, model, _new, _path: plan.apply(model),
+    "print": lambda plan, _model, _new, _path: str(plan),
+    "save": lambda plan, _model, new, path: save(new, path, plan=plan),
+    "load": lambda _plan, model, _new, path: load(model, path),
+    "to JSON": lambda plan, *_: Plan.from_json(plan.to_json(values=True)),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_each_use_of_a_plan_grows_as_its_edits_do(tmp_path, use):
+    # Counted are calls of Python functions: no times
+    costs = []
+    for blocks in (4, 16):
+        model = nn.Sequential(
+            *(nn.Sequential(*(nn.BatchNorm1d(1) for _ in range(10))) for _ in range(blocks))
+        )
+        edits = tuple(
+            Edit(f"{n // 10}.{n % 10}", "BatchNorm1d", "", "", "set_numbers", {"eps": 0.5})
+            for n in range(10 * blocks)
+        )
+        plan = Plan(edits, ())
+        new = plan.apply(model)
+        path = save(new, tmp_path / "a.pt", plan=plan)
+        costs.append(calls_in(partial(use, plan, model, new, path)) / blocks)
+    assert 0 < costs[1] <= 1.1 * costs[0]
+
+
+def calls_in(act):
+    """Return how many Python functions `act` calls."""
+    calls = Counter()
+
+    def note(_frame, event, _argument):
+        calls[event] += 1
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        act()
+    finally:
+        sys.setprofile(before)
+    return calls["call"]

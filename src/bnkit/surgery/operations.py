@@ -356,6 +356,7 @@ def check_numbers(*, momentum: float | None, eps: float) -> None:
     """
     if momentum is not None and not (_is_number(momentum) and 0 <= momentum <= 1):
         raise ValueError(f"`momentum` is {momentum!r}: pass a number from 0 to 1, or None")
+    # 0 is that of frozen batch norms in published detectors; torch refuses it in training alone.
     if not (_is_number(eps) and 0 <= eps < math.inf):
         raise ValueError(f"`eps` is {eps!r}: pass a finite number of at least 0")
 
