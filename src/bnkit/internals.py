@@ -268,9 +268,11 @@ def replace_tensors(tree: Any, replacement: Callable[[Tensor], Any]) -> Any:
     >>> replace_tensors({"x": (torch.ones(2), 3)}, len)
     {'x': (2, 3)}
     """
+    if isinstance(tree, Tensor):  # as most trees are, and to walk one takes ten times as long
+        return replacement(tree)
     if _trees is not None:
         return _trees.tree_map_only(Tensor, replacement, tree)
-    return replacement(tree) if isinstance(tree, Tensor) else _rebuilt(tree, replacement)
+    return _rebuilt(tree, replacement)
 
 
 def leaves_of(tree: Any) -> tuple[list[Any], str]:

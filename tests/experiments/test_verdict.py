@@ -284,6 +284,13 @@ def test_seconds_are_told_beside_the_steps():
     assert "In seconds it is about 1.3 times." in verdict(steps=[pair] * 8).sentences[2]
 
 
+def test_seconds_are_told_in_the_direction_of_the_steps():
+    pair = (Arrival(100, 90, seconds=1.0), Arrival(200, 190, seconds=3.0))
+    sentence = verdict(steps=[pair] * 8).sentences[2]
+    assert "takes about 2 times as many steps with batch norm as without it" in sentence
+    assert "In seconds it is about 3 times." in sentence
+
+
 def test_an_interval_excludes_no_difference_exactly_where_one_is_shown():
     for evidence in (FASTER, SLOWER, SCATTERED):
         speed = verdict(steps=evidence).finding("speed")

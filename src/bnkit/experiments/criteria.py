@@ -171,16 +171,22 @@ def speed(measured: Measured) -> CriterionTests:
         return CriterionTests("speed", seeds, STEPS_MARGIN, STEPS_BOUND, lambda _: nothing)
     logarithms = [math.log(first.step / other.step) for first, other in pairs]
     mean = Mean.of(logarithms, rounding=np.mean([sum(map(_rounding, pair)) for pair in pairs]))
-    ratio, ending = math.exp(mean.mean), _absences(measured, pairs) + _seconds(pairs)
+    ratio, absences = math.exp(mean.mean), _absences(measured, pairs)
+    seconds = paired_ratio(
+        (first.seconds, other.seconds)
+        for first, other in pairs
+        if first.seconds > 0 and other.seconds > 0  # unknown ones are NaN
+    ).ratio
 
     def told(interval: Interval | None) -> str:
-        more, way = ratio, measured.first_than_other
-        if ratio < 1:
-            more, way = 1 / ratio, measured.other_than_first
+        more, way, time = ratio, measured.first_than_other, seconds
+        if ratio < 1:  # told the other way round, its seconds too
+            more, way, time = 1 / ratio, measured.other_than_first, seconds and 1 / seconds
             interval = interval and Interval(1 / interval.high, 1 / interval.low, interval[2])
         return (
             f"To {measured.target} the network takes about {about(more)} times as many steps "
-            f"{way}{_bounds(interval, about)}, each at its own best setting.{ending}"
+            f"{way}{_bounds(interval, about)}, each at its own best setting.{absences}"
+            f"{'' if time is None else f' In seconds it is about {about(time)} times.'}"
         )
 
     margin = math.log(STEPS_MARGIN)
@@ -332,12 +338,3 @@ def _absences(measured: Measured, pairs: Sequence[tuple[Arrival, Arrival]]) -> s
         told += f" {several(neither, 'pair')} in which neither gets there "
         told += "is left out." if neither == 1 else "are left out."
     return told
-
-
-def _seconds(pairs: Sequence[tuple[Arrival, Arrival]]) -> str:
-    ratio = paired_ratio(
-        (first.seconds, other.seconds)
-        for first, other in pairs
-        if first.seconds > 0 and other.seconds > 0  # unknown ones are NaN
-    )
-    return "" if ratio.ratio is None else f" In seconds it is about {about(ratio.ratio)} times."

@@ -86,8 +86,8 @@ class Task:
             targets = targets.long()  # which is the tensor itself where it is int64
             if self.ignored != IGNORED:
                 targets = targets.masked_fill(targets == self.ignored, IGNORED)
-            if self == CLASSIFICATION:
-                targets = targets.reshape(len(outputs))  # of a column, too
+            if targets.dim() > 1 and self == CLASSIFICATION:
+                targets = targets.reshape(len(outputs))  # of a column
         elif self != OWN:
             # Integers and float64 meet float32: of another kind, losses have no gradient.
             kind = torch.promote_types(outputs.dtype, torch.float32)
@@ -98,8 +98,9 @@ class Task:
         """Return what is predicted and what is true, a row for each target that counts."""
         outputs, targets = self.aligned(outputs, targets)
         if self.name in _OF_CLASSES:
+            predicted, targets = outputs.argmax(1).flatten(), targets.flatten()
             counts = targets != IGNORED
-            return outputs.argmax(1)[counts], targets[counts]
+            return (predicted, targets) if counts.all() else (predicted[counts], targets[counts])
         if self == REGRESSION:
             return outputs, targets
         predicted, true = (outputs > 0).long(), targets.long()
@@ -211,6 +212,8 @@ def logits_of(outputs: Any) -> Tensor:
 
     Raises TypeError where there is no tensor.
     """
+    if isinstance(outputs, Tensor):  # asked first: a tensor is slow to say what it has not
+        return outputs
     found = outputs
     if isinstance(outputs, Mapping) and "logits" in outputs:
         found = outputs["logits"]
@@ -399,17 +402,17 @@ def judge_of(
 
 
 def _cpu(ran: Ran) -> Ran:
-    outputs, targets, own = replace_tensors(ran, lambda each: each.detach().cpu())
+    outputs, targets, own = (replace_tensors(each, lambda t: t.detach().cpu()) for each in ran)
     return outputs.float() if outputs.dtype.is_floating_point else outputs, targets, own
 
 
 def _is_lost(outputs: Tensor) -> bool:
     """Return whether a network has diverged; -inf may be the score of a class that is left out."""
-    return bool((outputs.isnan() | outputs.isposinf()).any())
+    return outputs.numel() > 0 and not outputs.max() < math.inf  # NaN is the largest, and not less
 
 
 def _accuracy(predicted: Tensor, true: Tensor, _task: Task) -> float:
-    return float((predicted == true).double().mean())
+    return int((predicted == true).sum()) / true.numel()
 
 
 def _f1(predicted: Tensor, true: Tensor, task: Task) -> float:
