@@ -1,8 +1,10 @@
 """The numbers of trials while they run: what a trial tells, and what a logger and a bar get."""
 
 import errno
+import re
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -199,3 +201,56 @@ def test_numbers_come_while_the_trial_runs(tmp_path):
         "beside/plain/learning-rate-0.1/seed-0",
     }
     assert len(got) == 4
+
+
+# The recipes of the page with the real packages, offline; each is skipped where it is missing
+
+PAGE = (Path(__file__).parents[2] / "docs" / "loggers.md").read_text()
+CURVE = "accuracy/batch-norm/learning-rate-0.1/seed-0"
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """Run the recipe of compare in which a word stands, as users do; return run and comparison."""
+    _, _, section = PAGE.partition("## What compare writes\n")
+    programs = re.findall(r"```py\n(.*?)```", section, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "bnkit.compare", partial(compare, **SMALL, out=tmp_path, progress=False, jobs=1)
+    )
+
+    def execute(word):
+        (program,) = [text for text in programs if f"import {word}" in text]
+        assert len(program.splitlines()) <= 10
+        names = {"build": users.build, "data": users.loaders}
+        exec(program, names)
+        return names["run"], names["found"]
+
+    return execute
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_and_biases(recipe, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run, found = recipe("wandb")
+    (file,) = Path("wandb").glob(f"offline-run-*/run-{run.id}.wandb")
+    records = file.read_bytes()
+    for trial, side in zip(found.trials, ("plain", "batch-norm"), strict=True):
+        tag = CURVE.replace("batch-norm", side).encode()
+        # A record is a protocol buffer: the tag, a marker of field 16, a length, and the number.
+        written = re.findall(re.escape(tag) + rb"\x82\x01.([\d.]+)", records, re.DOTALL)
+        assert {*map(float, written)} == {*trial.curve.metric}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow(recipe, monkeypatch, tmp_path):
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # where no data base is installed
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "runs").as_uri())
+    run, found = recipe("mlflow")
+    history = mlflow.MlflowClient().get_metric_history(run.info.run_id, CURVE)
+    assert [metric.step for metric in history] == [4, 8, 12]
+    assert tuple(metric.value for metric in history) == found.trials[1].curve.metric
