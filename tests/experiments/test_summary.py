@@ -510,3 +510,18 @@ def test_times_within_pairs_of_one_machine_are_compared_whichever_it_is():
     found = comparison(*both)
     assert found.slowdown == 0.5
     assert "In seconds it is about" in str(found)
+
+
+def test_runs_of_a_pair_that_end_at_other_steps_are_told():
+    even = comparison(plain(0), twin(0), plain(1), twin(1))
+    assert "other steps" not in str(even)
+    longer = comparison(
+        plain(0), twin(0), plain(1), twin(1, steps=1300), plain(2), not_run(twin(2))
+    )
+    told = "1 of 2 pairs of runs end at other steps, plain at 100 and batch norm at 1,300"
+    assert told in str(longer)
+
+
+def test_a_run_that_diverges_early_is_no_other_number_of_steps():
+    found = comparison(plain(0, outcome="diverged", steps=30), twin(0))
+    assert "other steps" not in str(found)

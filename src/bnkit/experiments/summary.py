@@ -258,6 +258,21 @@ class Comparison(Shown):
         began, ended = (median(values) for values in zip(*ends, strict=True))
         return float(abs(ended - began or ended)) / 20
 
+    def _uneven(self) -> list[str]:
+        """Return a paragraph on each side whose runs end at other steps than the first's."""
+        found = []
+        for other in self.sides[1:]:
+            ends = self._all_pairs(lambda t: t.steps if t.outcome == "finished" else None, other)
+            known = [(a, b) for a, b in ends if a is not None and b is not None]
+            if unlike := [(a, b) for a, b in known if a != b]:
+                a, b = (median(steps) for steps in zip(*unlike, strict=True))
+                found.append(
+                    f"{len(unlike)} of {several(len(known), 'pair')} of runs end at other steps, "
+                    f"{self.sides[0]} at {a:,.0f} and {other} at {b:,.0f} (medians of these): a "
+                    f"side that is trained for longer may be better for that alone."
+                )
+        return found
+
     def _lagging(self) -> list[str]:
         """Return a paragraph where the running averages of a side hide what it has learned.
 
@@ -420,6 +435,7 @@ class Comparison(Shown):
             text_table(columns, rows),
             *_absences(self.unfinished),
             *filter(None, [self.unlike_machines]),
+            *self._uneven(),
             *self._lagging(),
             *map(str, self.verdicts.values()),
         ]
