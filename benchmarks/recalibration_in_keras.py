@@ -57,7 +57,7 @@ NETWORKS: dict[str, Callable[[], Any]] = {
 def check(model: Any, batches: list[Any]) -> None:
     plan = bnk.plan_recalibration(model, batches, progress=False)
     first = plan.layers[0].layer
-    seen = keras.Model(model.inputs, model.get_layer(first).input)
+    seen = keras.Model(model.inputs[0], model.get_layer(first).input)
     with torch.no_grad():
         x = np.concatenate([array_of(seen(batch)) for batch in batches])
     mean, variance = plan.new[first]
