@@ -28,7 +28,7 @@ from bnkit.keras.provenance import keras_versions
 from bnkit.keras.rebuilding import rebuilt
 
 FIGURES = Path(__file__).with_suffix(".json")
-ROUNDS, BATCHES, SIZE = 2, 3, 16
+ROUNDS, BATCHES, SIZE = 2, 3, 8
 
 
 def conv_net() -> Any:
@@ -49,8 +49,8 @@ def public(name: str, size: int, **options: Any) -> Any:
 
 NETWORKS: dict[str, Callable[[], Any]] = {
     "three convs, 64×64": conv_net,
-    "MobileNetV2 (0.35), 96×96": lambda: public("MobileNetV2", 96, alpha=0.35),
-    "ResNet50, 64×64": lambda: public("ResNet50", 64),
+    "MobileNetV2, 224×224": lambda: public("MobileNetV2", 224),
+    "ResNet50, 112×112": lambda: public("ResNet50", 112),
 }
 
 

@@ -89,10 +89,9 @@ def statistics_of(layer: Any) -> Statistics:
 
 def write_statistics(layer: Any, statistics: Statistics) -> None:
     """Write the mean and the biased variance, (C,) each, into a batch norm."""
-    for variable, values in zip(
-        (layer.moving_mean, layer.moving_variance), statistics, strict=True
-    ):
-        variable.assign(keras.ops.cast(values, variable.dtype))
+    mean, variance = statistics
+    layer.moving_mean.assign(mean)
+    layer.moving_variance.assign(variance)
 
 
 def _calling(call: Callable[..., Any], function: Instead) -> Callable[..., Any]:
