@@ -166,6 +166,26 @@ def test_layers_are_left_with_the_reason():
     }
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: L.TimeDistributed(L.Dense(4, activation="relu")),
+        lambda: L.Bidirectional(L.LSTM(4, return_sequences=True)),
+        lambda: L.EinsumDense("abc,cd->abd", output_shape=(6, 4), activation="relu"),
+        lambda: L.SpectralNormalization(L.Dense(4, activation="relu")),
+    ],
+    ids="TimeDistributed Bidirectional EinsumDense SpectralNormalization".split(),
+)
+def test_layers_that_hold_others_are_left_with_the_reason(layer):
+    held = layer()
+    model = keras.Sequential([keras.Input((6, 3)), held, L.Dense(5, activation="relu"), L.Dense(2)])
+    plan = bnk.plan_addition(model)
+    assert [edit.kind for edit in plan.edits] == ["Dense"]
+    why = {left.layer: left.why for left in plan.left_alone}
+    kind = type(held).__name__
+    assert why[held.name] == f"{kind}: only Dense and conv layers themselves are normalised"
+
+
 def test_where_chooses_and_nothing_left_is_an_error():
     plan = bnk.plan_addition(vgg_like(), where=lambda path, _layer: path.startswith("conv"))
     assert [edit.layer for edit in plan.edits] == ["conv1", "conv2"]

@@ -117,6 +117,9 @@ def test_two_normalisations_in_a_row():
     assert finding.layers == ("n", "first")
     apart = chain(L.LayerNormalization(), L.Dense(3), L.BatchNormalization(), shape=(4,))
     assert findings(apart, "two-normalisations") == []
+    # which normalises weights, not values
+    spectral = chain(L.SpectralNormalization(L.Dense(4)), L.BatchNormalization(), shape=(4,))
+    assert findings(spectral, "two-normalisations") == []
 
 
 def siamese():

@@ -11,7 +11,7 @@ import numpy as np
 from keras import layers as L
 
 from bnkit.keras.batches import inputs_in
-from bnkit.keras.graph import Call, Graph, check_graph, graphs_of, layers_inside
+from bnkit.keras.graph import Call, Graph, check_graph, graphs_of, is_graph, layers_inside
 from bnkit.keras.kernels import (
     WEIGHT_LAYERS,
     affine_by,
@@ -28,6 +28,7 @@ from bnkit.keras.roles import (
     NORMALISATIONS,
     is_activation,
     objection_to_class,
+    objection_to_kind,
     own_activation,
 )
 from bnkit.keras.verification import Pair, prove_same_function
@@ -229,7 +230,10 @@ def _places(
         for chosen in [where is None or where(call.path, call.operation)]
     ]
     places = [place for _, place in found if isinstance(place, _Place)]
-    return places, tuple(left(call, why) for call, why in found if isinstance(why, str))
+    alone = [left(call, why) for call, why in found if isinstance(why, str)]
+    others = [(c, objection_to_kind(c.operation)) for g in graphs for c in g.calls]
+    others = [(call, why) for call, why in others if not is_graph(call.operation)]
+    return places, (*alone, *(left(call, why) for call, why in others if why is not None))
 
 
 def _place(graph: Graph, call: Call, times_called: Counter[int], placing: _Placing) -> _Place | str:

@@ -13,7 +13,6 @@ NORMALISATIONS = (
     L.GroupNormalization,
     L.LayerNormalization,
     L.RMSNormalization,
-    L.SpectralNormalization,
     L.UnitNormalization,
 )
 # Identities in inference.
@@ -73,6 +72,21 @@ def is_activation(operation: Any) -> bool:
     if isinstance(operation, keras.Layer):
         return isinstance(operation, _ACTIVATION_LAYERS)
     return type(operation).__name__.lower() in {name.replace("_", "") for name in _ACTIVATIONS}
+
+
+def objection_to_kind(operation: Any) -> str | None:
+    """Return why a layer with a kernel is none that batch norms are put behind; None for others.
+
+    >>> layer = L.TimeDistributed(L.Dense(2))
+    >>> layer.build((None, 3, 4))
+    >>> objection_to_kind(layer)
+    'TimeDistributed: only Dense and conv layers themselves are normalised'
+    """
+    if not isinstance(operation, keras.Layer) or isinstance(operation, WEIGHT_LAYERS):
+        return None
+    if not any(weight.name.endswith("kernel") for weight in operation.weights):
+        return None
+    return f"{type(operation).__name__}: only Dense and conv layers themselves are normalised"
 
 
 def gives_answers(operation: Any) -> bool:
