@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import Parameter
 from torch.nn.utils.parametrize import ParametrizationList
 
-from bnkit.dataflow.tracing import _refuse_uncopiable
+from bnkit.dataflow.copying import _refuse_uncopiable
 from bnkit.internals import AnyConv
 from bnkit.layers.affine import ChannelAffine
 from bnkit.norms import Where

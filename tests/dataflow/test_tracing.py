@@ -1,13 +1,12 @@
-import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from bnkit.dataflow import ExampleError, as_call, duplicate, observe, tensors, trace
+from bnkit.dataflow import ExampleError, as_call, observe, tensors, trace
 from zoo.catalogue import dense, vectors
-from zoo.checks import call, fingerprint, memory, random_state
+from zoo.checks import fingerprint, random_state
 
 # as_call
 
@@ -162,111 +161,3 @@ def test_compiled_parts_of_a_model_are_seen_as_they_are_written():
         flow = trace(model, vectors())
         assert [call.name for call in flow.calls] == ["fc", "relu", "head"]
     torch.testing.assert_close(model(vectors()), before)
-
-
-# duplicate
-
-
-def test_a_copy_shares_nothing_and_can_be_trained_even_if_made_in_inference_mode():
-    model = nn.Sequential(dense(), nn.BatchNorm1d(4))
-    with torch.inference_mode():
-        copy = duplicate(model)
-    assert memory(copy).isdisjoint(memory(model))
-    copy(vectors()).sum().backward()
-
-
-class Cached(nn.Module):
-    """Keeps tensors that have a history, in attributes and in containers."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc, self.all = dense(), {}
-
-    def forward(self, x):
-        self.last = self.fc(x)
-        self.all["last"] = [self.last, self.last * 2]
-        return self.last
-
-
-def test_models_that_hold_computed_tensors_can_be_copied():
-    model = Cached()
-    model(vectors())
-    copy = duplicate(model)
-    assert memory(copy).isdisjoint(memory(model))
-    assert copy.all["last"][0] is copy.last
-    assert torch.equal(copy.last, model.last)
-    assert model.last.grad_fn is not None
-    torch.testing.assert_close(call(copy, vectors()), call(model, vectors()))
-
-
-class Constructed(nn.Linear):
-    """Is copied by its constructor, which draws random numbers."""
-
-    def __deepcopy__(self, memo):
-        return Constructed(4, 4)
-
-
-def test_a_copy_draws_no_random_numbers():
-    model = Constructed(4, 4)
-    state = random_state()
-    duplicate(model)
-    assert random_state() == state
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit is on its way out
-@pytest.mark.parametrize(
-    "script",
-    [torch.jit.script, lambda model: torch.jit.trace(model, vectors())],
-    ids=["scripted", "traced"],
-)
-def test_torchscript_is_refused(script):
-    scripted = script(dense())
-    with pytest.raises(TypeError, match=r"^the model is TorchScript, whose layers are fixed: pass"):
-        duplicate(scripted)
-    with pytest.raises(TypeError, match=r"^layer '1' is TorchScript, whose layers are fixed"):
-        duplicate(nn.Sequential(nn.ReLU(), scripted))
-
-
-def test_compiled_models_are_refused():
-    compiled = torch.compile(dense(), backend="eager")
-    message = r"^the model is compiled: pass what torch.compile was given, and compile the result$"
-    with pytest.raises(TypeError, match=message):
-        duplicate(compiled)
-    with pytest.raises(TypeError, match=r"^layer '0' is compiled"):
-        duplicate(nn.Sequential(compiled))
-
-
-def blank(kind):
-    wrapper = kind.__new__(kind)
-    nn.Module.__init__(wrapper)
-    return wrapper
-
-
-@pytest.mark.parametrize("kind", [nn.DataParallel, nn.parallel.DistributedDataParallel])
-def test_parallel_wrappers_are_refused(kind):
-    message = rf"^the model is a {kind.__name__}: pass its .module, and wrap the result$"
-    with pytest.raises(TypeError, match=message):
-        duplicate(blank(kind))
-
-
-def test_lazy_layers_that_have_no_shape_are_refused():
-    message = r"^layer '1' is lazy and has no shape yet: run one mini-batch through it$"
-    with pytest.raises(ValueError, match=message):
-        duplicate(nn.Sequential(dense(), nn.LazyLinear(2)))
-
-
-def test_what_is_no_module_is_refused():
-    message = r"^`model` is a function: pass a torch.nn.Module$"
-    with pytest.raises(TypeError, match=message):
-        duplicate(lambda x: x)
-
-
-def test_models_that_cannot_be_copied_are_refused():
-    model = nn.Sequential(dense())
-    model.lock = threading.Lock()
-    message = (
-        r"^`model` \(Sequential\) cannot be copied: cannot pickle '_thread.lock' object. bnkit "
-        r"changes a copy and leaves yours alone, so copy.deepcopy\(model\) must work$"
-    )
-    with pytest.raises(ValueError, match=message):
-        duplicate(model)

@@ -20,7 +20,7 @@ from bnkit.cli.engines import (
 )
 from bnkit.cli.operation import KERAS_FILES
 from bnkit.cli.output import chatter_on_stderr, explained, messages, print_result, refuse, say
-from bnkit.dataflow.tracing import is_keras_model
+from bnkit.dataflow.copying import is_keras_model
 from bnkit.experiments.comparison import plan_comparison
 from bnkit.experiments.data import NAMES
 from bnkit.experiments.networks import NETWORKS, networks

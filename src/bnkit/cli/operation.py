@@ -22,7 +22,7 @@ from bnkit.cli.output import (
     say,
     working,
 )
-from bnkit.dataflow.tracing import is_keras_model
+from bnkit.dataflow.copying import is_keras_model
 from bnkit.diagnosis import Diagnosis, diagnose
 from bnkit.diagnosis.rules.table import RULES
 from bnkit.extras import require

@@ -7,11 +7,13 @@ run the original inside the copy, train it and move its running statistics.
 import copy
 import dis
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
+import torch
 from torch import nn
 
 _HOOKS = "hooks"  # what the names of torch's tables of hooks contain
@@ -61,15 +63,27 @@ def copied_closures(model: nn.Module, memo: dict[int, Any]) -> Callable[[], None
     return fill
 
 
+def is_atom(held: Any) -> bool:
+    """Return whether it is a number, a text, None or a tuple of these, which copies share.
+
+    >>> is_atom((3, 3)), is_atom([])
+    (True, False)
+    """
+    kind = type(held)
+    return kind in _ATOMS or (kind is tuple and all(type(part) in _ATOMS for part in held))
+
+
 def is_plain(held: Any) -> bool:
-    """Return whether what a module holds is nothing, a number, a text or an empty container.
+    """Return whether what a module holds is an atom or an empty container: most of it is.
 
     >>> is_plain({}), is_plain({"": 0}), is_plain(None)
     (True, False, True)
     """
-    if held is None or isinstance(held, bool | int | float | str):
-        return True
-    return isinstance(held, dict | list | tuple | set) and not held
+    return is_atom(held) or (type(held) in _CONTAINERS and not held)
+
+
+_ATOMS = frozenset([bool, int, float, str, type(None), torch.dtype, torch.device])
+_CONTAINERS = frozenset([dict, OrderedDict, list, set])
 
 
 def _functions_in(held: Any, seen: set[int] | None = None) -> Iterator[FunctionType]:

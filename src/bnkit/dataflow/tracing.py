@@ -1,33 +1,20 @@
 """`trace`: run a copy of a model once on an example, and return its dataflow."""
 
-import copy
-import sys
-from collections import OrderedDict
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
 
 from bnkit.dataflow.calls import Dataflow
-from bnkit.dataflow.closures import copied_closures, is_plain
+from bnkit.dataflow.copying import duplicate
 from bnkit.dataflow.recording import Recorder
-from bnkit.dataflow.sharding import (
-    copy_without_shards,
-    is_sharded,
-    own_attributes,
-    refuse_sharded,
-)
-from bnkit.dataflow.tensors import replace_tensors, tensors_in
-from bnkit.internals import compiler_is_loaded, inside_compiled
+from bnkit.dataflow.tensors import replace_tensors
+from bnkit.internals import compiler_is_loaded
 from bnkit.observation import (
     Before,
-    NotEnoughMemoryError,
     evaluating,
-    memory_explained,
     on_the_side,
-    preserved_random_state,
     set_mode,
     watching,
 )
@@ -120,107 +107,3 @@ def _eagerly() -> AbstractContextManager[object]:
 
 def _copied(tensor: Tensor) -> Tensor:
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)
-
-
-def whole(model: nn.Module) -> nn.Module:
-    """Return `model`; where it is sharded over ranks, a plain copy with all of its values.
-
-    Each rank brings its parts, so all of them must call this. Raises what `duplicate` raises.
-
-    >>> model = nn.Linear(2, 2)
-    >>> whole(model) is model
-    True
-    """
-    return duplicate(model, gathers=True) if is_sharded(model) else model
-
-
-def duplicate(model: nn.Module, *, gathers: bool = False) -> nn.Module:
-    """Return a deep copy; TypeError or ValueError, with what to do, where none is possible.
-
-    A model that is sharded over ranks has none, or with `gathers` a plain one with all values, for
-    which all ranks must call this. Raises NotEnoughMemoryError where there is no room for one.
-
-    >>> duplicate(nn.DataParallel(nn.Linear(2, 2)))
-    Traceback (most recent call last):
-    TypeError: the model is a DataParallel: pass its .module, and wrap the result
-    """
-    refuse_keras(model)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"`model` is a {type(model).__name__}: pass a torch.nn.Module")
-    for path, module in model.named_modules():
-        _refuse_uncopiable(f"layer '{path}'" if path else "the model", module)
-    refuse_sharded(model, gathers=gathers)
-    memo = _copies_of_computed_tensors(model) | _empty_containers(model)
-    fill = copied_closures(model, memo)
-    try:
-        # A copy made in inference mode could not be trained; one made by a constructor draws.
-        with torch.inference_mode(mode=False), preserved_random_state(), memory_explained():
-            if is_sharded(model):
-                copy_without_shards(model, memo)
-            made = copy.deepcopy(model, memo)
-            fill()
-            return made
-    except NotEnoughMemoryError:
-        raise
-    except Exception as error:
-        raise ValueError(
-            f"`model` ({type(model).__name__}) cannot be copied: {error}. bnkit changes a copy and "
-            f"leaves yours alone, so copy.deepcopy(model) must work"
-        ) from error
-
-
-def is_keras_model(model: object) -> bool:
-    """Return whether a model is one of Keras, which on torch's backend is an nn.Module, too.
-
-    >>> is_keras_model(nn.Linear(2, 2))
-    False
-    """
-    keras: Any = sys.modules.get("keras")  # without it there are no models of Keras
-    return keras is not None and isinstance(model, keras.Model)
-
-
-def refuse_keras(model: object) -> None:
-    """Raise TypeError for a Keras model, whose verbs are elsewhere."""
-    if is_keras_model(model):
-        raise TypeError(
-            f"`model` ({type(model).__name__}) is a Keras model, whose batch norms have rules of "
-            f"their own: use the verbs of bnkit.keras, such as bnkit.keras.fold(model)"
-        )
-
-
-def _copies_of_computed_tensors(model: nn.Module) -> dict[int, Any]:
-    """Return copies, by identity, of the tensors that copy.deepcopy refuses: those with a history.
-
-    Hooks of weight norm and pruning keep such tensors in layers, and so do models that cache.
-    """
-    attributes = own_attributes if is_sharded(model) else vars
-    values = [value for module in model.modules() for value in attributes(module).values()]
-    held = tensors_in([value for value in values if not is_plain(value)])
-    return {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}
-
-
-def _empty_containers(model: nn.Module) -> dict[int, Any]:
-    """Return copies, by identity, of the empty tables that modules hold, nine each.
-
-    copy.deepcopy takes OrderedDicts apart and puts them together again: half of its time.
-    """
-    held = (value for module in model.modules() for value in vars(module).values())
-    return {id(value): type(value)() for value in held if type(value) in _TABLES and not value}
-
-
-_TABLES = (dict, OrderedDict, set)
-
-
-def _refuse_uncopiable(place: str, module: nn.Module) -> None:
-    if isinstance(module, torch.jit.ScriptModule):
-        raise TypeError(f"{place} is TorchScript, whose layers are fixed: pass the eager model")
-    if inside_compiled(module) is not None:
-        raise TypeError(
-            f"{place} is compiled: pass what torch.compile was given, and compile the result"
-        )
-    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise TypeError(
-            f"{place} is a {type(module).__name__}: pass its .module, and wrap the result"
-        )
-    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
-        raise ValueError(f"{place} is lazy and has no shape yet: run one mini-batch through it")

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from bnkit.batches import Call, as_example
 from bnkit.dataflow import as_call, duplicate
-from bnkit.dataflow.tracing import is_keras_model
+from bnkit.dataflow.copying import is_keras_model
 from bnkit.experiments import data as data_sets
 from bnkit.experiments.initialisation import initialise_
 from bnkit.experiments.loaders import (

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from bnkit.behaviour import Affine, affine_of
+from bnkit.surgery.folding import arithmetic
 from bnkit.surgery.folding.arithmetic import (
     after_layer,
     before_layer,
@@ -186,3 +187,24 @@ def test_the_map_of_other_features_is_the_identity():
     affine = Affine(*random(3, 4)).take(torch.tensor([2, -1]), like=torch.ones(1))
     assert (affine.scale[1], affine.shift[1]) == (1, 0)
     assert affine.scale[0] == random(3, 4)[0, 2]
+
+
+@pytest.mark.parametrize("block", [1, 7, 2**16])
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Linear(6, 5), nn.Conv2d(6, 4, 3, groups=2), nn.ConvTranspose1d(4, 6, 3, groups=2)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_weight_is_scaled_in_blocks_of_any_size_alike(layer, block, monkeypatch):
+    out = features_out(layer)
+    into = layer.weight.shape[1] * getattr(layer, "groups", 1)
+    into = layer.in_channels if isinstance(layer, nn.ConvTranspose1d) else into
+    after, before = (
+        Affine(*torch.rand(3, features, dtype=torch.float64) + 0.5) for features in (out, into)
+    )
+    expected = after_layer(layer, after), before_layer(layer, before)
+    monkeypatch.setattr(arithmetic, "_BLOCK", block)
+    found = after_layer(layer, after), before_layer(layer, before)
+    for (weight, bias), (same, near) in zip(found, expected, strict=True):
+        assert torch.equal(weight, same)
+        torch.testing.assert_close(bias, near, rtol=1e-14, atol=1e-14)

@@ -5,8 +5,10 @@ W x + b takes the map of its output in by scaling its output features, and that 
 scaling its input features, with a bias that makes up for the rest.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bnkit.behaviour import Affine
@@ -28,10 +30,11 @@ def after_layer(layer: Any, affine: Affine) -> tuple[Tensor, Tensor]:
     >>> torch.equal(weight, 2 * layer.weight), torch.equal(bias, 2 * layer.bias.double() - 5)
     (True, True)
     """
-    weight = _by_group(layer, _wide(layer.weight))
-    scaled = weight * _along(affine.scale, 1, weight)
-    bias = affine.scale * (_bias(layer) - affine.center) + affine.offset
-    return _as_stored(layer, scaled).to(layer.weight.dtype), bias
+    made = torch.empty_like(layer.weight)
+    scale = _by_group_of(layer, affine.scale)
+    for block, wide, into in _blocks(layer, made):
+        into.copy_(wide.mul_(_along(scale[:, block], 1, wide)))
+    return made, affine.scale * (_bias(layer) - affine.center) + affine.offset
 
 
 def before_layer(layer: Any, affine: Affine) -> tuple[Tensor, Tensor]:
@@ -49,11 +52,16 @@ def before_layer(layer: Any, affine: Affine) -> tuple[Tensor, Tensor]:
     >>> torch.allclose(y, (layer.weight[0].double() + layer.bias), rtol=1e-15, atol=1e-15)
     True
     """
-    weight = _by_group(layer, _wide(layer.weight))
-    scaled = _as_stored(layer, weight * _along(affine.scale, 2, weight)).to(layer.weight.dtype)
-    rounded = _by_group(layer, _wide(scaled))
-    middle = _response(weight, affine.offset) - _response(rounded, affine.center)
-    return scaled, _bias(layer) + middle
+    made = torch.empty_like(layer.weight)
+    scale, offset, center = (
+        _by_group_of(layer, t) for t in (affine.scale, affine.offset, affine.center)
+    )
+    middle = []
+    for _, wide, into in _blocks(layer, made):
+        into.copy_(wide * _along(scale, 2, wide))
+        rounded = into.to(wide.dtype)
+        middle.append(_response(wide, offset) - _response(rounded, center))
+    return made, _bias(layer) + torch.cat(middle, dim=1).flatten()
 
 
 def feature_axis(layer: nn.Module) -> int:
@@ -108,28 +116,43 @@ def _bias(layer: Any) -> Tensor:
     return _wide(layer.bias)
 
 
+def _blocks(layer: Any, made: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield features out, the layer's weight for them in float64, and the same part of `made`.
+
+    Both are (groups, features out, features in, *kernel). So many values at once stay in the
+    caches: the whole weight in float64 takes seven times the time.
+    """
+    old, new = _by_group(layer, layer.weight.detach()), _by_group(layer, made)
+    step = max(1, _BLOCK * old.shape[1] // max(1, old.numel()))
+    for first in range(0, old.shape[1], step):
+        block = slice(first, first + step)
+        wide = old[:, block].to(dtype_of_sums(old), copy=True)
+        yield block, wide, new[:, block]
+
+
+_BLOCK = 2**16
+
+
 def _by_group(layer: Any, weight: Tensor) -> Tensor:
-    """Return a weight as (groups, features out, features in, *kernel)."""
+    """Return a weight as (groups, features out, features in, *kernel), in the same memory."""
     if isinstance(layer, nn.Linear):
         return weight[None]
-    weight = weight.reshape(layer.groups, -1, *weight.shape[1:])
+    weight = weight.unflatten(0, (layer.groups, -1))
     return weight.transpose(1, 2) if isinstance(layer, TRANSPOSED) else weight
 
 
-def _as_stored(layer: Any, weight: Tensor) -> Tensor:
-    """Return a weight by groups in the shape in which `layer` stores it."""
-    if isinstance(layer, TRANSPOSED):
-        weight = weight.transpose(1, 2)
-    return weight.flatten(0, 1)
+def _by_group_of(layer: Any, values: Tensor) -> Tensor:
+    """Return values of features as (groups, features of a group)."""
+    return values.view(1 if isinstance(layer, nn.Linear) else layer.groups, -1)
 
 
 def _response(weight: Tensor, constant: Tensor) -> Tensor:
     """Return what a weight by groups makes of an input that is constant in each feature."""
-    return (weight * _along(constant, 2, weight)).flatten(2).sum(2).flatten()
+    return (weight * _along(constant, 2, weight)).flatten(2).sum(2)
 
 
 def _along(values: Tensor, axis: int, weight: Tensor) -> Tensor:
-    """Return values of features, group after group, to be broadcast along an axis of `weight`."""
-    shape = [weight.shape[0], *[1] * (weight.dim() - 1)]
+    """Return values of features by group, to be broadcast along an axis of `weight`."""
+    shape = [values.shape[0], *[1] * (weight.dim() - 1)]
     shape[axis] = -1
     return values.reshape(shape)
