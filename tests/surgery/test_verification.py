@@ -240,6 +240,14 @@ def test_of_many_samples_an_eighth_runs_in_float64():
     assert SEEN == [(SINGLE, 16)] * 2 + [(DOUBLE, 2)] * 2
 
 
+def test_of_two_samples_the_one_that_is_further_off_runs_in_float64():
+    model, x = Seen(), sixteen()[10:12]
+    verify(model, nn.Module.eval, x)
+    assert SEEN == [(SINGLE, 2)] * 2 + [(DOUBLE, 1)] * 2
+    with pytest.raises(SurgeryError, match="in float64, and at most 1e-10 is allowed"):
+        verify(model, scale(1e-6), x)
+
+
 def test_what_the_original_gave_when_it_was_traced_is_not_computed_again():
     model, x = Seen(), sixteen()
     before = run(model, x)

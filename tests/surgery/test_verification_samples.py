@@ -40,7 +40,7 @@ def test_a_sample_in_which_one_side_is_no_number_is_furthest_off():
 
 
 WITHOUT_ROWS = {
-    "fewer than eight": (example(7), torch.ones(7)),
+    "a single one": (example(1), torch.ones(1)),
     "a loss": (example(), torch.ones(())),
     "an output of another size": (example(), torch.ones(4)),
     "inputs of several sizes": ((example(), torch.ones(4)), torch.ones(16)),

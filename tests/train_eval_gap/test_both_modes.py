@@ -375,3 +375,22 @@ def test_a_threshold_that_is_none_is_refused(threshold):
     message = rf"^`threshold` is {threshold!r}: pass a number of at least 0, such as 0.1$"
     with pytest.raises(ValueError, match=message):
         explain_gap(network(), vectors(), threshold=threshold)
+
+
+def test_a_copy_that_writes_into_the_original_is_refused():
+    class Shared:
+        def __init__(self, layer):
+            self.layer = layer
+
+        def __deepcopy__(self, memo):
+            return self
+
+    model = nn.Sequential(dense(), nn.BatchNorm1d(4))
+    model.held = Shared(model[1])
+    model.register_forward_hook(counts_in_what_it_holds)
+    with pytest.raises(ValueError, match=r"^a copy of the model \(Sequential\) writes into the"):
+        explain_gap(model, rows())
+
+
+def counts_in_what_it_holds(module, _args, _output):
+    module.held.layer.num_batches_tracked.add_(1)

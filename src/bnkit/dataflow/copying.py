@@ -18,7 +18,7 @@ from bnkit.dataflow.sharding import (
     own_attributes,
     refuse_sharded,
 )
-from bnkit.dataflow.tensors import tensors_in
+from bnkit.dataflow.tensors import tensors_in, version_of
 from bnkit.internals import inside_compiled
 from bnkit.observation import NotEnoughMemoryError, memory_explained, preserved_random_state
 
@@ -72,6 +72,20 @@ def duplicate(model: nn.Module, *, gathers: bool = False) -> nn.Module:
         ) from error
 
 
+def state_of(model: nn.Module) -> list[tuple[int, int]]:
+    """Return which parameters and buffers `model` holds, and how often each was written into.
+
+    Where it is another after a copy has run, the copy shares something with the original.
+
+    >>> model = nn.BatchNorm1d(2)
+    >>> before = state_of(model)
+    >>> _ = model.running_mean.zero_()
+    >>> state_of(model) == before
+    False
+    """
+    return [(id(t), version_of(t)) for t in (*model.parameters(), *model.buffers())]
+
+
 # --- the copy itself: modules and their tables are copied here, all else by copy.deepcopy
 
 
@@ -87,7 +101,7 @@ class _Copier:
             return part
         if id(part) in self.memo:
             return self.memo[id(part)]
-        kind = type(part)
+        kind: Any = type(part)
         if kind in _TABLES and all(type(key) is str for key in part):
             made = self.memo[id(part)] = kind()
             made.update((key, self.copy(held)) for key, held in part.items())
@@ -96,7 +110,7 @@ class _Copier:
             return self.memo.setdefault(id(part), set())
         if isinstance(part, nn.Module) and self._is_copied_by_attributes(part):
             made = self.memo[id(part)] = kind.__new__(kind)
-            state = part.__getstate__()  # without what model.compile() leaves, in torch
+            state = kind.__getstate__(part)  # without what model.compile() leaves, in torch
             made.__setstate__({name: self.copy(held) for name, held in state.items()})
             return made
         return copy.deepcopy(part, self.memo)

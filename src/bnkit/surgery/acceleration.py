@@ -22,6 +22,7 @@ from bnkit.surgery.normalized import NormalizedOutput
 from bnkit.surgery.operations import Edit, operation, replace_module
 from bnkit.surgery.plan import LeftAlone, Plan
 from bnkit.surgery.segment import role_of
+from bnkit.surgery.verification import Outcome, witnessing
 
 _KINDS = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d}
 _OURS = tuple(_KINDS.values())
@@ -74,25 +75,28 @@ def plan_acceleration(
      1       BatchNorm2d   bnkit's, with relu of '2'   it alone reads what the layer makes
     Same function: error ...
     """
-    plan = _unproven(model, example, where)  # its two traced copies are gone by now
-    return plan.verified(model, example, tolerance=tolerance)
+    plan, before = _unproven(model, example, where)  # its two traced copies are gone by now
+    return plan.verified(model, example, before=before, tolerance=tolerance)
 
 
-def _unproven(model: nn.Module, example: Any, where: Where | None) -> Plan:
-    flows = _dataflows(model, example)
+def _unproven(model: nn.Module, example: Any, where: Where | None) -> tuple[Plan, Outcome]:
+    flows, before = _dataflows(model, example)
     found = [_edit(flows, path, layer, where) for path, layer in batch_norms(model).layers.items()]
-    return Plan(
+    plan = Plan(
         tuple(edit for edit in found if isinstance(edit, Edit)),
         tuple(left for left in found if isinstance(left, LeftAlone)),
     )
+    return plan, before
 
 
-def _dataflows(model: nn.Module, example: Any) -> list[Dataflow]:
-    """Return those in eval and in training mode, of which the latter may fail."""
-    flows = [observe(duplicate(model), example)]
+def _dataflows(model: nn.Module, example: Any) -> tuple[list[Dataflow], Outcome]:
+    """Return those in eval and in training mode, of which the latter may fail, and the outputs."""
+    subject = duplicate(model)
+    with witnessing(subject) as witness:
+        flows = [observe(subject, example)]
     with suppress(ExampleError):  # such as one value per channel, of an example of one
         flows += [observe_in_its_mode(set_mode(duplicate(model), training=True), example)]
-    return flows
+    return flows, witness.outcome(flows[0].dtypes)
 
 
 def _edit(

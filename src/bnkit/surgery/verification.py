@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.dataflow import as_call, duplicate
+from bnkit.dataflow.copying import state_of
 from bnkit.dataflow.recording import Precisions
 from bnkit.dataflow.tensors import tensors_in
-from bnkit.internals import leaves_of, replace_tensors, version_of
+from bnkit.internals import leaves_of, replace_tensors
 from bnkit.observation import (
     Mode,
     NotEnoughMemoryError,
@@ -37,7 +38,7 @@ _TOLERANCES = {
 _TOLERANCE_IN_HALF_PRECISION = 1e-2
 _OF_ROUNDING = 8  # so many times what one unit in the last place does is rounding, too
 _WIDEST = frozenset([torch.float64, torch.complex128])
-_SHARE = 8  # one sample in so many: in float64 a sample takes two to three times the time
+_SHARE = 8  # one sample in so many: in float64 a sample takes two to five times the time
 
 _NUMBERS = (bool, int, float, complex, np.number, np.ndarray)
 
@@ -116,8 +117,8 @@ def verify(
     the model computes in it. `before` is what `model` gave on `example` when it was traced, which
     spares one run.
 
-    Of eight samples or more the float64 run takes the eighth of `furthest_samples`, where they
-    stand for the whole. At any time there is one copy of the model. Raises SurgeryError over either
+    The float64 run takes the samples of `furthest_samples` where they stand for the whole, and all
+    of them elsewhere. At any time there is one copy of the model. Raises SurgeryError over either
     bound, naming the layer where the two first differ, and where the changed model fails or the
     original returns nothing that can be compared; NotEnoughMemoryError where memory is too short to
     run both in the model's dtype.
@@ -126,7 +127,7 @@ def verify(
     Same function: error 0.0e+00 in float64, 0.0e+00 in the model's dtype (largest difference \
 0.0e+00).
     """
-    state = _state_of(model)
+    state = state_of(model)
     before = run(model, example) if before is None else before
     _refuse_silence(model, before)
     claim = _Claim(model, example, change)
@@ -140,7 +141,7 @@ def verify(
     if tolerance is None and narrow and exact is not None and bound < own.error < math.inf:
         # The change is exact; a deep network may round further apart than most.
         bound = max(bound, _OF_ROUNDING * _rounding(model, example, before))
-    if _state_of(model) != state:
+    if state_of(model) != state:
         raise SurgeryError(
             f"a copy of the model ({type(model).__name__}) writes into the original when it runs: "
             f"something in it is shared by both, so nothing is proven; look for functions and "
@@ -287,8 +288,8 @@ def _broken(
 def furthest_samples(example: Any, before: Outcome, after: Outcome) -> Tensor | None:
     """Return the eighth of the samples in which two outcomes on `example` are furthest apart.
 
-    They are indices of the first axis, ascending. None where there are fewer than eight samples,
-    and where not all tensors of the example and all outputs have as many.
+    At least one; they are indices of the first axis, ascending. None where there is one sample, and
+    where not all tensors of the example and all outputs have as many.
 
     >>> import torch
     >>> before, after = torch.zeros(9), torch.zeros(9).index_fill(0, torch.tensor(5), 0.1)
@@ -298,11 +299,11 @@ def furthest_samples(example: Any, before: Outcome, after: Outcome) -> Tensor | 
     """
     tensors = [*tensors_in(example), *before.outputs, *after.outputs]
     counts = {len(tensor) if tensor.dim() else 0 for tensor in tensors}
-    share = min(counts, default=0) // _SHARE
-    if len(counts) > 1 or not share:
+    samples = min(counts, default=0)
+    if len(counts) > 1 or samples < 2:
         return None
     errors = errors_of_samples(before.outputs, after.outputs)
-    return errors.argsort(descending=True, stable=True)[:share].sort().values
+    return errors.argsort(descending=True, stable=True)[: max(1, samples // _SHARE)].sort().values
 
 
 def samples_of(example: Any, samples: Tensor) -> Any:
@@ -340,14 +341,10 @@ def unwritten(model: nn.Module) -> Iterator[None]:
     >>> with unwritten(layer):
     ...     layer.eps = 1e-3
     """
-    state = _state_of(model)
+    state = state_of(model)
     yield
-    if _state_of(model) != state:
+    if state_of(model) != state:
         raise RuntimeError("the model changes when it runs, so another run begins elsewhere")
-
-
-def _state_of(model: nn.Module) -> list[tuple[int, int]]:
-    return [(id(t), version_of(t)) for t in (*model.parameters(), *model.buffers())]
 
 
 # --- one run, and how far two are apart

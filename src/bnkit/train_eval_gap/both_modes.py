@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bnkit.batches import Call, Inputs, as_example, calls_of
 from bnkit.dataflow import ExampleError, duplicate, observe, whole
+from bnkit.dataflow.copying import state_of
 from bnkit.dataflow.tensors import replace_tensors, tensors_in
 from bnkit.internals import AnyBatchNorm
 from bnkit.moments import Moments, dtype_of_sums
@@ -45,9 +46,10 @@ def explain_gap(
     training mode, normalises by them in both runs. `model`, with the random generators, stays as it
     is, also on errors.
 
-    Raises ValueError for a model without a batch norm to compare, for one value per channel, and
-    for values that are not finite; ExampleError, a ValueError, if the model fails in eval mode;
-    TypeError for what is not a module, hides its layers, or is not a mini-batch.
+    Raises ValueError for a model without a batch norm to compare, for one value per channel, for
+    values that are not finite, and for a model of which a copy writes into the original;
+    ExampleError, a ValueError, if the model fails in eval mode; TypeError for what is not a module,
+    hides its layers, or is not a mini-batch.
 
     >>> model = nn.Sequential(nn.BatchNorm1d(1), nn.ReLU(), nn.Dropout())
     >>> gap = explain_gap(model, torch.arange(100.0)[:, None])
@@ -58,6 +60,7 @@ def explain_gap(
         raise ValueError(f"`threshold` is {threshold!r}: pass a number of at least 0, such as 0.1")
     model = whole(model)
     by_running, by_batch = duplicate(model), duplicate(model)
+    state = state_of(model)
     (call,) = calls_of(by_running, [batch], inputs=inputs)
     # A layer that is frozen by its momentum alone makes the two modes differ, so it stays.
     chosen = batch_norms(
@@ -73,6 +76,12 @@ def explain_gap(
     with on_the_side(by_batch):
         samples, differences = _run_by_batch_statistics(
             by_batch, call, paths, outputs, refuses=refusing(model, refused)
+        )
+    if state_of(model) != state:
+        raise ValueError(
+            f"a copy of the model ({type(model).__name__}) writes into the original when it runs: "
+            f"something in it is shared by both, so nothing is measured; look for functions and "
+            f"objects set on its layers"
         )
     if not samples and refused:
         raise ValueError(f"there is no gap to explain: {Chosen({}, refused).why_none(model)}")

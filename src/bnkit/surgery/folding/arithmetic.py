@@ -137,7 +137,7 @@ def _by_group(layer: Any, weight: Tensor) -> Tensor:
     """Return a weight as (groups, features out, features in, *kernel), in the same memory."""
     if isinstance(layer, nn.Linear):
         return weight[None]
-    weight = weight.unflatten(0, (layer.groups, -1))
+    weight = weight.view(layer.groups, -1, *weight.shape[1:])
     return weight.transpose(1, 2) if isinstance(layer, TRANSPOSED) else weight
 
 
