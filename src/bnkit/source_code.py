@@ -231,9 +231,10 @@ def _neighbours(module: ModuleType) -> Iterable[ModuleType]:
     found = {}
     for value in vars(module).values():
         other = value if isinstance(value, ModuleType) else _module_of(value)
-        if other is not None and not _is_library(other):
+        if other is not None:
             found[other.__name__] = other
-    return [found[name] for name in sorted(found)]
+    # Each is asked once: a large module takes hundreds of things from few others.
+    return [found[name] for name in sorted(found) if not _is_library(found[name])]
 
 
 def _module_of(thing: Any) -> ModuleType | None:
@@ -250,6 +251,7 @@ def _is_library(module: ModuleType) -> bool:
     return not _file(module) or _is_of_library(module.__name__, _file(module))
 
 
+@functools.cache
 def _is_of_library(name: str, file: str) -> bool:
     path = Path(file)
     installed = {"site-packages", "dist-packages"}.intersection(path.parts)
