@@ -159,9 +159,8 @@ def _between_batches(norm: Norm) -> dict[str, float]:
 
     For rows drawn alike the variance between the means of mini-batches, of rows and of any sizes,
     is that within them, each sum of squares over its degrees of freedom (Fisher's analysis of
-    variance). Their ratio is 1 with the standard error √(2 / (B − 1)) for B mini-batches; five of
-    these, and at least twice the variance, do not happen by chance, not even where all channels
-    vary together.
+    variance). Where all channels vary together their ratio has the F distribution. It counts from
+    twice the variance and four standard deviations on, beyond which chance takes 1 layer in 30,000.
     """
     (seen,) = norm.as_trained
     batches, rows = seen.batches, seen.of_rows.count / seen.batches
@@ -173,11 +172,24 @@ def _between_batches(norm: Norm) -> dict[str, float]:
     real = within > 1e-6 * (seen.moments.variance + 1e-30)  # else a constant, up to rounding
     ratios = torch.where(real, between / within.clamp(min=1e-30), 1.0)
     ratio = root_mean_square(ratios, norm.module) ** 2
-    bar = max(2.0, 1 + 5 * math.sqrt(2 / (batches - 1)))
-    if ratio <= bar:
+    if ratio <= 2 or _deviate(ratio, batches - 1, freedom) <= 4:
         return {}
     excess = (between - within).clamp(min=0) / rows / (seen.moments.variance + 1e-30)
     return {
         "variance between mini-batches / by chance": ratio,
         "distance in standard deviations": 2 * root_mean_square(excess, norm.module),
     }
+
+
+def _deviate(ratio: float, between: float, within: float) -> float:
+    """Return the normal deviate of a ratio of variances with these degrees of freedom.
+
+    The cube root of a ratio is nearly normal (Paulson 1942, "An approximate normalization of the
+    analysis of variance distribution").
+
+    >>> round(_deviate(17.14, 1, 14), 1)  # F(1, 14) is over 17.14 with the probability 0.001
+    3.1
+    """
+    root, of_between, of_within = ratio ** (1 / 3), 2 / (9 * between), 2 / (9 * within)
+    apart = (1 - of_within) * root - (1 - of_between)
+    return float(apart / math.sqrt(of_within * root**2 + of_between))
