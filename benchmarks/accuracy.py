@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bnkit.experiments.provenance import environment
-from bnkit.kernels import cpu, reference
+from bnkit.kernels import core, reference
 
 FIGURES = Path(__file__).with_suffix(".json")
 SHAPES = [(32, 64, 56, 56), (32, 256, 28, 28), (32, 2048, 7, 7), (256, 1024), (32, 64, 1000)]
@@ -68,10 +68,10 @@ def main() -> None:
             weight, bias = torch.rand(shape[1]) + 0.5, torch.randn(shape[1])
             exact = by_kernel(reference, *(t.double() for t in (x, dy, weight, bias)))
             row = {
-                "bnkit": errors(by_kernel(cpu, x, dy, weight, bias), exact),
+                "bnkit": errors(by_kernel(core, x, dy, weight, bias), exact),
                 "torch": errors(by_torch(x, dy, weight, bias), exact),
                 "variance at mean 4096": {
-                    "bnkit": variance_error(far, cpu),
+                    "bnkit": variance_error(far, core),
                     "torch": variance_error(far, None),
                 },
             }

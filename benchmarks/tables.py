@@ -6,6 +6,7 @@ Each stands between two comments with the name of its file, as `<!-- kernels.jso
 between them is written anew.
 """
 
+import argparse
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -92,4 +93,5 @@ def _digits(value: float) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     PAGE.write_text(page(), encoding="utf-8")

@@ -31,7 +31,7 @@ from bnkit.benchmarking.measuring import interleaved
 from bnkit.experiments.networks import dlology
 from bnkit.experiments.provenance import environment
 from bnkit.kernels import memory
-from bnkit.surgery.plan import replace_module
+from bnkit.surgery.operations import replace_module
 
 FIGURES = Path(__file__).with_suffix(".json")
 BATCH = 32

@@ -134,7 +134,8 @@ struct Cut {
 
 constexpr int64_t CACHED = 1 << 20;      // bytes of a block that is read twice: half of a usual L2
 constexpr int64_t WORTHWHILE = 1 << 17;  // bytes that a task should have
-constexpr int64_t LANES = 32;            // channels of a row in a block: cache lines come in pairs
+constexpr int64_t WIDE = 4096;           // columns whose coefficients and sums the caches hold
+constexpr int64_t LANES = 32;            // channels of a block of rows come by so many
 
 Cut cut(const Job& job, int64_t bytes_per_value) {
   uint32_t threads = 1;
@@ -142,16 +143,14 @@ Cut cut(const Job& job, int64_t bytes_per_value) {
   int64_t per_channel = job.count * bytes_per_value, size = per_channel * job.channels;
   bool shared = threads > 1 && size >= 2 * WORTHWHILE;
   int64_t tasks = shared ? std::min<int64_t>(8 * threads, size / WORTHWHILE) : 1;
-  int64_t width = (job.channels + tasks - 1) / tasks;
+  int64_t width = job.channels;  // of rows all channels, as far as may be: memory is read as it lies
   if (job.space > 1) {
-    width = std::clamp<int64_t>(CACHED / per_channel, 1, width);
-  } else {
-    int64_t fitting = job.fold > 1 ? 0 : CACHED / (per_channel * LANES) * LANES;
-    width = fitting ? std::min(fitting, (width + LANES - 1) / LANES * LANES) : job.channels;
-    width = std::min(width, job.channels);
+    width = std::clamp<int64_t>(CACHED / per_channel, 1, (width + tasks - 1) / tasks);
+  } else if (job.columns > WIDE) {
+    width = WIDE / job.repeat / LANES * LANES;
   }
   int64_t blocks = (job.channels + width - 1) / width;
-  bool enough = !shared || blocks >= 2 * int64_t(threads) || (job.space == 1 && blocks > 1);
+  bool enough = !shared || blocks >= 2 * int64_t(threads);
   int64_t most = job.space > 1 ? job.count : job.rows;
   return {width, blocks, enough ? 1 : std::min(most, (tasks + blocks - 1) / blocks)};
 }

@@ -30,6 +30,7 @@ constexpr int BYTES = 16;
 #endif
 constexpr int STRIP = BYTES == 64 ? 4 : 2;  // vectors side by side whose coefficients fit registers
 constexpr int64_t TILE = 32;   // rows of a strip that stay in the first cache
+constexpr int64_t FEW = 4;     // rows that are worth the coefficients of a strip
 constexpr int64_t FIRST = 4;   // rows whose mean is a fair first guess
 // Values that a lane adds up before its sum goes on in float64. Squares about a good level may be
 // many (the variance stays within 2e-7); gradients cancel, and torch sums short planes one by one.
@@ -774,6 +775,13 @@ void change_planes(const Call<T>& call, Range channels, Range values) {
 
 // --- rows: a tile of them at a time, and in it one strip of columns after the other
 
+// Rows of a tile. Of wide rows they are the fewest that are worth the coefficients of their strips:
+// memory is then read about as it lies, which is up to three times faster than one strip down many
+// rows, whose lines are a page apart.
+INLINE int64_t rows_of_tile(const Job& job, int64_t fewest) {
+  return most(fewest, least(TILE, fewest * 1024 / job.columns));
+}
+
 template <int N>
 struct Number {
   static constexpr int value = N;
@@ -864,7 +872,7 @@ void gradients_of_rows(const Call<T>& call, Range columns, Range rows, const Par
   for (double* sums : both)
     for (int64_t c = columns.begin; c < columns.end; ++c) sums[c] = sums[c + stride] = 0;
   for (Range tile = rows; tile.begin < rows.end; tile.begin = tile.end) {
-    tile.end = least(tile.begin + TILE, rows.end);
+    tile.end = least(tile.begin + rows_of_tile(call.job, GRADIENTS), rows.end);
     strips<T>(columns, [&](auto number, int64_t column, int64_t width) {
       Strip<Step, number.value> strip(call, column);
       for (Range few = tile; few.begin < tile.end; few.begin = few.end) {
@@ -885,7 +893,7 @@ void gradients_of_rows(const Call<T>& call, Range columns, Range rows, const Par
 template <class Step, class T>
 void change_rows(const Call<T>& call, Range columns, Range rows) {
   for (Range tile = rows; tile.end > rows.begin; tile.end = tile.begin) {
-    tile.begin = most(tile.end - TILE, rows.begin);
+    tile.begin = most(tile.end - rows_of_tile(call.job, FEW), rows.begin);
     strips<T>(columns, [&](auto number, int64_t column, int64_t width) {
       Strip<Step, number.value> strip(call, column);
       down(strip, call, tile, column, width);
