@@ -81,6 +81,7 @@ def test_add_prints_the_plan_as_a_table_or_as_json():
     ("text", "message"),
     [
         ("users:build --example 8,5", "the model fails on `example` of shape (8, 5) in layer '0'"),
+        ("users:build --example 8,5", "8,128:30522 --example mask=8,128:bool, or --data brings"),
         ("users:build --example 8,x", "'8,x': pass integers with commas between them"),
         ("users:build --example 8,-4", "--example is '8,-4': pass sizes of at least 1, as in"),
         ("users:build --example 0,4", "--example is '0,4': pass sizes of at least 1, as in"),

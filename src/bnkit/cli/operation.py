@@ -23,6 +23,7 @@ from bnkit.cli.output import (
     working,
 )
 from bnkit.dataflow.copying import is_keras_model
+from bnkit.dataflow.tracing import ExampleError
 from bnkit.diagnosis import Diagnosis, diagnose
 from bnkit.diagnosis.rules.table import RULES
 from bnkit.extras import require
@@ -177,6 +178,20 @@ class Operation:
             skip=skipped(skip, RULES),
             progress=False,
         )
+
+
+@contextmanager
+def on_random_inputs(example: Sequence[str] | None) -> Iterator[None]:
+    """Say how --example describes other inputs where the network cannot run on these."""
+    try:
+        yield
+    except ExampleError as error:
+        if not example:
+            raise
+        raise ExampleError(
+            f"{error}; --example describes one input and may be given again, as in --example "
+            f"ids=8,128:30522 --example mask=8,128:bool, or --data brings mini-batches"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from bnkit.cli.arguments import (
     option,
     settings,
 )
-from bnkit.cli.operation import Operation
+from bnkit.cli.operation import Operation, on_random_inputs
 from bnkit.cli.output import explained, print_result, say
 from bnkit.names import completed, one_beginning
 from bnkit.surgery.conversion.kinds import KINDS
@@ -49,7 +49,8 @@ def changing(what: str) -> Callable[[Callable[..., Any]], Callable[..., None]]:
         def command(
             model: str, *, checkpoint: Any, key: Any, out: Any, as_json: bool, **typed: Any
         ) -> None:
-            with Operation.begin(what, model, checkpoint, out, key) as operation:
+            begun = Operation.begin(what, model, checkpoint, out, key)
+            with begun as operation, on_random_inputs(typed.get("example")):
                 if "where" in typed:
                     typed["where"] = operation.where(typed["where"])
                 plan = function(operation, **typed)
