@@ -1,10 +1,11 @@
 """Awkward tensors, each with the reason why it is there."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnkit.kernels import choice
 
@@ -70,6 +71,22 @@ def equal(ours: Tensor, theirs: Tensor) -> bool:
     scale = max(1.0, float(theirs.detach().abs().nan_to_num(0, 0).max())) if theirs.numel() else 1.0
     same = ours.shape == theirs.shape and ours.dtype == theirs.dtype
     return same and torch.allclose(ours, theirs, rtol=near, atol=near * scale, equal_nan=True)
+
+
+def torchs(kind: type[nn.Module], features: int, *, bias: bool = True, **options) -> nn.Module:
+    """Return torch's own layer; without a bias too, for which torch 2.9 has no option."""
+    if bias or "bias" in inspect.signature(kind).parameters:
+        return kind(features, **options, **({} if bias else {"bias": False}))
+    layer = kind(features, **options)
+    layer.register_parameter("bias", None)
+    return layer
+
+
+def constructor(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a batch norm of torch, with the `bias` that torch 2.9 lacks."""
+    parameters = dict(inspect.signature(kind).parameters)
+    last = inspect.Parameter("bias", inspect.Parameter.KEYWORD_ONLY, default=True)
+    return {**parameters, "bias": parameters.get("bias", last)}
 
 
 def seeded(seed: int) -> torch.Generator:

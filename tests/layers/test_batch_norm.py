@@ -27,7 +27,7 @@ from bnkit.layers import (
     SyncBatchNorm2d,
 )
 from bnkit.layers.batch_norm import BatchNormOptions, GuardedBatchNorm
-from cases import equal
+from cases import constructor, equal, torchs
 
 PAIRS = {BatchNorm1d: nn.BatchNorm1d, BatchNorm2d: nn.BatchNorm2d, BatchNorm3d: nn.BatchNorm3d}
 KINDS = pytest.mark.parametrize("kind", PAIRS, ids=lambda kind: kind.__name__)
@@ -61,7 +61,7 @@ OPTIONS = pytest.mark.parametrize(
 
 def pair(kind, *, activation=None, **options):
     """Return our layer and torch's, with the same parameters that are not 1 and 0."""
-    ours, theirs = kind(3, activation=activation, **options), PAIRS[kind](3, **options)
+    ours, theirs = kind(3, activation=activation, **options), torchs(PAIRS[kind], 3, **options)
     with torch.no_grad():
         for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
             mine.copy_(other.copy_(torch.randn(3)))
@@ -176,7 +176,7 @@ def test_layers_are_those_of_torch_to_others(kind):
 @KINDS
 def test_the_constructor_is_that_of_torch_with_an_activation_and_a_guard(kind):
     ours = inspect.signature(kind).parameters
-    theirs = inspect.signature(PAIRS[kind]).parameters
+    theirs = constructor(PAIRS[kind])
     assert [(p.name, p.default, p.kind) for p in theirs.values()] == [
         (p.name, p.default, p.kind) for p in list(ours.values())[:-2]
     ]
@@ -286,7 +286,7 @@ def test_the_representation_is_that_of_torch_and_the_activation(kind):
 @OPTIONS
 @INPUTS
 def test_checkpoints_load_both_ways(kind, shape, options):
-    ours, theirs = kind(3, activation="relu", **options), PAIRS[kind](3, **options)
+    ours, theirs = kind(3, activation="relu", **options), torchs(PAIRS[kind], 3, **options)
     ours(batch(shape, ours))
     theirs.load_state_dict(ours.state_dict(), strict=True)
     assert_same_state(ours, theirs)

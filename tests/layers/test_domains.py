@@ -14,7 +14,7 @@ from bnkit.layers.domains import (
     domain,
 )
 from bnkit.observation import normalising_by_batch_statistics
-from cases import equal
+from cases import equal, torchs
 
 PAIRS = {
     DomainBatchNorm1d: nn.BatchNorm1d,
@@ -38,7 +38,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 def separate(layer, kind, **options):
     """Return torch's layer for each domain, all with the weight and bias of `layer`, if given."""
-    layers = {name: PAIRS[kind](3, **options) for name in TIMES}
+    layers = {name: torchs(PAIRS[kind], 3, **options) for name in TIMES}
     for other in layers.values() if layer is not None else ():
         other.weight, other.bias = layer.weight, layer.bias
     return layers

@@ -9,7 +9,7 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.checkpoint import checkpoint
 
 from bnkit.layers.frozen import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d
-from cases import equal
+from cases import constructor, equal, torchs
 
 PAIRS = {
     FrozenBatchNorm1d: nn.BatchNorm1d,
@@ -35,7 +35,7 @@ MODES = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"]
 
 def pair(kind, **options):
     """Return a frozen layer and torch's in eval mode, with the same state, which is not 1 and 0."""
-    ours, theirs = kind(3, **options), PAIRS[kind](3, **options).eval()
+    ours, theirs = kind(3, **options), torchs(PAIRS[kind], 3, **options).eval()
     with torch.no_grad():
         for values in (*theirs.parameters(), theirs.running_mean):
             values.copy_(torch.randn(3))
@@ -165,7 +165,7 @@ def test_the_mode_of_the_model_is_that_of_the_layer():
 def test_checkpoints_load_both_ways(kind, options):
     ours, theirs = pair(kind, **options)
     assert list(ours.state_dict()) == list(theirs.state_dict())
-    other = PAIRS[kind](3, **options)
+    other = torchs(PAIRS[kind], 3, **options)
     other.load_state_dict(ours.state_dict())
     torch.testing.assert_close(other.state_dict(), theirs.state_dict(), rtol=0, atol=0)
     assert all(parameter.requires_grad for parameter in other.parameters())
@@ -211,7 +211,7 @@ def test_copies_do_the_same_and_stay_frozen(duplicate, training):
 
 @KINDS
 def test_the_constructor_is_that_of_torch_with_an_activation_and_a_guard(kind):
-    ours, theirs = (inspect.signature(k).parameters for k in (kind, PAIRS[kind]))
+    ours, theirs = inspect.signature(kind).parameters, constructor(PAIRS[kind])
     assert [name for name in ours if name in theirs] == list(theirs)
     assert ours.keys() - theirs.keys() == {"activation", "guard"}
     assert [ours[name].default for name in theirs] == [p.default for p in theirs.values()]

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bnkit.layers.ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from bnkit.observation import normalising_by_batch_statistics
-from cases import equal
+from cases import constructor, equal, torchs
 
 PAIRS = {
     GhostBatchNorm1d: nn.BatchNorm1d,
@@ -242,7 +242,7 @@ def test_the_number_of_dimensions_is_checked_as_in_torch(kind):
 
 @KINDS
 def test_the_constructor_is_that_of_torch_with_more_keywords(kind):
-    ours, theirs = (inspect.signature(k).parameters for k in (kind, PAIRS[kind]))
+    ours, theirs = inspect.signature(kind).parameters, constructor(PAIRS[kind])
     assert [name for name in ours if name in theirs] == list(theirs)
     assert ours.keys() - theirs.keys() == {"virtual_batch_size", "activation", "guard"}
     assert [ours[name].default for name in theirs] == [p.default for p in theirs.values()]
@@ -253,7 +253,7 @@ def test_the_constructor_is_that_of_torch_with_more_keywords(kind):
 @pytest.mark.parametrize("options", [{}, {"affine": False}, {"bias": False}], ids=str)
 @KINDS
 def test_checkpoints_load_both_ways(kind, options):
-    ours, theirs = kind(3, virtual_batch_size=4, **options), PAIRS[kind](3, **options)
+    ours, theirs = kind(3, virtual_batch_size=4, **options), torchs(PAIRS[kind], 3, **options)
     ours(torch.randn(10, *SHAPES[kind]))
     file = io.BytesIO()
     torch.save(ours.state_dict(), file)

@@ -15,7 +15,7 @@ from bnkit.layers.masked import MaskedBatchNorm1d, MaskedBatchNorm2d, MaskedBatc
 from bnkit.layers.masks import current_mask, fit, mask
 from bnkit.observation import normalising_by_batch_statistics
 from bnkit.surgery.normalized import Layout, NormalizedOutput, own_batch_norm
-from cases import equal
+from cases import equal, torchs
 
 PAIRS = {
     MaskedBatchNorm1d: nn.BatchNorm1d,
@@ -55,7 +55,7 @@ def rows(x, real):
 def pair(kind, **options):
     """Return our layer, and torch's for rows, with the same parameters that are not 1 and 0."""
     plain = {name: value for name, value in options.items() if name not in ("activation", "guard")}
-    ours, theirs = kind(3, **options), nn.BatchNorm1d(3, **plain)
+    ours, theirs = kind(3, **options), torchs(nn.BatchNorm1d, 3, **plain)
     with torch.no_grad():
         for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
             mine.copy_(other.copy_(torch.randn(3)))

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bnkit.layers.renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, Ramp
 from bnkit.observation import normalising_by_batch_statistics
-from cases import equal
+from cases import constructor, equal, torchs
 
 PAIRS = {
     BatchRenorm1d: nn.BatchNorm1d,
@@ -107,7 +107,7 @@ def test_the_limits_of_the_test_before_cut_some_channels_and_not_others():
 @KINDS
 def test_with_r_max_1_and_d_max_0_a_life_of_training_is_that_of_torch(kind, options):
     ours = layer_of(kind, r_max=1.0, d_max=0.0, **options)
-    theirs = PAIRS[kind](3, **options)
+    theirs = torchs(PAIRS[kind], 3, **options)
     theirs.load_state_dict(ours.state_dict())
     for training in (True, True, False, True):
         ours.train(training)
@@ -330,7 +330,7 @@ def test_the_number_of_dimensions_is_checked_as_in_torch(kind):
 
 @KINDS
 def test_the_constructor_is_that_of_torch_with_more_keywords(kind):
-    ours, theirs = (inspect.signature(k).parameters for k in (kind, PAIRS[kind]))
+    ours, theirs = inspect.signature(kind).parameters, constructor(PAIRS[kind])
     assert [name for name in ours if name in theirs] == list(theirs)
     assert ours.keys() - theirs.keys() == {"r_max", "d_max", "activation", "guard"}
     assert [ours[name].default for name in theirs] == [p.default for p in theirs.values()]
@@ -341,7 +341,7 @@ def test_the_constructor_is_that_of_torch_with_more_keywords(kind):
 @OPTIONS
 @KINDS
 def test_checkpoints_load_both_ways(kind, options):
-    ours, theirs, other = kind(3, **options), PAIRS[kind](3, **options), kind(3, **options)
+    ours, theirs, other = kind(3, **options), torchs(PAIRS[kind], 3, **options), kind(3, **options)
     ours(torch.randn(SHAPES[kind]))
     theirs.load_state_dict(ours.state_dict())
     other.load_state_dict(theirs.state_dict())

@@ -186,6 +186,14 @@ class GuardedBatchNorm(OnePass, AnyBatchNorm, metaclass=Activatable):
             residual=residual,
         )
 
+    def reset_parameters(self) -> None:
+        """Begin anew: weight and running variance 1, bias and running mean 0, nothing counted."""
+        self.reset_running_stats()
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:  # torch 2.9 takes it for there
+            nn.init.zeros_(self.bias)
+
     @property
     def tracks(self) -> bool:
         """Whether the layer has running statistics and a mini-batch would enter them now."""

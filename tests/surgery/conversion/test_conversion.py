@@ -19,6 +19,7 @@ from bnkit.surgery.conversion import convert, convert_layer, plan_conversion
 from bnkit.surgery.conversion.kinds import KINDS
 from bnkit.surgery.conversion.survey import candidates
 from bnkit.surgery.operations import replay
+from cases import torchs
 from models import MODELS
 from zoo.checks import call, fingerprint, memory, random_state
 
@@ -238,7 +239,7 @@ def test_the_dtype_of_every_tensor_stays(kind, dtype):
 )
 @pytest.mark.parametrize("kind", ["bnkit", "sync", "ghost", "masked", "accumulated", "frozen"])
 def test_what_the_constructor_was_given_stays(kind, options):
-    start = nn.Sequential(nn.BatchNorm2d(3, **options))
+    start = nn.Sequential(torchs(nn.BatchNorm2d, 3, **options))
     if kind == "frozen" and not options.get("track_running_stats", True):
         with pytest.raises(SurgeryError, match=r"no running statistics, which 'frozen' needs"):
             convert(start, kind)

@@ -11,6 +11,7 @@ from bnkit.surgery.folding.arithmetic import (
     features_out,
     is_exact_before,
 )
+from cases import torchs
 
 SHAPES = {1: (3, 4, 9), 2: (2, 4, 7, 6), 3: (2, 4, 5, 4, 6)}
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -39,7 +40,7 @@ def random(*shape, seed=0):
 
 def batch_norm(kind, features, **options):
     """Return one with |mean|/std of about 100, and scales of both signs."""
-    norm = kind(features, **options).double().eval()
+    norm = torchs(kind, features, **options).double().eval()
     with torch.no_grad():
         norm.running_mean.copy_(100 * random(features, seed=1))
         norm.running_var.copy_(random(features, seed=2).abs() + 0.5)
