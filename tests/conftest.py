@@ -17,3 +17,22 @@ def torchs_kernels(monkeypatch):
 def importable_tests(monkeypatch):
     """Let the processes of trials find the functions of a test's own file."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1])
+
+
+@pytest.fixture
+def trials_here(request, monkeypatch):
+    """Run trials in this process: starting others takes seconds, so that few tests do, for all."""
+
+    def run_here(trials, store, *, on_result, **_options):
+        found = {trial.key: store.keep(trial.run()) for trial in trials}
+        for result in found.values():
+            on_result(result)
+        return found
+
+    if "in_processes" not in request.fixturenames:
+        monkeypatch.setattr("bnkit.experiments.sweep.run_trials", run_here)
+
+
+@pytest.fixture
+def in_processes(importable_tests):
+    """Run trials as users do, also where `trials_here` is asked for."""

@@ -125,14 +125,8 @@ def test_the_doctor_finds_and_fixes(tmp_path):
     assert place["physicalLocation"]["artifactLocation"]["uri"] == "good.keras"
 
 
-def test_compare_trains_a_builder_and_a_file(tmp_path, monkeypatch):
-    def run_here(trials, store, *, on_result, **_options):
-        found = {trial.key: store.keep(trial.run()) for trial in trials}
-        for result in found.values():
-            on_result(result)
-        return found
-
-    monkeypatch.setattr("bnkit.experiments.sweep.run_trials", run_here)
+@pytest.mark.usefixtures("trials_here")
+def test_compare_trains_a_builder_and_a_file(tmp_path):
     rest = "--data own_keras:pair --seeds 1 --steps 2 --momentum 0.9 --eps 0.01 --out kept --json"
     code, stdout, _ = run(f"compare --model own_keras:build --learning-rate 0.1 {rest}")
     assert code == 0

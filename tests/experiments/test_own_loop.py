@@ -16,6 +16,8 @@ from bnkit.experiments.own_loop import EndOfTrial, OwnLoop, RunningTrial, own_lo
 from bnkit.experiments.settings import Settings
 from bnkit.surgery import SurgeryError
 
+pytestmark = pytest.mark.usefixtures("trials_here")
+
 X = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
 Y = (X[:, :3] + X[:, 3:6]).argmax(1)
 SHARE = Metric("share", higher_is_better=True)
@@ -36,26 +38,6 @@ def train(model, trial):
         share = (model(X).argmax(1) == Y).float().mean()
         if trial.report(step, loss=loss, accuracy=share):
             break
-
-
-@pytest.fixture(autouse=True)
-def in_this_process(request, monkeypatch):
-    """Starting processes takes seconds: one test does, for all."""
-
-    def run_here(trials, store, *, on_result, **_options):
-        results = {trial.key: trial.run() for trial in trials}
-        for result in results.values():
-            store.save(result)
-            on_result(result)
-        return results
-
-    if "in_processes" not in request.fixturenames:
-        monkeypatch.setattr("bnkit.experiments.sweep.run_trials", run_here)
-
-
-@pytest.fixture
-def in_processes(importable_tests):
-    """Run trials as users do."""
 
 
 def compared(build=net, train=train, **options):

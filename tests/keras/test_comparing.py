@@ -27,6 +27,8 @@ from bnkit.keras.provenance import (
 from bnkit.keras.settings import KerasSettings
 from bnkit.keras.sides import without_batch_norms
 
+pytestmark = pytest.mark.usefixtures("trials_here")
+
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(120, 6)).astype("float32")
 Y = (X[:, :3] + X[:, 3:]).argmax(1)
@@ -58,26 +60,6 @@ def bare():
 
 def arrays():
     return (X[:100], Y[:100]), (X[100:], Y[100:])
-
-
-@pytest.fixture(autouse=True)
-def in_this_process(request, monkeypatch):
-    """Starting processes takes seconds: one test does, for all."""
-
-    def run_here(trials, store, *, on_result, **_options):
-        results = {trial.key: trial.run() for trial in trials}
-        for result in results.values():
-            store.save(result)
-            on_result(result)
-        return results
-
-    if "in_processes" not in request.fixturenames:
-        monkeypatch.setattr("bnkit.experiments.sweep.run_trials", run_here)
-
-
-@pytest.fixture
-def in_processes(importable_tests):
-    """Run trials as users do."""
 
 
 def compared(build=build, data=arrays, **options):
