@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -87,6 +88,11 @@ def constructor(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
     parameters = dict(inspect.signature(kind).parameters)
     last = inspect.Parameter("bias", inspect.Parameter.KEYWORD_ONLY, default=True)
     return {**parameters, "bias": parameters.get("bias", last)}
+
+
+def since(version: str, what: str) -> pytest.MarkDecorator:
+    """Return what skips a test on a torch before `version`, which lacks what is said."""
+    return pytest.mark.skipif(torch.__version__ < version, reason=f"torch before {version} {what}")
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -2,7 +2,7 @@
 
 Nothing else in bnkit names what torch keeps private. Each name is looked up so that a torch
 without it still imports bnkit and runs its layers; tests/test_internals.py takes them away one by
-one and says in which version of torch they were last seen.
+one and says in which versions of torch they were seen.
 """
 
 import sys

@@ -15,7 +15,7 @@ from bnkit.layers.masked import MaskedBatchNorm1d, MaskedBatchNorm2d, MaskedBatc
 from bnkit.layers.masks import current_mask, fit, mask
 from bnkit.observation import normalising_by_batch_statistics
 from bnkit.surgery.normalized import Layout, NormalizedOutput, own_batch_norm
-from cases import equal, torchs
+from cases import equal, since, torchs
 
 PAIRS = {
     MaskedBatchNorm1d: nn.BatchNorm1d,
@@ -33,6 +33,7 @@ INPUTS = pytest.mark.parametrize(
     ],
     ids=["1d", "1d with length", "2d", "3d"],
 )
+ONE_GRAPH = since("2.13", "breaks the graph where a shape depends on values")
 GARBAGE = pytest.mark.parametrize("garbage", [0.0, 1e6, float("nan"), float("inf")])
 
 
@@ -548,6 +549,7 @@ def test_autocast_leaves_it_as_it_is():
     assert model[1].running_mean.dtype == torch.float32
 
 
+@ONE_GRAPH
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_layers_compile_as_one_graph_without_a_mask_and_with_it_as_an_argument(backend):
     torch.compiler.reset()
@@ -571,6 +573,7 @@ def test_layers_compile_as_one_graph_without_a_mask_and_with_it_as_an_argument(b
         assert_same_state(layer, eager)
 
 
+@ONE_GRAPH
 def test_a_compiled_layer_refuses_a_mask_with_too_few_real_values():
     torch.compiler.reset()
     compiled = torch.compile(MaskedBatchNorm1d(3), fullgraph=True, backend="eager")
