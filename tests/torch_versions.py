@@ -8,7 +8,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TORCH = ("2.6.0", "2.9.1", "2.13.0", "2.14.1")
+TORCH = ("2.9.1", "2.13.0", "2.14.1")
 TESTS = "tests/layers tests/surgery tests/dataflow tests/recalibration tests/train_eval_gap".split()
 TESTS += [f"tests/test_{name}.py" for name in "moments functional norms roles checkpoints".split()]
 
@@ -26,7 +26,7 @@ def row(version, folder):
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    packages = [f"torch=={version}", "hypothesis", "numpy", "pytest", "rich", "safetensors"]
+    packages = [f"torch=={version}", "hypothesis", "numpy", "pytest", "pytest-xdist", "rich", "safetensors"]
     subprocess.run([*install, *packages], check=True)
     subprocess.run([*install, "--no-deps", "--editable", ROOT], check=True)
     options = ["-q", "-o", "addopts=--strict-markers --import-mode=importlib"]

@@ -167,5 +167,7 @@ def test_a_distributed_model_is_taken_apart_and_keeps_its_paths(one_rank):
     evidence = gather(model)
     assert [norm.path for norm in evidence.norms] == ["net.module.0"]
     assert [(p.path, p.broadcasts_buffers) for p in evidence.parallel] == [("net", True)]
-    whole = gather(one_rank(nn.BatchNorm1d(2), forward_sync_buffers=False))
+    unsent = one_rank(nn.BatchNorm1d(2))
+    unsent.broadcast_buffers = False
+    whole = gather(unsent)
     assert [(p.path, p.broadcasts_buffers) for p in whole.parallel] == [("", False)]

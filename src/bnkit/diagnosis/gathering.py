@@ -259,7 +259,7 @@ def working_copy(model: nn.Module) -> tuple[nn.Module, tuple[Parallel, ...]]:
         if isinstance(part, DistributedDataParallel)
     }
     found = {"": model, **parts} if isinstance(model, DistributedDataParallel) else parts
-    parallel = tuple(Parallel(path, part.forward_sync_buffers) for path, part in found.items())
+    parallel = tuple(Parallel(path, part.broadcast_buffers) for path, part in found.items())
     if not parts:
         return duplicate(inner, gathers=True), parallel
     transparent = {id(part): _Transparent(duplicate(part.module), part) for part in parts.values()}

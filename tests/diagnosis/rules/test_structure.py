@@ -500,7 +500,9 @@ def test_a_parallel_model_is_told_that_it_must_not_run_twice(one_rank):
 
 
 def test_buffers_that_are_not_sent_do_no_harm(one_rank):
-    model = Twice(one_rank(stem(), forward_sync_buffers=False))
+    unsent = one_rank(stem())
+    unsent.broadcast_buffers = False
+    model = Twice(unsent)
     assert found_in(model, images(), "two-forwards") == []
 
 

@@ -162,7 +162,8 @@ def two_forwards(evidence: Evidence) -> Iterator[Finding]:
             {"forwards": min(ran)} if seen else {"forward_sync_buffers": True},
             f"{runs} DistributedDataParallel writes the first rank's running statistics over those "
             f"that the first forward has saved for its backward, which then fails.",
-            "Join the inputs into one forward, or wrap with forward_sync_buffers=False.",
+            "Join the inputs into one forward, or wrap with forward_sync_buffers=False "
+            "(broadcast_buffers=False on an older torch, which has no such option).",
         )
 
 
