@@ -26,7 +26,8 @@ def row(version, folder):
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    packages = [f"torch=={version}", "hypothesis", "numpy", "pytest", "pytest-xdist", "rich", "safetensors"]
+    tools = ["hypothesis", "pytest", "pytest-xdist"]
+    packages = [f"torch=={version}", "numpy", "rich", "safetensors", *tools]
     subprocess.run([*install, *packages], check=True)
     subprocess.run([*install, "--no-deps", "--editable", ROOT], check=True)
     options = ["-q", "-o", "addopts=--strict-markers --import-mode=importlib"]
