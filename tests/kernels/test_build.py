@@ -89,7 +89,7 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch):
 @pytest.mark.usefixtures("cache")
 def test_with_a_torch_that_is_too_old_no_compiler_is_called(calls, monkeypatch):
     monkeypatch.setattr(build, "_NEEDED", "torch/new.h")
-    with pytest.raises(build.BuildError, match=r"has no torch/new.h, which .* install a newer"):
+    with pytest.raises(build.BuildError, match=r"has no torch/new.h, with which .* a newer"):
         build.build()
     assert not calls.exists()
 

@@ -171,8 +171,8 @@ def compiler() -> list[str]:
         raise BuildError("it is built on Linux and macOS only, and torch's kernels serve here")
     if not (Path(torch.__file__).parent / "include" / _NEEDED).exists():
         raise BuildError(
-            f"torch {torch.__version__} has no {_NEEDED}, which it is built with, and torch's "
-            f"kernels serve: install a newer torch"
+            f"torch {torch.__version__} has no {_NEEDED}, with which the core is built, and "
+            f"torch's kernels serve: install a newer torch"
         )
     for command in (shlex.split(os.environ.get("CXX", "")), ["c++"], ["g++"], ["clang++"]):
         if command and shutil.which(command[0]):
