@@ -18,25 +18,37 @@ PAGE = HERE.parent / "docs" / "accelerate.md"
 
 
 def kernels(figures: dict[str, Any]) -> str:
-    """Return a table for each number of threads, each with what was run, where and when."""
-    return "\n\n".join(map(_of_threads, figures.values()))
+    """Return what was run, where and when, for each number of threads, and one table of the cases.
 
-
-def _of_threads(figures: dict[str, Any]) -> str:
-    ran, summary, threads = figures["environment"], figures["summary"], figures["threads"]
+    The milliseconds are those of the first number of threads, and the last columns the ratios of
+    the others.
+    """
+    first, *others = figures.values()
+    ratios = [[_ratio(case) for case in other["cases"]] for other in others]
     rows = [
         (
             "×".join(map(str, case["shape"])),
             case["layout"],
-            *(_digits(ms[name]) for name in ("torch", "bnkit")),
-            f"{ms['torch'] / ms['bnkit']:.1f}",
-            f"{ms['torch'] / ms['bnkit, fresh memory']:.1f}",
-            f"{ms['inference, torch'] / ms['inference, bnkit']:.1f}",
+            *(_digits(case["milliseconds"][name]) for name in ("torch", "bnkit")),
+            _ratio(case),
+            _ratio(case, ", fresh memory"),
+            _ratio(case, theirs="inference, torch", ours="inference, bnkit"),
+            *more,
         )
-        for case in figures["cases"]
-        for ms in [case["milliseconds"]]
+        for case, *more in zip(first["cases"], *ratios, strict=True)
     ]
     headers = ("mini-batch", "layout", "torch, ms", "bnkit, ms", "times faster")
+    headers = (*headers, "with fresh memory", "in inference")
+    headers = (*headers, *(f"on {other['threads']} threads" for other in others))
+    return "\n".join([*map(_of_threads, figures.values()), "", _table(headers, rows)])
+
+
+def _ratio(case: dict[str, Any], more: str = "", theirs: str = "torch", ours: str = "bnkit") -> str:
+    return f"{case['milliseconds'][theirs] / case['milliseconds'][ours + more]:.1f}"
+
+
+def _of_threads(figures: dict[str, Any]) -> str:
+    ran, summary, threads = figures["environment"], figures["summary"], figures["threads"]
     means = (
         ("", "torch / bnkit"),
         (" with fresh memory", "torch / bnkit with fresh memory"),
@@ -44,11 +56,46 @@ def _of_threads(figures: dict[str, Any]) -> str:
     )
     mean = ", ".join(f"{summary[key]:.1f}{what}" for what, key in means)
     return (
-        f"{threads} thread{'s' * (threads > 1)}, {ran['processor']}, {ran['cores']} cores, torch "
-        f"{ran['torch']}, {ran['date']}; geometric mean {mean}; the same program twice differed by "
-        f"a factor of {summary['torch / itself, most']:.2f} at most.\n\n"
-        f"{_table((*headers, 'with fresh memory', 'in inference'), rows)}"
+        f"- {threads} thread{'s' * (threads > 1)}, {ran['processor']}, {ran['cores']} cores, torch "
+        f"{ran['torch']}, {ran['date']}: geometric mean {mean}; the same program twice differed by "
+        f"a factor of {summary['torch / itself, most']:.2f} at most."
     )
+
+
+def core(figures: dict[str, Any]) -> str:
+    """Return the table of whole steps of small networks, over the same steps without batch norm."""
+    threads = {name: part for name, part in figures.items() if name.endswith("threads")}
+    by_network = "small networks, milliseconds"
+    rows = [
+        (
+            network,
+            *(
+                f"{part[by_network][network][which] / part[by_network][network]['without']:.2f}"
+                for part in threads.values()
+                for which in ("torch", "bnkit")
+            ),
+        )
+        for network in next(iter(threads.values()))[by_network]
+    ]
+    means = [part["step over step without, geometric mean"] for part in threads.values()]
+    mean = [f"{each[which]:.2f}" for each in means for which in ("torch", "bnkit")]
+    heads = [f"{which}, {_threads(name)}" for name in threads for which in ("torch", "bnkit")]
+    ran, built = figures["environment"], figures["set-up"]
+    calls = "; ".join(
+        f"{part['dispatch, microseconds']['bnkit']:.0f} µs beside torch's "
+        f"{part['dispatch, microseconds']['torch']:.0f} on {_threads(name)}"
+        for name, part in threads.items()
+    )
+    return (
+        f"{ran['processor']}, {ran['cores']} cores, torch {ran['torch']}, {ran['date']}. A layer "
+        f"with ReLU on (8, 8), forward and backward: {calls}. The core was built in "
+        f"{built['seconds to build']:.0f} s and has {built['bytes of the core'] / 1e6:.1f} MB.\n\n"
+        + _table(("step over step without", *heads), [*rows, ("geometric mean", *mean)])
+    )
+
+
+def _threads(name: str) -> str:
+    return "1 thread" if name == "1 threads" else name
 
 
 def training(figures: dict[str, Any]) -> str:
@@ -65,7 +112,8 @@ def training(figures: dict[str, Any]) -> str:
     )
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"kernels": kernels, "training": training}
+Tables = dict[str, Callable[[dict[str, Any]], str]]
+TABLES: Tables = {"kernels": kernels, "core": core, "training": training}
 
 
 def page() -> str:
