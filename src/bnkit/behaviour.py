@@ -175,7 +175,7 @@ def activation_of(batch_norm: nn.Module) -> nn.Module | None:
     >>> activation_of(Clipped(3)), activation_of(nn.BatchNorm2d(3))
     (ReLU(), None)
     """
-    return None if has_known_forward(batch_norm) else behaviour_of(batch_norm).activation
+    return None if has_known_forward(batch_norm) else _form_of(batch_norm).activation_of(batch_norm)
 
 
 def name_of_activation(activation: nn.Module) -> str | None:
@@ -290,7 +290,7 @@ _USUAL = frozenset([*_STATE, "num_batches_tracked"])
 _forms: "WeakKeyDictionary[type[nn.Module], dict[Any, _Form]]" = WeakKeyDictionary()
 
 
-def _form_of(layer: nn.Module, values: Tensor | None, shape: tuple[int, ...]) -> _Form:
+def _form_of(layer: nn.Module, values: Tensor | None = None, shape: tuple[int, ...] = ()) -> _Form:
     held = {
         name: t
         for tensors in (layer.named_parameters, layer.named_buffers)
@@ -299,8 +299,8 @@ def _form_of(layer: nn.Module, values: Tensor | None, shape: tuple[int, ...]) ->
     plain = tuple(
         (path, type(part), name, value)
         for path, part in layer.named_modules()
-        for name, value in sorted(vars(part).items())
-        if name != "training" and isinstance(value, _PLAIN)
+        for name, value in vars(part).items()
+        if isinstance(value, _PLAIN) and name != "training"
     )
     rank = len(shape), values is not None and values.is_quantized
     key = plain, tuple((name, t.shape) for name, t in held.items()), rank

@@ -1,4 +1,5 @@
 import math
+import weakref
 
 import pytest
 import torch
@@ -6,13 +7,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import bnkit
-from bnkit import ExampleError
+from bnkit import ExampleError, dataflow
 from bnkit.layers.domains import DomainBatchNorm1d, domain
 from bnkit.layers.frozen import FrozenBatchNorm1d
 from bnkit.layers.ghost import GhostBatchNorm1d
 from bnkit.layers.masked import MaskedBatchNorm1d
 from bnkit.norms import NO_STATISTICS
-from bnkit.train_eval_gap import explain_gap
+from bnkit.train_eval_gap import both_modes, explain_gap
 from cases import seeded
 from models import MODELS
 from zoo.catalogue import dense, images, vectors
@@ -390,6 +391,20 @@ def test_a_copy_that_writes_into_the_original_is_refused():
     model.register_forward_hook(counts_in_what_it_holds)
     with pytest.raises(ValueError, match=r"^a copy of the model \(Sequential\) writes into the"):
         explain_gap(model, rows())
+
+
+def test_one_copy_of_the_model_lives_at_a_time(monkeypatch):
+    copies = []
+
+    def duplicate(model):
+        assert [copy for copy in copies if copy() is not None] == []
+        made = dataflow.duplicate(model)
+        copies.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(both_modes, "duplicate", duplicate)
+    explain_gap(network(), rows())
+    assert len(copies) == 2
 
 
 def counts_in_what_it_holds(module, _args, _output):

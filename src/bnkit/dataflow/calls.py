@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -58,6 +58,20 @@ class Dataflow:
     shapes: Mapping[Value, tuple[int, ...]]
     outputs: frozenset[Value]
     dtypes: frozenset[torch.dtype] = frozenset()
+
+    def of(self, copy: nn.Module) -> "Dataflow":
+        """Return the same dataflow with the modules of another copy of the model.
+
+        >>> model, copy = nn.Sequential(nn.ReLU()), nn.Sequential(nn.ReLU())
+        >>> call = Call(0, "0", model[0], "", (), ())
+        >>> Dataflow((call,), {}, frozenset()).of(copy).calls[0].module is copy[0]
+        True
+        """
+        calls = (
+            call if call.module is None else replace(call, module=copy.get_submodule(call.name))
+            for call in self.calls
+        )
+        return replace(self, calls=tuple(calls))
 
     def readers(self, value: Value) -> Sequence[Call]:
         """Return the calls that read this value, in order."""

@@ -4,6 +4,7 @@ import copy
 import copyreg
 import sys
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,12 +54,13 @@ def duplicate(model: nn.Module, *, gathers: bool = False) -> nn.Module:
     for path, module in model.named_modules():
         _refuse_uncopiable(f"layer '{path}'" if path else "the model", module)
     refuse_sharded(model, gathers=gathers)
-    memo = _copies_of_computed_tensors(model)
+    sharded = gathers and is_sharded(model)
+    memo = _copies_of_computed_tensors(model, own_attributes if sharded else vars)
     fill = copied_closures(model, memo)
     try:
         # A copy made in inference mode could not be trained; one made by a constructor draws.
         with torch.inference_mode(mode=False), preserved_random_state(), memory_explained():
-            if is_sharded(model):
+            if sharded:
                 copy_without_shards(model, memo)
             made: nn.Module = _Copier(memo).copy(model)
             fill()
@@ -135,12 +137,13 @@ def _has_no_copies_of_its_own(kind: type[nn.Module]) -> bool:
     return as_modules and not own and not slots
 
 
-def _copies_of_computed_tensors(model: nn.Module) -> dict[int, Any]:
+def _copies_of_computed_tensors(
+    model: nn.Module, attributes: Callable[[nn.Module], Mapping[str, Any]]
+) -> dict[int, Any]:
     """Return copies, by identity, of the tensors that copy.deepcopy refuses: those with a history.
 
     Hooks of weight norm and pruning keep such tensors in layers, and so do models that cache.
     """
-    attributes = own_attributes if is_sharded(model) else vars
     values = [value for module in model.modules() for value in attributes(module).values()]
     held = tensors_in([value for value in values if not is_plain(value)])
     return {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}

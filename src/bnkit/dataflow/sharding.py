@@ -16,15 +16,17 @@ def is_sharded(model: nn.Module) -> bool:
     False
     """
     kind: Any = _class_of("torch.distributed.fsdp", "FSDPModule")
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    return any(isinstance(module, kind) or _shards(module) for module in modules)
+    part: Any = _class_of("torch.distributed.tensor", "DTensor")
+    modules = [*model.modules()] if isinstance(model, nn.Module) else []
+    held = [*model.parameters(), *model.buffers()] if modules and part != () else []
+    return any(isinstance(m, kind) for m in modules) or any(isinstance(t, part) for t in held)
 
 
 def refuse_sharded(model: nn.Module, *, gathers: bool) -> None:
     """Raise TypeError, with the way out, for a sharded model, or one that a verb cannot gather."""
     wrapper: Any = _class_of("torch.distributed.fsdp", "FullyShardedDataParallel")
     wrapped = any(isinstance(module, wrapper) for module in model.modules())
-    if wrapped or (is_sharded(model) and not gathers):
+    if wrapped or (not gathers and is_sharded(model)):
         raise TypeError(
             f"`model` ({type(model).__name__}) is sharded: each rank holds a part of its "
             f"parameters. Gather them into a plain model, on all ranks: "

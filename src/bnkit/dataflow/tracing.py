@@ -1,5 +1,6 @@
 """`trace`: run a copy of a model once on an example, and return its dataflow."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,13 +12,7 @@ from bnkit.dataflow.copying import duplicate
 from bnkit.dataflow.recording import Recorder
 from bnkit.dataflow.tensors import replace_tensors
 from bnkit.internals import compiler_is_loaded
-from bnkit.observation import (
-    Before,
-    evaluating,
-    on_the_side,
-    set_mode,
-    watching,
-)
+from bnkit.observation import After, Before, evaluating, on_the_side, set_mode, watching
 
 
 class ExampleError(ValueError):
@@ -60,10 +55,15 @@ def trace(model: nn.Module, example: Any) -> Dataflow:
     return observe(duplicate(model), example)
 
 
-def observe(model: nn.Module, example: Any) -> Dataflow:
-    """Return the dataflow of `model` itself, run as `trace` runs its copy."""
+def observe(
+    model: nn.Module, example: Any, *, before: Before | None = None, after: After | None = None
+) -> Dataflow:
+    """Return the dataflow of `model` itself, run as `trace` runs its copy.
+
+    `before` and `after` see each call, as those of `watching` do.
+    """
     with evaluating(model):
-        return observe_in_its_mode(model, example)
+        return observe_in_its_mode(model, example, before=before, after=after)
 
 
 def observe_in_training(
@@ -79,25 +79,32 @@ def observe_in_training(
     """
     subject = set_mode(duplicate(model), training=True)
     try:
-        with watching(subject, before=before):
-            return observe_in_its_mode(subject, example)
+        return observe_in_its_mode(subject, example, before=before)
     except ExampleError:
         return None
 
 
-def observe_in_its_mode(model: nn.Module, example: Any) -> Dataflow:
+def observe_in_its_mode(
+    model: nn.Module, example: Any, *, before: Before | None = None, after: After | None = None
+) -> Dataflow:
     """Return the dataflow of `model` itself in the mode that it is in, which may change it."""
     with on_the_side(model, mode=nullcontext), _eagerly():
         args, kwargs = replace_tensors(as_call(example), _copied)
         recorder = Recorder(model)
         recorder.introduce((args, kwargs))
-        with watching(model, before=recorder.enter, after=recorder.leave):
+        # One hook of a module serves both: setting and calling them is a large part of the cost.
+        enter, leave = _in_turn(before, recorder.enter), _in_turn(after, recorder.leave)
+        with watching(model, before=enter, after=leave):
             try:
                 with recorder:
                     result = model(*args, **kwargs)
             except Exception as error:
                 raise ExampleError(recorder.explain(error, (args, kwargs))) from error
     return recorder.dataflow(result)
+
+
+def _in_turn(first: Callable[..., object] | None, then: Callable[..., object]) -> Any:
+    return then if first is None else lambda *call: (first(*call), then(*call))
 
 
 def _eagerly() -> AbstractContextManager[object]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.batches import Call
-from bnkit.dataflow import Dataflow, ExampleError, as_call, duplicate, observe
+from bnkit.dataflow import Dataflow, ExampleError, as_call, duplicate
 from bnkit.dataflow.tensors import replace_tensors, tensors_in
 from bnkit.dataflow.tracing import observe_in_its_mode
 from bnkit.diagnosis.evidence import Failure, Seen, Step, module_of
@@ -31,7 +31,7 @@ from bnkit.observation import (
     watching,
     watching_layers,
 )
-from bnkit.surgery.verification import Outcome, witnessing
+from bnkit.surgery.verification import Outcome, trace_itself
 
 Shape = tuple[int, ...]
 Mode = Callable[[nn.Module], AbstractContextManager[object]]
@@ -301,9 +301,8 @@ def run_on_example(model: nn.Module, example: Any, paths: Iterable[str]) -> Exam
         found.shapes[path].append(tuple(values.shape))
 
     try:
-        with witnessing(copy) as witness, seeing_inputs(copy, layers, see):
-            found.flow = observe(copy, example)
-        found.outcome = witness.outcome(found.flow.dtypes)
+        with seeing_inputs(copy, layers, see):
+            found.flow, found.outcome = trace_itself(copy, example)
     except ExampleError as error:
         found.failure = str(error)
         copy = duplicate(model)  # that one stopped half-way

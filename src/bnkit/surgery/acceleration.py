@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from bnkit.behaviour import behaviour_of, has_known_forward
-from bnkit.dataflow import Call, Dataflow, ExampleError, duplicate, observe
+from bnkit.dataflow import Call, Dataflow, ExampleError, duplicate
 from bnkit.dataflow.tracing import observe_in_its_mode
 from bnkit.internals import has_hooks
 from bnkit.kernels.activations import LEAKY_SLOPE
@@ -22,7 +22,7 @@ from bnkit.surgery.normalized import NormalizedOutput
 from bnkit.surgery.operations import Edit, operation, replace_module
 from bnkit.surgery.plan import LeftAlone, Plan
 from bnkit.surgery.segment import role_of
-from bnkit.surgery.verification import Outcome, witnessing
+from bnkit.surgery.verification import Outcome, trace_itself
 
 _KINDS = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d}
 _OURS = tuple(_KINDS.values())
@@ -75,7 +75,7 @@ def plan_acceleration(
      1       BatchNorm2d   bnkit's, with relu of '2'   it alone reads what the layer makes
     Same function: error ...
     """
-    plan, before = _unproven(model, example, where)  # its two traced copies are gone by now
+    plan, before = _unproven(model, example, where)  # its traced copy is gone by now
     return plan.verified(model, example, before=before, tolerance=tolerance)
 
 
@@ -92,11 +92,11 @@ def _unproven(model: nn.Module, example: Any, where: Where | None) -> tuple[Plan
 def _dataflows(model: nn.Module, example: Any) -> tuple[list[Dataflow], Outcome]:
     """Return those in eval and in training mode, of which the latter may fail, and the outputs."""
     subject = duplicate(model)
-    with witnessing(subject) as witness:
-        flows = [observe(subject, example)]
+    in_eval, before = trace_itself(subject, example)
+    flows = [in_eval]
     with suppress(ExampleError):  # such as one value per channel, of an example of one
-        flows += [observe_in_its_mode(set_mode(duplicate(model), training=True), example)]
-    return flows, witness.outcome(flows[0].dtypes)
+        flows += [observe_in_its_mode(set_mode(subject, training=True), example)]
+    return flows, before
 
 
 def _edit(

@@ -28,7 +28,7 @@ from bnkit.surgery.placement import (
 )
 from bnkit.surgery.plan import LeftAlone, Plan, in_order_of
 from bnkit.surgery.segment import Segment, segment_after
-from bnkit.surgery.verification import SurgeryError
+from bnkit.surgery.verification import Outcome, SurgeryError, trace_itself
 
 Placement = Literal["before_activation", "after_activation", "every_conv"]
 
@@ -88,17 +88,19 @@ def plan_addition(model: nn.Module, example: Any, **options: Unpack[AdditionOpti
      0       Linear   normalise 16 features, drop bias   '1' (ReLU) follows
      2       Linear   left alone                         output layer: its result leaves the model
     """
-    return plan_in_modes(model, example, both=True, **options)
+    return plan_in_modes(model, example, both=True, **options)[0]
 
 
 @with_options
 def plan_in_modes(
     model: nn.Module, example: Any, *, both: bool, **options: Unpack[AdditionOptions]
-) -> Plan:
-    """Return the plan of `add`; without `both` only for layers that run in eval mode.
+) -> tuple[Plan, Outcome]:
+    """Return the plan of `add`, and what the model gave in eval mode when it was traced.
+
+    Without `both` it is only for layers that run in eval mode.
 
     >>> import torch
-    >>> plan = plan_in_modes(nn.Sequential(nn.Linear(2, 2)), torch.zeros(3, 2), both=False)
+    >>> plan, _ = plan_in_modes(nn.Sequential(nn.Linear(2, 2)), torch.zeros(3, 2), both=False)
     >>> plan.left_alone[0].why
     'output layer: its result leaves the model'
     """
@@ -107,7 +109,7 @@ def plan_in_modes(
         raise ValueError(f"`placement` is {placement!r}: choose from {get_args(Placement)}")
     check_numbers(momentum=options["momentum"], eps=options["eps"])
     subject = duplicate(model)
-    flow = observe(subject, example)
+    flow, outcome = trace_itself(subject, example)
     found = _changes(model, subject, flow, options)
     idle = {left.layer for left in found.left_alone if left.why == NOT_CALLED}
     training = observe_in_training(model, example) if idle and both else None
@@ -118,7 +120,7 @@ def plan_in_modes(
         found = Plan((*found.edits, *others.edits), (*kept, *others.left_alone))
     changed = {edit.layer for edit in found.edits}
     rest = [left for left in found.left_alone if left.layer not in changed]  # a layer has one row
-    return Plan(in_order_of(subject, found.edits), in_order_of(subject, rest))
+    return Plan(in_order_of(subject, found.edits), in_order_of(subject, rest)), outcome
 
 
 def _changes(

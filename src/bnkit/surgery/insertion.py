@@ -24,7 +24,6 @@ from bnkit.surgery.verification import (
     Outcome,
     SurgeryError,
     distance,
-    run,
     run_itself,
 )
 
@@ -119,13 +118,12 @@ def plan_insertion(
     calls = calls_of(model, batches, inputs=inputs)
     first = next(calls)
     example = as_example(model, first)
-    plan = plan_in_modes(model, example, both=False, **options)
+    plan, before = plan_in_modes(model, example, both=False, **options)
     if not plan.edits:
         return Insertion((), plan.left_alone)
     moments, count = _measure(model, plan.edits, itertools.chain([first], calls))
     edits = tuple(_with_statistics(edit, moments[edit.layer], count) for edit in plan.edits)
     insertion = Insertion(edits, plan.left_alone, batches=count)
-    before = run(model, example)
     insertion = insertion.verified(model, example, before=before, tolerance=tolerance)
     return dataclasses.replace(
         insertion,

@@ -215,13 +215,13 @@ def _operation_of(edit: Edit, model: nn.Module, place: str) -> Operation:
     function = OPERATIONS[edit.operation]
     options = {**edit.options, "values": edit.values} if edit.values else edit.options
     try:
-        inspect.signature(function).bind(model, edit.layer, **options)
+        _signature(function).bind(model, edit.layer, **options)
     except TypeError as error:
         raise ValueError(
             f"{place} ({edit.operation} of the layer {edit.layer!r}): {error}"
         ) from error
     for name, value in edit.options.items():
-        wanted = _annotations(function).get(name, Any)
+        wanted = _type_of(function, name)
         if not is_of(value, wanted):
             raise ValueError(
                 f"{place} ({edit.operation} of the layer {edit.layer!r}): its {name!r} is "
@@ -231,10 +231,14 @@ def _operation_of(edit: Edit, model: nn.Module, place: str) -> Operation:
 
 
 @functools.cache
-def _annotations(function: Operation) -> dict[str, Any]:
-    """Return the types of the options, also of those that `showing` states for `**options`."""
-    parameters = inspect.signature(function, eval_str=True).parameters
-    return {name: parameter.annotation for name, parameter in parameters.items()}
+def _signature(function: Operation) -> inspect.Signature:
+    """Return the signature, also with the options that `showing` states for `**options`."""
+    return inspect.signature(function, eval_str=True)
+
+
+def _type_of(function: Operation, option: str) -> Any:
+    parameter = _signature(function).parameters.get(option)
+    return Any if parameter is None else parameter.annotation
 
 
 def _written(kind: Any) -> str:

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnkit.dataflow import as_call, duplicate
+from bnkit.dataflow import Dataflow, as_call, duplicate, observe
 from bnkit.dataflow.copying import state_of
 from bnkit.dataflow.recording import Precisions
 from bnkit.dataflow.tensors import tensors_in
 from bnkit.internals import leaves_of, replace_tensors
 from bnkit.observation import (
+    Before,
     Mode,
     NotEnoughMemoryError,
     evaluating,
@@ -382,54 +383,54 @@ def run_itself(
     frozenset()
     """
     args, kwargs = replace_tensors(as_call(example), _copied)
+    witness = _Witness(watch)
     with (
         on_the_side(model, mode=mode),
-        witnessing(model, watch=watch) as witness,
+        watching(model, after=witness.see),
         Precisions() as precisions,
     ):
         model(*args, **kwargs)
     return witness.outcome(precisions.seen)
 
 
+def trace_itself(
+    model: nn.Module, example: Any, *, before: Before | None = None
+) -> tuple[Dataflow, Outcome]:
+    """Return the dataflow of `model` itself in eval mode, and what that run gave.
+
+    It is run as `observe` runs it, which calls `before`, and raises what that raises.
+
+    >>> flow, outcome = trace_itself(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.ones(1, 2))
+    >>> len(flow.calls), outcome.layers
+    (2, ('0', '1'))
+    """
+    witness = _Witness()
+    flow = observe(model, example, before=before, after=witness.see)
+    return flow, witness.outcome(flow.dtypes)
+
+
 @dataclass
-class Witness:
+class _Witness:
     """Sees what a model gives while it runs: the paths of the `layers`, and what came last."""
 
+    watch: Callable[..., object] | None = None  # sees each call, too
     layers: list[str] = field(default_factory=list)
     result: Any = None
     of_last_layer: Any = None
+
+    def see(self, path: str, *call: Any) -> None:
+        if path:
+            self.layers.append(path)
+            self.of_last_layer = call[-1]
+        else:
+            self.result = call[-1]
+        if self.watch is not None:
+            self.watch(path, *call)
 
     def outcome(self, dtypes: Iterable[torch.dtype]) -> Outcome:
         """Return what the run gave, in which these dtypes were seen."""
         outputs = _numbers_in(self.result) or _numbers_in(self.of_last_layer)
         return Outcome(outputs, frozenset(dtypes), tuple(self.layers))
-
-
-@contextmanager
-def witnessing(
-    model: nn.Module, *, watch: Callable[..., object] | None = None
-) -> Iterator[Witness]:
-    """Give a witness of the run of `model` in the block; `watch` is that of `run`.
-
-    >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    >>> with witnessing(model) as witness:
-    ...     _ = model(torch.ones(1, 2))
-    >>> witness.layers
-    ['0', '1']
-    """
-    witness = Witness()
-
-    def keep(path: str, *call: Any) -> None:
-        if path:
-            witness.layers.append(path)
-            witness.of_last_layer = call[-1]
-        else:
-            witness.result = call[-1]
-        if watch is not None:
-            watch(path, *call)
-
-    with watching(model, after=keep):
-        yield witness
 
 
 def distance(before: Sequence[Tensor], after: Sequence[Tensor]) -> Distance:

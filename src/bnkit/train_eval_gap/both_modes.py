@@ -59,7 +59,7 @@ def explain_gap(
     if not (isinstance(threshold, int | float) and 0 <= threshold < math.inf):
         raise ValueError(f"`threshold` is {threshold!r}: pass a number of at least 0, such as 0.1")
     model = whole(model)
-    by_running, by_batch = duplicate(model), duplicate(model)
+    by_running = duplicate(model)
     state = state_of(model)
     (call,) = calls_of(by_running, [batch], inputs=inputs)
     # A layer that is frozen by its momentum alone makes the two modes differ, so it stays.
@@ -69,10 +69,12 @@ def explain_gap(
     )
     paths, left_out = list(chosen.paths), chosen.left_alone
     outputs, functions = _run_in_eval_mode(by_running, call, paths)
+    del by_running  # before there is another copy
     left_out |= dict.fromkeys(functions, "a function: in which mode it works cannot be seen")
     if not paths:
         raise ValueError(f"there is no gap to explain: {chosen.why_none(model)}")
     refused: dict[str, str] = {}
+    by_batch = duplicate(model)
     with on_the_side(by_batch):
         samples, differences = _run_by_batch_statistics(
             by_batch, call, paths, outputs, refuses=refusing(model, refused)
@@ -136,8 +138,7 @@ def _run_in_eval_mode(
             outputs[path] += [tensor.detach().clone() for tensor in _floats_in(of_call[-1])]
 
     try:
-        with watching(model, after=keep):
-            flow = observe(model, as_example(model, call))
+        flow = observe(model, as_example(model, call), after=keep)
     except ExampleError as error:
         raise ExampleError(str(error).replace("`example`", "`batch`")) from error
     functions = (c for c in flow.calls if c.module is None and is_batch_norm(c.name))

@@ -42,7 +42,7 @@ def dropout_before(evidence: Evidence) -> Iterator[Finding]:
     makers = makers_of(flow)
     in_eval = eval_flow.calls if eval_flow is not None else ()
     still_on = {call.scope for call in in_eval if call.module is None and _draws(call)}
-    first_calls = {place.path: place for place in reversed(list(places(evidence)))}
+    first_calls = {place.path: place for place in reversed(places(evidence))}
     for place in reversed(first_calls.values()):
         sources = [call for call in _sources(makers, place) if layer_of(call) not in still_on]
         if sources and place.trains:

@@ -12,7 +12,7 @@ from bnkit.diagnosis.fix import Fix, Step, by_edit
 from bnkit.diagnosis.rules.fixes import edit
 from bnkit.diagnosis.rules.places import Place, chained, layer_of
 from bnkit.roles import Role, gives_answers
-from bnkit.surgery.folding.folding import plan_folding, survey
+from bnkit.surgery.folding.folding import plan_folding, survey_of
 from bnkit.surgery.normalized import NormalizedOutput
 from bnkit.surgery.segment import role_of, segment_after
 
@@ -151,7 +151,10 @@ def _is_plain(module: nn.Module) -> bool:
 
 @once
 def _foldable(evidence: Evidence) -> list[str]:
-    return [match.candidate.path for match in survey(evidence.model, evidence.example).matches]
+    assert evidence.flow is not None
+    assert evidence.outcome is not None
+    found = survey_of(evidence.model, evidence.flow, evidence.outcome)
+    return [match.candidate.path for match in found.matches]
 
 
 def _folding(evidence: Evidence, paths: list[str]) -> Fix | None:

@@ -44,8 +44,13 @@ class Place:
     trains: bool
 
 
-def places(evidence: Evidence) -> Iterator[Place]:
-    """Yield every call of a batch norm in the order of the calls; none without a dataflow."""
+@once
+def places(evidence: Evidence) -> tuple[Place, ...]:
+    """Return every call of a batch norm in the order of the calls; none without a dataflow."""
+    return tuple(_places(evidence))
+
+
+def _places(evidence: Evidence) -> Iterator[Place]:
     flow = evidence.trained_flow
     if flow is None:
         return
@@ -92,9 +97,16 @@ def normalises_by_batch(evidence: Evidence, norm: Norm) -> bool:
 
     A model in eval mode is taken as if all of it were put in training mode.
     """
-    module: Any = norm.module
-    without = has_known_forward(module) and module.running_mean is None
-    return without or why_same_in_both_modes(evidence.model, module) is None
+    return _normalising_by_batch(evidence)[norm.path]
+
+
+@once
+def _normalising_by_batch(evidence: Evidence) -> Mapping[str, bool]:
+    def by_batch(module: Any) -> bool:
+        without = has_known_forward(module) and module.running_mean is None
+        return without or why_same_in_both_modes(evidence.model, module) is None
+
+    return {norm.path: by_batch(norm.module) for norm in evidence.norms}
 
 
 def makers_of(flow: Dataflow) -> Makers:

@@ -5,6 +5,7 @@ A per-domain layer has a reading for each of its domains, a call of torch's func
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ class Reading:
     `norm` is None. `names` are those of the tensors in the model, by what they are. `frozen` says
     whether no mini-batch enters the statistics while the model trains, `called` whether it ran in
     eval mode (True where nothing was run). `seen` is what it was given as trained, a call each, if
-    that can be compared with the statistics.
+    that can be compared with the statistics. Rules ask for the same numbers: each is computed once.
     """
 
     path: str
@@ -71,12 +72,12 @@ class Reading:
         """The words that say which set of statistics this is, "" where there is one only."""
         return f" of the domain {self.domain!r}" if self.domain else ""
 
-    @property
+    @cached_property
     def running_mean(self) -> Tensor | None:
         """The running mean in float64, without steps that training never reached."""
         return self._statistic("running_mean")
 
-    @property
+    @cached_property
     def running_var(self) -> Tensor | None:
         """The running variance in float64, without steps that training never reached.
 
@@ -85,12 +86,12 @@ class Reading:
         other = self.module is not None and keeps_something_else(self.module)
         return None if other else self._statistic("running_var")
 
-    @property
+    @cached_property
     def weight(self) -> Tensor | None:
         """γ in float64."""
         return wide(self.tensors["weight"]) if "weight" in self.tensors else None
 
-    @property
+    @cached_property
     def batches(self) -> int | None:
         """How many mini-batches entered the statistics: the fewest over the steps reached."""
         if "num_batches_tracked" not in self.tensors:
@@ -99,7 +100,7 @@ class Reading:
         reached = counts[counts > 0]
         return int(reached.min()) if len(reached) else 0
 
-    @property
+    @cached_property
     def untouched(self) -> bool:
         """Whether the statistics are still those of the constructor: mean 0 and variance 1."""
         mean, variance = self.running_mean, self.running_var
@@ -107,13 +108,13 @@ class Reading:
             return False
         return bool((mean == 0).all()) and bool((variance == 1).all())
 
-    @property
+    @cached_property
     def moments(self) -> Moments | None:
         """The moments of all that it was given, over its calls, if they are finite."""
         pooled = _pooled([seen.moments for seen in self.seen])
         return pooled if pooled is not None and pooled.count > 1 and is_finite(pooled) else None
 
-    @property
+    @cached_property
     def of_rows(self) -> Moments | None:
         """The moments of the means of the rows, over its calls."""
         return _pooled([seen.of_rows for seen in self.seen])

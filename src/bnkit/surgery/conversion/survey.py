@@ -13,10 +13,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bnkit.behaviour import Behaviour, behaviour_of
-from bnkit.dataflow import duplicate, observe, observe_in_training
+from bnkit.dataflow import duplicate, observe_in_training
 from bnkit.layers.sync import SynchronisedBatchNorm
 from bnkit.norms import NOT_CHOSEN, Where
-from bnkit.observation import Before, watching
+from bnkit.observation import Before
 from bnkit.roles import WEIGHT_LAYERS, can_own_batch_norm, is_batch_norm, layer_kind
 from bnkit.surgery.conversion.kinds import (
     DEFAULT_GROUPS,
@@ -30,7 +30,7 @@ from bnkit.surgery.conversion.recasting import features_of, own_names, state_of
 from bnkit.surgery.folding.arithmetic import features_out
 from bnkit.surgery.folding.candidates import functional_batch_norms
 from bnkit.surgery.plan import LeftAlone
-from bnkit.surgery.verification import Outcome, SurgeryError, witnessing
+from bnkit.surgery.verification import Outcome, SurgeryError, trace_itself
 
 
 @dataclass
@@ -86,12 +86,11 @@ def uses_of(
     """Return how each layer is used in one run, functional batch norms, and what the model gave."""
     uses: dict[str, Use] = {path: Use() for path, _ in candidates(model)}
     subject = duplicate(model)
-    with watching(subject, before=_noting(uses)), witnessing(subject) as witness:
-        flow = observe(subject, example)
+    flow, outcome = trace_itself(subject, example, before=_noting(uses))
     idle = {path: use for path, use in uses.items() if not use.shapes}
     if idle:  # such as heads that run in training mode alone
         observe_in_training(model, example, before=_noting(idle))
-    return uses, tuple(functional_batch_norms(flow)), witness.outcome(flow.dtypes)
+    return uses, tuple(functional_batch_norms(flow)), outcome
 
 
 def _noting(uses: Mapping[str, Use]) -> Before:

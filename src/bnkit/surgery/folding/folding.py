@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bnkit.behaviour import activation_of, affine_of, name_of_activation
-from bnkit.dataflow import Dataflow, Value, duplicate, observe
+from bnkit.dataflow import Dataflow, Value, duplicate
 from bnkit.layers.activated import ActivatedNorm, disclose, path_of_norm
 from bnkit.layers.affine import ResidualActivation, activation_module
 from bnkit.norms import NOT_CHOSEN, Where
@@ -27,7 +27,7 @@ from bnkit.surgery.folding.matching import Match, Matcher, Side, objection_to_mo
 from bnkit.surgery.normalized import Normalized
 from bnkit.surgery.operations import Edit, knowing_holders, operation, replace_module
 from bnkit.surgery.plan import LeftAlone, Plan, in_order_of
-from bnkit.surgery.verification import Outcome, SurgeryError, witnessing
+from bnkit.surgery.verification import Outcome, SurgeryError, trace_itself
 
 
 def fold(
@@ -199,9 +199,20 @@ class Survey:
 def survey(model: nn.Module, example: Any, *, where: Where | None = None) -> Survey:
     """Return what can be folded into what, by one run of a copy of `model` on `example`."""
     subject = duplicate(model)
-    with witnessing(subject) as witness:
-        flow = observe(subject, example)
-    found = Survey(witness.outcome(flow.dtypes), left_alone=list(functional_batch_norms(flow)))
+    return _survey(model, subject, *trace_itself(subject, example), where)
+
+
+def survey_of(model: nn.Module, flow: Dataflow, outcome: Outcome) -> Survey:
+    """Return what `survey` does, of a run of another copy of `model` that is known already."""
+    subject = duplicate(model)
+    return _survey(model, subject, flow.of(subject), outcome, None)
+
+
+def _survey(
+    model: nn.Module, subject: nn.Module, flow: Dataflow, outcome: Outcome, where: Where | None
+) -> Survey:
+    """Return it by this `flow` of `subject`, a copy of `model` that is used up."""
+    found = Survey(outcome, left_alone=list(functional_batch_norms(flow)))
     known = []
     for candidate in find_candidates(subject, flow):
         objection = objection_to_batch_norm(candidate, flow)
