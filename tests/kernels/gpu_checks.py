@@ -78,12 +78,11 @@ def results(kernels, p, *, training, statistics=None):
     parameters = p.weight, p.bias
     if training:
         y, *statistics = kernels.batch_norm_forward(p.x, *parameters, **p.given())
-        gradients = kernels.batch_norm_backward(p.dy, p.x, *statistics, *parameters, **p.given())
     else:
         y = kernels.batch_norm_inference(p.x, *statistics, *parameters, **p.given())
-        gradients = kernels.batch_norm_inference_backward(
-            p.dy, p.x, *statistics, *parameters, **p.given()
-        )
+    gradients = kernels.batch_norm_backward(
+        p.dy, p.x, *statistics, *parameters, **p.given(), training=training
+    )
     names = ("y", "dx", "dweight", "dbias", "dresidual", "mean", "variance")
     return dict(zip(names, (y, *gradients, *statistics), strict=True))
 

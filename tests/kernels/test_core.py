@@ -64,10 +64,10 @@ def results(kernels, x, drawn, activation, *, training, eps=EPS):
     given = {"eps": eps, "activation": activation, "residual": residual}
     if training:
         y, mean, variance = kernels.batch_norm_forward(x, weight, bias, **given)
-        return y, *kernels.batch_norm_backward(dy, x, mean, variance, weight, bias, **given)
-    y = kernels.batch_norm_inference(x, mean, variance, weight, bias, **given)
-    gradients = kernels.batch_norm_inference_backward
-    return y, *gradients(dy, x, mean, variance, weight, bias, **given)
+    else:
+        y = kernels.batch_norm_inference(x, mean, variance, weight, bias, **given)
+    terms = x, mean, variance, weight, bias
+    return y, *kernels.batch_norm_backward(dy, *terms, **given, training=training)
 
 
 def in_float64(x, drawn, activation, *, training):
@@ -192,12 +192,12 @@ def test_errors_of_the_gradients_sums_are_at_most_twice_torchs(space, channels, 
         dy, mean, variance, weight, bias, _ = draw(x, seed, parts=("weight", "bias"))
         dy = torch.empty_like(x).copy_(dy)
         terms = mean, variance, weight, bias
-        ours = core.batch_norm_inference_backward(dy, x, *terms, eps=EPS)[1:3]
+        ours = core.batch_norm_backward(dy, x, *terms, eps=EPS, training=False)[1:3]
         leaves = weight.requires_grad_(), bias.requires_grad_()
         y = F.batch_norm(x, mean, variance, *leaves, eps=EPS)
         theirs = torch.autograd.grad(y, leaves, dy)
         wide = (t.detach().double() for t in (dy, x, *terms))
-        exact = reference.batch_norm_inference_backward(*wide, eps=EPS)[1:3]
+        exact = reference.batch_norm_backward(*wide, eps=EPS, training=False)[1:3]
         squares += torch.tensor(
             [
                 [(f - e).square().sum() for f, e in zip(found, exact, strict=True)]
@@ -216,7 +216,8 @@ def test_errors_of_float64_sums_are_at_most_twice_torchs(shape, last):
     for seed in range(8):
         dy, mean, variance, weight, bias, _ = draw(x, seed, parts=("weight", "bias"))
         dy = torch.empty_like(x).copy_(dy)
-        sums = core.batch_norm_inference_backward(dy, x, mean, variance, weight, bias, eps=EPS)[2]
+        terms = x, mean, variance, weight, bias
+        sums = core.batch_norm_backward(dy, *terms, eps=EPS, training=False)[2]
         y = F.batch_norm(x, mean, variance, weight, bias.requires_grad_(), eps=EPS)
         exact = [math.fsum(of_channel.flatten().tolist()) for of_channel in dy.movedim(1, 0)]
         exact = torch.tensor(exact, dtype=torch.float64)
@@ -375,7 +376,8 @@ def test_an_empty_input_has_no_statistics(shape):
     mean = variance = torch.ones(3)
     y = core.batch_norm_inference(x, mean, variance, None, None, eps=EPS)
     assert y.shape == shape
-    gradients = core.batch_norm_inference_backward(y, x, mean, variance, mean, None, eps=EPS)
+    terms = x, mean, variance, mean, None
+    gradients = core.batch_norm_backward(y, *terms, eps=EPS, training=False)
     assert gradients[0].shape == shape
     assert gradients[1].tolist() == [0, 0, 0]
 

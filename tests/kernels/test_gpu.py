@@ -47,7 +47,8 @@ def outcomes_of(program, folder, **variables):
 
 
 def output_of(program, **variables):
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", **variables}
+    path = os.pathsep.join([str(TESTS), *sys.path])  # the same bnkit as here
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}
     done = subprocess.run(
         [sys.executable, program], env=environment, capture_output=True, text=True, check=False
     )

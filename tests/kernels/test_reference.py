@@ -11,7 +11,6 @@ from bnkit.kernels.reference import (
     batch_norm_backward,
     batch_norm_forward,
     batch_norm_inference,
-    batch_norm_inference_backward,
     running_statistics,
 )
 from cases import CASES, Case, channels_last, seeded
@@ -62,12 +61,13 @@ def problem(case: Case, dtype, *, activation=None, parts=("weight", "bias", "res
 def ours(p: Problem, *, training):
     """Return y and the gradients; the backward gets the statistics of the forward."""
     given = {"eps": EPS, "activation": p.activation, "residual": p.residual}
+    statistics, parameters = (p.mean, p.variance), (p.weight, p.bias)
     if training:
-        y, mean, variance = batch_norm_forward(p.x, p.weight, p.bias, **given)
-        return y, *batch_norm_backward(p.dy, p.x, mean, variance, p.weight, p.bias, **given)
-    arguments = p.x, p.mean, p.variance, p.weight, p.bias
-    y = batch_norm_inference(*arguments, **given)
-    return y, *batch_norm_inference_backward(p.dy, *arguments, **given)
+        y, *statistics = batch_norm_forward(p.x, *parameters, **given)
+    else:
+        y = batch_norm_inference(p.x, *statistics, *parameters, **given)
+    terms = p.x, *statistics, *parameters
+    return y, *batch_norm_backward(p.dy, *terms, **given, training=training)
 
 
 def of_torch(p: Problem, *, training):

@@ -21,15 +21,7 @@ by_batch: Any = _operators.train.default
 by_statistics: Any = _operators.infer.default
 
 
-def batch_norm_forward(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    *,
-    eps: float,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def batch_norm_forward(*terms: Tensor | None, **ending: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `reference.batch_norm_forward` returns; see there.
 
     Raises TypeError for a dtype other than float32, float64, bfloat16 and float16.
@@ -38,47 +30,28 @@ def batch_norm_forward(
     >>> y.flatten(), mean, variance
     (tensor([-1.,  1.]), tensor([2.]), tensor([1.]))
     """
-    y, mean, variance = _operators.core_forward(x, weight, bias, residual, eps, CODES[activation])
+    y, mean, variance = _run(_operators.core_forward, *terms, **ending)
     return y, mean, variance
 
 
-def batch_norm_inference(
-    x: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    *,
-    eps: float,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
+def batch_norm_inference(*terms: Tensor | None, **ending: Any) -> Tensor:
     """Return what `reference.batch_norm_inference` returns; see there."""
-    y: Tensor = _operators.core_inference(
-        x, mean, variance, weight, bias, residual, eps, CODES[activation]
-    )
+    y: Tensor = _run(_operators.core_inference, *terms, **ending)
     return y
 
 
-def batch_norm_backward(dy: Tensor, *terms: Tensor | None, **ending: Any) -> Gradients:
+def batch_norm_backward(*terms: Tensor | None, training: bool = True, **ending: Any) -> Gradients:
     """Return what `reference.batch_norm_backward` returns; see there."""
-    return _backward(dy, *terms, **ending, training=True)
+    gradients: Gradients = _run(_operators.core_backward, *terms, training=training, **ending)
+    return gradients
 
 
-def batch_norm_inference_backward(dy: Tensor, *terms: Tensor | None, **ending: Any) -> Gradients:
-    """Return what `reference.batch_norm_inference_backward` returns; see there."""
-    return _backward(dy, *terms, **ending, training=False)
-
-
-def _backward(
-    dy: Tensor,
-    *terms: Tensor | None,  # x, mean, variance, weight and bias
+def _run(
+    operator: Any,
+    *terms: Tensor | None,
     eps: float,
     activation: str | None = None,
     residual: Tensor | None = None,
-    training: bool,
-) -> Gradients:
-    gradients: Gradients = _operators.core_backward(
-        dy, *terms, residual, eps, CODES[activation], training
-    )
-    return gradients
+    **options: bool,
+) -> Any:
+    return operator(*terms, residual, eps, CODES[activation], **options)

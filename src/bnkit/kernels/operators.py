@@ -33,9 +33,9 @@ def run_inference(call: Call) -> Tensor:
 
 def run_backward(dy: Tensor, call: Call) -> Four:
     """Return dx, dweight, dbias and dresidual; the last is empty where it would be `dy` itself."""
-    kernel = module_of(call.kernel)
-    function = kernel.batch_norm_backward if call.training else kernel.batch_norm_inference_backward
-    dx, dweight, dbias, dresidual = function(dy, *call[:5], **call.ending)
+    dx, dweight, dbias, dresidual = module_of(call.kernel).batch_norm_backward(
+        dy, *call[:5], **call.ending, training=call.training
+    )
     own = None if call.activation is None else dresidual
     return dx, *(_or_empty(gradient, call.x) for gradient in (dweight, dbias, own))
 

@@ -91,6 +91,7 @@ def batch_norm_backward(
     eps: float,
     activation: str | None = None,
     residual: Tensor | None = None,
+    training: bool = True,
 ) -> Gradients:
     """Return dx, dweight, dbias and dresidual, given dy and what `batch_norm_forward` returned.
 
@@ -108,6 +109,9 @@ def batch_norm_backward(
 
         ∂ℓ/∂x  = γ/√(σ² + ε) · (∂ℓ/∂z − mean(∂ℓ/∂z) − x̂ · mean(∂ℓ/∂z · x̂)).
 
+    Without `training` the statistics are constants, as `batch_norm_inference` takes them, and both
+    means are left out.
+
     >>> x, dy = torch.tensor([[1.0], [2.0], [6.0]]), torch.tensor([[1.0], [0.0], [0.0]])
     >>> _, mean, variance = batch_norm_forward(x, None, None, eps=1e-5)
     >>> dx, *_ = batch_norm_backward(dy, x, mean, variance, None, None, eps=1e-5)
@@ -115,10 +119,18 @@ def batch_norm_backward(
     tensor([ 0.1763, -0.2204,  0.0441])
     """
     x_hat = _normalise(x, mean, variance, eps)
-    dz = _gradient_of_pre_activation(dy, x_hat, weight, bias, activation, residual)
-    through_statistics = _mean_of_channels(dz) + x_hat * _mean_of_channels(dz * x_hat)
-    dx = (dz - through_statistics) * _slope(x, variance, weight, eps)
-    return dx.to(x.dtype), *_gradients_of_terms(dz, x_hat, weight, bias, residual)
+    z = _pre_activation(x_hat, weight, bias, residual)
+    dz = find_activation(activation).gradient(dy.to(z.dtype), z)
+    dx = dz
+    if training:
+        dx = dz - (_mean_of_channels(dz) + x_hat * _mean_of_channels(dz * x_hat))
+    dx = dx * _slope(x, variance, weight, eps)
+    return (
+        dx.to(x.dtype),
+        None if weight is None else _sum_of_channels(dz * x_hat).to(weight.dtype),
+        None if bias is None else _sum_of_channels(dz).to(bias.dtype),
+        None if residual is None else dz.to(residual.dtype),
+    )
 
 
 @torch.no_grad()
@@ -144,34 +156,6 @@ def batch_norm_inference(
     return find_activation(activation).function(z).to(x.dtype)
 
 
-@torch.no_grad()
-def batch_norm_inference_backward(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    *,
-    eps: float,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-) -> Gradients:
-    """Return dx, dweight, dbias and dresidual of `batch_norm_inference`.
-
-    The statistics are constants here: ∂ℓ/∂x = γ/√(σ² + ε) · ∂ℓ/∂z.
-
-    >>> mean, variance = torch.tensor([1.0]), torch.tensor([4.0])
-    >>> x, dy = torch.tensor([[5.0]]), torch.tensor([[1.0]])
-    >>> batch_norm_inference_backward(dy, x, mean, variance, None, None, eps=0.0)[0]
-    tensor([[0.5000]])
-    """
-    x_hat = _normalise(x, mean, variance, eps)
-    dz = _gradient_of_pre_activation(dy, x_hat, weight, bias, activation, residual)
-    dx = dz * _slope(x, variance, weight, eps)
-    return dx.to(x.dtype), *_gradients_of_terms(dz, x_hat, weight, bias, residual)
-
-
 def _normalise(x: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
     deviations = x.to(_dtype_of_arithmetic(x)) - _beside(x, mean)
     return deviations * (_beside(x, variance) + eps).rsqrt()
@@ -188,32 +172,6 @@ def _pre_activation(
     z = x_hat if weight is None else x_hat * _beside(x_hat, weight)
     z = z if bias is None else z + _beside(x_hat, bias)
     return z if residual is None else z + residual.to(z.dtype)
-
-
-def _gradient_of_pre_activation(
-    dy: Tensor,
-    x_hat: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    activation: str | None,
-    residual: Tensor | None,
-) -> Tensor:
-    z = _pre_activation(x_hat, weight, bias, residual)
-    return find_activation(activation).gradient(dy.to(z.dtype), z)
-
-
-def _gradients_of_terms(
-    dz: Tensor,
-    x_hat: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    return (
-        None if weight is None else _sum_of_channels(dz * x_hat).to(weight.dtype),
-        None if bias is None else _sum_of_channels(dz).to(bias.dtype),
-        None if residual is None else dz.to(residual.dtype),
-    )
 
 
 def _sum_of_channels(values: Tensor) -> Tensor:

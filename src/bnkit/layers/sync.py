@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bnkit.functional import check_residual
-from bnkit.kernels.reference import batch_norm_inference, batch_norm_inference_backward
+from bnkit.kernels.reference import batch_norm_backward, batch_norm_inference
 from bnkit.layers.batch_norm import (
     BatchNorm1d,
     BatchNorm2d,
@@ -214,8 +214,8 @@ class _Normalisation(torch.autograd.Function):
         gamma = torch.ones_like(moments.mean) if weight is None else weight.to(moments.mean)
         beta = torch.zeros_like(moments.mean) if bias is None else bias.to(moments.mean)
         given = wide_x, moments.mean, moments.variance, gamma, beta
-        dx, by_gamma, by_beta, dresidual = batch_norm_inference_backward(
-            dy, *given, eps=eps, activation=activation, residual=residual
+        dx, by_gamma, by_beta, dresidual = batch_norm_backward(
+            dy, *given, eps=eps, activation=activation, residual=residual, training=False
         )
         assert by_gamma is not None
         assert by_beta is not None
@@ -231,9 +231,9 @@ class _Normalisation(torch.autograd.Function):
 def _through_statistics(
     x: Tensor, moments: Moments, gamma: Tensor, totals: Tensor, eps: float
 ) -> Tensor:
-    """Return what `batch_norm_inference_backward` leaves out, for it takes μ and σ² as constants.
+    """Return what `batch_norm_backward` leaves out where it takes μ and σ² as constants.
 
-    With sums over all ranks and m values per channel, `batch_norm_backward` says
+    With sums over all ranks and m values per channel, it says
 
         ∂ℓ/∂x = γ/√(σ² + ε) · (∂ℓ/∂z − Σ ∂ℓ/∂z / m − x̂ · Σ ∂ℓ/∂z·x̂ / m),
 

@@ -10,47 +10,46 @@ import triton.language as tl
 from torch import Tensor
 
 from bnkit.kernels.activations import find_activation
-from bnkit.kernels.gpu.gradients import gradient_of_pre_activation, new_sums, sum_gradients
+from bnkit.kernels.gpu.gradients import gradient_of_pre_activation, sum_gradients
 from bnkit.kernels.gpu.tiles import (
+    coefficients,
     columns,
-    inverse_deviation,
     per_channel,
     sum_of_channels,
     tile,
     values,
 )
 from bnkit.kernels.gpu.tiling import tiling_of_stream, tiling_of_whole_channels
-from bnkit.kernels.gpu.views import arranged, collapse, terms
-
-Gradients = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+from bnkit.kernels.gpu.views import arranged, collapse, new_pair, terms
+from bnkit.kernels.reference import Gradients
 
 
 @torch.no_grad()
 def batch_norm_backward(
     dy: Tensor,
     x: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    *,
+    *channelwise: Tensor | None,  # mean, variance, weight and bias
     eps: float,
     activation: str | None = None,
     residual: Tensor | None = None,
+    training: bool = True,
 ) -> Gradients:
     """Return dx, dweight, dbias and dresidual, given dy and what `batch_norm_forward` returned.
 
     As `kernels.reference.batch_norm_backward`. Channels whose values fit in registers are read
-    once, others twice. With a residual, the second reading takes ∂ℓ/∂z from dresidual: it is then
-    rounded to the dtype of `x` before it is used, as between torch's separate operations.
+    once, others twice, and all once without `training`. With a residual, the second reading takes
+    ∂ℓ/∂z from dresidual: it is then rounded to the dtype of `x` before it is used, as between
+    torch's separate operations.
     """
     find_activation(activation)
     x, view = collapse(x)
-    dy, given = arranged(dy, x), terms(x, mean, variance, weight, bias, residual)
+    dy, given = arranged(dy, x), terms(x, *channelwise, residual)
     dx, dz = torch.empty_like(x), None if residual is None else torch.empty_like(x)
     with torch.cuda.device_of(x):
         whole = tiling_of_whole_channels(view, x.element_size())
-        if whole is None:
+        if not training:
+            sums = sum_gradients(dy, x, given, view, eps=eps, activation=activation, dz=dz, dx=dx)
+        elif whole is None:
             sums = sum_gradients(dy, x, given, view, eps=eps, activation=activation, dz=dz)
             source, remaining = (dy, activation) if dz is None else (dz, None)
             tiling = tiling_of_stream(view, x)
@@ -59,51 +58,16 @@ def batch_norm_backward(
                 **tiling.arguments(),
             )  # fmt: skip
         else:
-            sums = new_sums(x, view)
+            sums = new_pair(x, view)
             gradients_of_whole_channels[whole.grid_of_reduction(view)](
                 dy, x, dz, dx, *sums, *given, eps, **view.arguments(), ACTIVATION=activation,
                 **whole.arguments(),
             )  # fmt: skip
-    return dx, *_in_their_dtypes(sums, dz, weight, bias, residual)
-
-
-@torch.no_grad()
-def batch_norm_inference_backward(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    *,
-    eps: float,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-) -> Gradients:
-    """Return dx, dweight, dbias and dresidual of `batch_norm_inference`.
-
-    As `kernels.reference.batch_norm_inference_backward`; everything is read once.
-    """
-    find_activation(activation)
-    x, view = collapse(x)
-    dy, given = arranged(dy, x), terms(x, mean, variance, weight, bias, residual)
-    dx, dz = torch.empty_like(x), None if residual is None else torch.empty_like(x)
-    with torch.cuda.device_of(x):
-        sums = sum_gradients(dy, x, given, view, eps=eps, activation=activation, dz=dz, dx=dx)
-    return dx, *_in_their_dtypes(sums, dz, weight, bias, residual)
-
-
-def _in_their_dtypes(
-    sums: tuple[Tensor, Tensor],
-    dz: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    sum_dz, sum_dz_x_hat = sums
+    weight, bias = channelwise[2:]
     return (
-        None if weight is None else sum_dz_x_hat.to(weight.dtype),
-        None if bias is None else sum_dz.to(bias.dtype),
+        dx,
+        None if weight is None else sums[1].to(weight.dtype),
+        None if bias is None else sums[0].to(bias.dtype),
         None if dz is None or residual is None else dz.to(residual.dtype),
     )
 
@@ -134,10 +98,9 @@ def input_gradient(
     channels, inner = channel_groups * CHANNEL_GROUP, inner_groups * INNER_GROUP
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     c, s = columns(block, inner, CHANNELS, INNER)
-    mean = per_channel(mean_ptr, c, channels, 0.0)
-    invstd = inverse_deviation(variance_ptr, c, channels, eps)
-    weight = per_channel(weight_ptr, c, channels, 1.0)
-    bias = per_channel(bias_ptr, c, channels, 0.0)
+    mean, invstd, weight, bias = coefficients(
+        mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, eps
+    )
     count = outer.to(tl.float32) * inner.to(tl.float32)
     mean_dz = per_channel(sum_dz_ptr, c, channels, 0.0) / count
     mean_dz_x_hat = per_channel(sum_dz_x_hat_ptr, c, channels, 0.0) / count
@@ -180,10 +143,10 @@ def gradients_of_whole_channels(
     channels, inner = channel_groups * CHANNEL_GROUP, inner_groups * INNER_GROUP
     c, s = columns(tl.program_id(0), inner, CHANNELS, INNER)
     offsets, mask = tile(0, c, s, outer, channels, inner, OUTER)
-    invstd = inverse_deviation(variance_ptr, c, channels, eps)
-    weight = per_channel(weight_ptr, c, channels, 1.0)
-    bias = per_channel(bias_ptr, c, channels, 0.0)
-    x_hat = (values(x_ptr, offsets, mask) - per_channel(mean_ptr, c, channels, 0.0)) * invstd
+    mean, invstd, weight, bias = coefficients(
+        mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, eps
+    )
+    x_hat = (values(x_ptr, offsets, mask) - mean) * invstd
     dz = gradient_of_pre_activation(
         dy_ptr, x_hat, weight, bias, residual_ptr, offsets, mask, ACTIVATION
     )

@@ -13,8 +13,8 @@ from bnkit.kernels.activations import find_activation
 from bnkit.kernels.gpu.activations import activate
 from bnkit.kernels.gpu.moments import moments
 from bnkit.kernels.gpu.tiles import (
+    coefficients,
     columns,
-    inverse_deviation,
     per_channel,
     pivots,
     sum_of_channels,
@@ -22,15 +22,13 @@ from bnkit.kernels.gpu.tiles import (
     values,
 )
 from bnkit.kernels.gpu.tiling import tiling_of_stream, tiling_of_whole_channels
-from bnkit.kernels.gpu.views import Terms, View, collapse, terms
+from bnkit.kernels.gpu.views import Terms, View, collapse, new_pair, terms
 
 
 @torch.no_grad()
 def batch_norm_forward(
     x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    *,
+    *parameters: Tensor | None,  # weight and bias
     eps: float,
     activation: str | None = None,
     residual: Tensor | None = None,
@@ -50,11 +48,11 @@ def batch_norm_forward(
         whole = tiling_of_whole_channels(view, x.element_size())
         if whole is None:
             mean, variance = moments(x, view)
-            given = terms(x, mean, variance, weight, bias, residual)
+            given = terms(x, mean, variance, *parameters, residual)
             _normalise(x, y, given, view, eps=eps, activation=activation)
         else:
-            mean, variance = (x.new_empty(view.channels, dtype=torch.float32) for _ in range(2))
-            given = terms(x, mean, variance, weight, bias, residual)
+            mean, variance = new_pair(x, view)
+            given = terms(x, mean, variance, *parameters, residual)
             normalise_whole_channels[whole.grid_of_reduction(view)](
                 x, y, *given, eps, **view.arguments(), ACTIVATION=activation, **whole.arguments()
             )
@@ -64,11 +62,7 @@ def batch_norm_forward(
 @torch.no_grad()
 def batch_norm_inference(
     x: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    *,
+    *channelwise: Tensor | None,  # mean, variance, weight and bias
     eps: float,
     activation: str | None = None,
     residual: Tensor | None = None,
@@ -82,7 +76,7 @@ def batch_norm_inference(
     x, view = collapse(x)
     y = torch.empty_like(x)
     with torch.cuda.device_of(x):
-        given = terms(x, mean, variance, weight, bias, residual)
+        given = terms(x, *channelwise, residual)
         _normalise(x, y, given, view, eps=eps, activation=activation)
     return y
 
@@ -120,10 +114,9 @@ def normalise(
     channels, inner = channel_groups * CHANNEL_GROUP, inner_groups * INNER_GROUP
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     c, s = columns(block, inner, CHANNELS, INNER)
-    mean = per_channel(mean_ptr, c, channels, 0.0)
-    invstd = inverse_deviation(variance_ptr, c, channels, eps)
-    weight = per_channel(weight_ptr, c, channels, 1.0)
-    bias = per_channel(bias_ptr, c, channels, 0.0)
+    mean, invstd, weight, bias = coefficients(
+        mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, eps
+    )
     steps = tl.cdiv(outer, OUTER)
     for step in range(tl.program_id(1), steps, tl.num_programs(1)):
         offsets, mask = tile(steps - 1 - step, c, s, outer, channels, inner, OUTER)

@@ -14,17 +14,16 @@ from torch import Tensor
 
 from bnkit.kernels.gpu.activations import gradient_through
 from bnkit.kernels.gpu.tiles import (
+    coefficients,
     columns,
-    inverse_deviation,
     own_row,
-    per_channel,
     rows,
     sum_of_channels,
     tile,
     values,
 )
 from bnkit.kernels.gpu.tiling import merging, tiling_of_stream
-from bnkit.kernels.gpu.views import Terms, View
+from bnkit.kernels.gpu.views import Terms, View, new_pair
 
 
 def sum_gradients(
@@ -46,7 +45,7 @@ def sum_gradients(
     tiling = tiling_of_stream(view, x)
     parts = tiling.partial_results(view)
     partial = x.new_empty(2, parts, view.channels, dtype=torch.float32)
-    sums = new_sums(x, view)
+    sums = new_pair(x, view)
     partial_gradients[tiling.grid_of_reduction(view)](
         dy, x, dz, dx, partial, *terms, eps, **view.arguments(), ACTIVATION=activation,
         **tiling.arguments(),
@@ -54,14 +53,6 @@ def sum_gradients(
     grid, blocks = merging(view.channels, parts)
     add_parts[grid](partial, *sums, parts, view.channels, **blocks)
     return sums
-
-
-def new_sums(x: Tensor, view: View) -> tuple[Tensor, Tensor]:
-    """Return room for both sums."""
-    return (
-        x.new_empty(view.channels, dtype=torch.float32),
-        x.new_empty(view.channels, dtype=torch.float32),
-    )
 
 
 @triton.jit
@@ -102,10 +93,9 @@ def partial_gradients(
     """Write both sums of this program's part of each of its channels; `dz` and `dx` where given."""
     channels, inner = channel_groups * CHANNEL_GROUP, inner_groups * INNER_GROUP
     c, s = columns(tl.program_id(0), inner, CHANNELS, INNER)
-    mean = per_channel(mean_ptr, c, channels, 0.0)
-    invstd = inverse_deviation(variance_ptr, c, channels, eps)
-    weight = per_channel(weight_ptr, c, channels, 1.0)
-    bias = per_channel(bias_ptr, c, channels, 0.0)
+    mean, invstd, weight, bias = coefficients(
+        mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, eps
+    )
     sum_dz = tl.zeros([OUTER, CHANNELS, INNER], tl.float32)
     sum_dz_x_hat = tl.zeros([OUTER, CHANNELS, INNER], tl.float32)
     for step in range(tl.program_id(1), tl.cdiv(outer, OUTER), tl.num_programs(1)):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bnkit.kernels.gpu.tiles import columns, own_row, pivots, rows, sum_of_channels, tile, values
 from bnkit.kernels.gpu.tiling import merging, tiling_of_stream
-from bnkit.kernels.gpu.views import View
+from bnkit.kernels.gpu.views import View, new_pair
 
 
 def moments(x: Tensor, view: View) -> tuple[Tensor, Tensor]:
@@ -24,7 +24,7 @@ def moments(x: Tensor, view: View) -> tuple[Tensor, Tensor]:
     tiling = tiling_of_stream(view, x)
     parts = tiling.partial_results(view)
     partial = x.new_empty(3, parts, view.channels, dtype=torch.float32)
-    mean, variance = (x.new_empty(view.channels, dtype=torch.float32) for _ in range(2))
+    mean, variance = new_pair(x, view)
     partial_moments[tiling.grid_of_reduction(view)](
         x, partial, **view.arguments(), **tiling.arguments()
     )

@@ -42,10 +42,14 @@ def per_channel(pointer, c, channels, DEFAULT: tl.constexpr):
 
 
 @triton.jit
-def inverse_deviation(variance_ptr, c, channels, eps):
-    """Return 1/√(σ² + ε), (1, CHANNELS, 1)."""
+def coefficients(mean_ptr, variance_ptr, weight_ptr, bias_ptr, c, channels, eps):
+    """Return μ, 1/√(σ² + ε), γ and β beside a tile, each (1, CHANNELS, 1)."""
+    mean = per_channel(mean_ptr, c, channels, 0.0)
     # Once per channel: correctly rounded, where rsqrt is approximate.
-    return 1.0 / tl.sqrt_rn(per_channel(variance_ptr, c, channels, 0.0) + eps)
+    invstd = 1.0 / tl.sqrt_rn(per_channel(variance_ptr, c, channels, 0.0) + eps)
+    weight = per_channel(weight_ptr, c, channels, 1.0)
+    bias = per_channel(bias_ptr, c, channels, 0.0)
+    return mean, invstd, weight, bias
 
 
 @triton.jit

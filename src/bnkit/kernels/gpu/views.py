@@ -67,25 +67,20 @@ def arranged(values: Tensor, x: Tensor) -> Tensor:
     return values.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-Terms = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+def new_pair(x: Tensor, view: View) -> tuple[Tensor, Tensor]:
+    """Return room for two results of each channel, (C,) each, in float32."""
+    shape = (view.channels,)
+    return x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
 
 
-def terms(
-    x: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-) -> Terms:
+Terms = tuple[Tensor | None, ...]  # mean, variance, weight, bias and residual
+
+
+def terms(x: Tensor, *given: Tensor | None) -> Terms:
     """Return what z is made of besides `x`, without gaps, as the kernels take it."""
-    return (
-        mean.contiguous(),
-        variance.contiguous(),
-        None if weight is None else weight.contiguous(),
-        None if bias is None else bias.contiguous(),
-        None if residual is None else arranged(residual, x),
-    )
+    *channelwise, residual = given
+    contiguous = (None if t is None else t.contiguous() for t in channelwise)
+    return *contiguous, None if residual is None else arranged(residual, x)
 
 
 def _channels_last(x: Tensor) -> bool:
