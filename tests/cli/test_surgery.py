@@ -26,6 +26,14 @@ def build():
 def build_normalised():
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.BatchNorm1d(8))
 
+class Joined(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.norm = nn.Linear(4, 2), nn.Linear(4, 3), nn.BatchNorm1d(5)
+
+    def forward(self, x):
+        return self.norm(torch.cat([self.a(x), self.b(x)], 1))
+
 def batches():
     print("loading")
     torch.manual_seed(0)
@@ -186,6 +194,15 @@ def test_a_verb_prints_its_plan_with_the_proof_and_writes_nothing(
     document = json.loads(run(f"{text} --json")[1])
     assert any(action in edit["change"] for edit in document["edits"])
     assert document["proof"]["error"] < 1e-5
+
+
+def test_a_plan_names_all_layers_that_take_a_batch_norm_in():
+    code, stdout, stderr = run("fold own_networks:Joined --example 5,4")
+    assert code == 0, stderr
+    assert all(part in stdout for part in ("'a'", "'b'", "cat()", PROOF))
+    (edit,) = json.loads(run("fold own_networks:Joined --example 5,4 --json")[1])["edits"]
+    assert edit["change"] == "fold into 'a' (Linear) and 'b' (Linear)"
+    assert edit["why"] == "the layers before it, each for what it brings into cat()"
 
 
 def keep(network, path):

@@ -15,6 +15,8 @@ from zoo.checks import fingerprint, random_state
 
 UNSEEN = "not called on this example in eval mode, or only inside a layer that is one step"
 STANDS = "stands between it and a weight layer"
+READ = "what relu() makes is read by 'shared' (BatchNorm2d) and by 'sum.norm' (BatchNorm2d)"
+TWICE = "called 2 times in one forward"
 
 
 def vectors():
@@ -66,7 +68,7 @@ def test_the_plan_says_why_a_batch_norm_is_not_folded():
         "norm": ("fold into 'stem' (Conv2d)", "the layer before it"),
         "shared": (
             "become ChannelAffine(4)",
-            "no layer takes it in: called 2 times in one forward",
+            f"no layer takes it in: before it: at call 1: {READ}; after it: {TWICE}",
         ),
         "unused.norm": (
             "become ChannelAffine(4)",

@@ -108,7 +108,8 @@ def without_batch_norm(model: nn.Module, example: Any) -> nn.Module:
     """
     plain = duplicate(model)
     found = survey(model, example)
-    before = [match.layer.name for match in found.matches if match.side == "before"]
+    matches = [match for match in found.matches if match.side == "before"]
+    before = [share.layer.name for match in matches for share in match.shares if share.shifts]
     for path in before:
         layer: Any = plain.get_submodule(path)
         if getattr(layer, "bias", None) is None:

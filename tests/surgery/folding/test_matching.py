@@ -36,6 +36,18 @@ def transposed(x):
     return x.transpose(1, 2)
 
 
+class Twice(nn.Module):
+    def __init__(self, *names):
+        super().__init__()
+        self.fc, self.other, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.norm, self.second, self.names = nn.BatchNorm1d(4), nn.BatchNorm1d(4), names
+
+    def forward(self, x):
+        for name in self.names:
+            x = x.relu() if name == "relu" else getattr(self, name)(x)
+        return x
+
+
 INTO = {
     "dense, vectors": (chain(nn.Linear(4, 3), nn.BatchNorm1d(3)), (5, 4), "0"),
     "dense, sequences, turned": (
@@ -136,6 +148,11 @@ INTO = {
         (2, 4, 8, 8),
         "0",
     ),
+    "each of the layers before its calls": (
+        randomised(Twice("fc", "norm", "other", "norm")),
+        (5, 4),
+        ["fc", "other"],
+    ),
     "the layer before it rather than the one after it": (
         chain(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)),
         (5, 4),
@@ -153,18 +170,6 @@ def test_a_batch_norm_goes_into_the_layer_that_it_fits(model, shape, target):
     torch.testing.assert_close(folded(x), model(x), rtol=1e-5, atol=1e-5)
     # Other numbers of rows go the same way.
     torch.testing.assert_close(folded(x[:1]), model(x[:1]), rtol=1e-5, atol=1e-5)
-
-
-class Twice(nn.Module):
-    def __init__(self, *names):
-        super().__init__()
-        self.fc, self.other, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
-        self.norm, self.second, self.names = nn.BatchNorm1d(4), nn.BatchNorm1d(4), names
-
-    def forward(self, x):
-        for name in self.names:
-            x = x.relu() if name == "relu" else getattr(self, name)(x)
-        return x
 
 
 def tied():
@@ -271,10 +276,10 @@ ALONE = {
         (5, 4),
         "before it: 'fc' (Linear) is called 2 times in one forward",
     ),
-    "the batch norm is called twice": (
-        randomised(Twice("fc", "norm", "other", "norm")),
+    "the batch norm is called twice, once behind an activation": (
+        randomised(Twice("fc", "norm", "other", "relu", "norm")),
         (5, 4),
-        "called 2 times in one forward",
+        f"before it: at call 2: relu() {STANDS}; after it: called 2 times in one forward",
     ),
     "tied weights": (
         tied(),

@@ -28,7 +28,12 @@ class Chain(nn.Module):
 def route_to_the_end(function, example):
     flow = trace(Chain(function), example)
     (end,) = flow.calls_of("end")
-    return flow, Routes(flow, frozenset()).before(end.inputs[0])
+    found = Routes(flow, frozenset()).before(end.inputs[0])
+    return flow, found if isinstance(found, str) else found[0]
+
+
+def followed_to_the_end(flow, route, features):
+    return followed(flow, route.layer.outputs[0], route.passages, features)
 
 
 MOVES = {
@@ -60,7 +65,7 @@ def test_features_are_followed_as_the_values_move(move):
     flow, route = route_to_the_end(move, torch.randn(2, 3, 4))
     start = spread((2, 3, 6), axis=2)
     expected = move.eval()(start.double()) if isinstance(move, nn.Module) else move(start)
-    assert torch.equal(followed(flow, route.passages, start), expected.long())
+    assert torch.equal(followed_to_the_end(flow, route, start), expected.long())
 
 
 OBSTACLES = {
@@ -71,7 +76,15 @@ OBSTACLES = {
     "view as another dtype": (lambda x: x.view(torch.int32), None),
     "in place": (lambda x: x.mul_(2), "mul_() stands between"),
     "several": (lambda x: x.chunk(2)[0], "makes more than one tensor"),
-    "also read": (lambda x: x.mT + x.sum(), "stands between"),
+    "also read": (
+        lambda x: x.mT + x.sum(),
+        "input 1 of add(): what 'layer' (Linear) makes is read by mT() and by sum()",
+    ),
+    "a sum with a number": (lambda x: x + 1.0, "input 2 of add(): no layer makes it"),
+    "a concatenation with zeros": (
+        lambda x: torch.cat([x, torch.zeros(2, 3, 1)], 2),
+        "input 2 of cat(): zeros() stands between it and a weight layer",
+    ),
     "by an index in a tensor": (lambda x: x[:, torch.tensor([0, 1])], None),
 }
 
@@ -80,9 +93,8 @@ OBSTACLES = {
 def test_what_does_more_than_moving_stands_in_the_way(function, reason):
     flow, route = route_to_the_end(function, torch.randn(2, 3, 4))
     if reason is None:
-        assert (
-            isinstance(route, str) or followed(flow, route.passages, spread((2, 3, 6), 2)) is None
-        )
+        start = spread((2, 3, 6), 2)
+        assert isinstance(route, str) or followed_to_the_end(flow, route, start) is None
     else:
         assert reason in route
 
@@ -152,10 +164,35 @@ def test_each_index_has_one_start():
     assert one_start_each(spread((2, 6), 1).reshape(4, 3), 1) is None
 
 
-def test_what_takes_several_tensors_is_not_followed():
+def test_what_is_joined_to_the_features_has_no_number():
     class Net(nn.Module):
-        def forward(self, x):
-            return torch.cat([x, x], 1)
+        def forward(self, x, y):
+            return torch.cat([x, y.mul(2)], dim=1).add(1)[:, None], x + y[:, :1]
 
-    flow = trace(Net(), torch.randn(2, 3, 4, 4))
-    assert followed(flow, flow.calls, spread((2, 3, 4, 4), 1)) is None
+    flow = trace(Net(), (torch.randn(2, 3, 4), torch.randn(2, 2, 4)))
+    join, *_ = (call for call in flow.calls if call.name == "cat")
+    start, other = spread((2, 3, 4), 1), torch.full((2, 2, 4), -1)
+    found = followed(flow, join.inputs[0], (join,), start)
+    assert torch.equal(found, torch.cat([start, other], 1))
+    assert one_end_each(found, 3, axis=1).tolist() == [0, 1, 2]
+    (total,) = (call for call in flow.calls if call.name == "add" and len(call.inputs) == 2)
+    assert torch.equal(followed(flow, total.inputs[0], (total,), start), start)
+
+
+def test_routes_begin_at_each_layer_whose_output_is_joined():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c, self.end = *(nn.Linear(4, 4) for _ in "abc"), nn.Identity()
+
+        def forward(self, x):
+            return self.end(torch.cat([self.a(x).mT, (self.b(x) - self.c(x)).mT], dim=-1)).relu()
+
+    flow = trace(Net(), torch.randn(2, 3, 4))
+    routes = Routes(flow, frozenset()).before(flow.calls_of("end")[0].inputs[0])
+    found = [(r.layer.name, [call.name for call in r.passages], r.shifts) for r in routes]
+    assert found == [
+        ("a", ["mT", "cat"], True),
+        ("b", ["sub", "mT", "cat"], True),
+        ("c", ["sub", "mT", "cat"], False),
+    ]

@@ -88,7 +88,7 @@ def _source(flow: Dataflow, makers: Makers, place: Place) -> tuple[Call, Tensor]
             if not maker.outputs or value != maker.outputs[0]:
                 return None  # such as the last state of a recurrent layer
             features = spread(flow.shapes[value], _axis_of(flow, maker))
-            lie = followed(flow, tuple(reversed(passages)), features)
+            lie = followed(flow, value, tuple(reversed(passages)), features)
             return None if lie is None or lie.dim() < 3 else (maker, lie)
         before = _kept_in_place(flow, maker, value)
         if before is None and role_of(maker) is Role.PASSTHROUGH and len(maker.inputs) == 1:
@@ -141,7 +141,7 @@ def channels_of_features(flow: Dataflow, chain: Chain, place: Place) -> Tensor |
         own = isinstance(place.call.module, Normalized)
         same = own or axis == 1
         return torch.arange(shape[axis]) if same else None
-    lie = followed(flow, chain.passages, spread(shape, axis))
+    lie = followed(flow, chain.start.outputs[0], chain.passages, spread(shape, axis))
     channels = None if lie is None or lie.dim() < 2 else one_end_each(lie, shape[axis], 1)
     if channels is None:
         return None

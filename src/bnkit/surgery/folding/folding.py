@@ -1,14 +1,14 @@
 """`fold`: the same network in eval mode, with its batch norms in the layers beside them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bnkit.behaviour import activation_of, affine_of, name_of_activation
-from bnkit.dataflow import Dataflow, Value, duplicate
+from bnkit.behaviour import Affine, activation_of, affine_of, name_of_activation
+from bnkit.dataflow import Call, Dataflow, Value, duplicate
 from bnkit.layers.activated import ActivatedNorm, disclose, path_of_norm
 from bnkit.layers.affine import ResidualActivation, activation_module
 from bnkit.norms import NOT_CHOSEN, Where
@@ -23,7 +23,16 @@ from bnkit.surgery.folding.candidates import (
     objection_to_batch_norm,
     objection_to_eval_mode,
 )
-from bnkit.surgery.folding.matching import Match, Matcher, Side, objection_to_module, original_class
+from bnkit.surgery.folding.matching import (
+    Match,
+    Matcher,
+    Side,
+    is_averaging,
+    is_joining,
+    is_summing,
+    objection_to_module,
+    original_class,
+)
 from bnkit.surgery.normalized import Normalized
 from bnkit.surgery.operations import Edit, knowing_holders, operation, replace_module
 from bnkit.surgery.plan import LeftAlone, Plan, in_order_of
@@ -38,9 +47,10 @@ def fold(
     Each batch norm goes into the dense or conv layer (of any rank, grouped, transposed) whose
     output it alone reads, or, where that is exact, into the one that alone reads it: W → W · scale
     and a bias, where γ/√(σ² + ε) is the scale, computed in float64. Between them may stand what
-    only moves values. A batch norm's activation stays where it was. What cannot be folded is left
-    as it is, and `plan_folding` says why. Parameters keep dtype, device and whether they train; a
-    new bias trains if the layer's weight or the batch norm's bias does.
+    only moves values, and a concatenation or sum of what several layers make: then each of these
+    takes it in, or none. A batch norm's activation stays where it was. What cannot be folded is
+    left as it is, and `plan_folding` says why. Parameters keep dtype, device and whether they
+    train; a new bias trains if the layer's weight or the batch norm's bias does.
 
     `example` is a tensor, a tuple of positional or a dict of keyword arguments, on which the model
     runs in eval mode; it must take the way that all inputs take, since a branch that it does not
@@ -89,11 +99,15 @@ makes leaves the model
 
 def fold_edit(match: Match) -> Edit:
     """Return the edit that folds this match."""
-    candidate, layer = match.candidate, match.layer
-    options = {"target": layer.name, "residual": candidate.adds_residual, "side": match.side}
-    values = {"features": match.features}
+    candidate, layers = match.candidate, [share.layer for share in match.shares]
+    names = [layer.name for layer in layers]
+    options: dict[str, Any] = {"target": names[0] if len(names) == 1 else names}
+    options |= {"residual": candidate.adds_residual, "side": match.side}
+    if match.unshifted:
+        options["unshifted"] = match.unshifted
+    values = {"features": torch.cat([share.features for share in match.shares])}
     kept = f", keep {candidate.activation}" if candidate.activation is not None else ""
-    action = f"fold into {layer}{kept}{of_domain(candidate)}"
+    action = f"fold into {' and '.join(map(str, layers))}{kept}{of_domain(candidate)}"
     return Edit(candidate.path, candidate.kind, action, _why(match), "fold_away", options, values)
 
 
@@ -103,15 +117,29 @@ def of_domain(candidate: Candidate) -> str:
 
 
 def _why(match: Match) -> str:
-    if match.candidate.owner == match.layer.name:
+    if match.candidate.owner == match.shares[0].layer.name:
         return f"it normalises the layer's own {'output' if match.side == 'before' else 'input'}"
-    if match.averages:
-        return (
-            f"the layer {match.side} it, through {', '.join(match.averages)}, which averages or "
-            f"repeats the values of each channel"
-        )
-    way = "" if not match.distance else f", {match.distance} calls away that only move values"
-    return f"the layer {match.side} it{way}"
+    rules = [f"the layer{'s' if len(match.shares) > 1 else ''} {match.side} it"]
+    if len(match.candidate.calls) > 1:
+        rules.append(f"which is called {len(match.candidate.calls)} times")
+    averages, sums, concatenations = (
+        ", ".join(map(str, filter(is_kind, match.passages)))
+        for is_kind in (is_averaging, is_summing, _is_concatenating)
+    )
+    if concatenations:
+        rules.append(f"each for what it brings into {concatenations}")
+    if sums:
+        shifted = " and ".join(str(share.layer) for share in match.shares if share.shifts)
+        rules.append(f"through {sums}: the shift goes into {shifted} only")
+    if averages:
+        rules.append(f"through {averages}, which averages or repeats the values of each channel")
+    if match.passages and len(rules) == 1:
+        rules.append(f"{len(match.passages)} calls away that only move values")
+    return ", ".join(rules)
+
+
+def _is_concatenating(call: Call) -> bool:
+    return is_joining(call) and not is_summing(call)
 
 
 def fold_pair(layer: nn.Module, batch_norm: nn.Module) -> nn.Module:
@@ -252,16 +280,16 @@ def _match(subject: nn.Module, flow: Dataflow, candidates: list[Candidate], foun
 def _objection_to_calls(candidate: Candidate) -> str | None:
     if not candidate.calls:
         return "not called on this example in eval mode, or only inside a layer that is one step"
-    if len(candidate.calls) > 1:
-        return f"called {len(candidate.calls)} times in one forward"
-    (call,) = candidate.calls
-    given = arguments_of(call)[: 1 if candidate.owner is not None else None]
-    if len(call.outputs) != 1 or not given or not all(type(part) is Value for part in given):
-        return "called with more than tensors of the dataflow"
-    if len(given) > 1 and not candidate.adds_residual:
-        return "called with more than its input"
-    if len(given) != len(set(given)):
-        return "its residual is its own input"
+    if len(candidate.calls) > 1 and candidate.domain:
+        return f"called {len(candidate.calls)} times in one forward, and it has several domains"
+    for call in candidate.calls:
+        given = arguments_of(call)[: 1 if candidate.owner is not None else None]
+        if len(call.outputs) != 1 or not given or not all(type(part) is Value for part in given):
+            return "called with more than tensors of the dataflow"
+        if len(given) > 1 and not candidate.adds_residual:
+            return "called with more than its input"
+        if len(given) != len(set(given)):
+            return "its residual is its own input"
     return None
 
 
@@ -269,14 +297,21 @@ def _fold(subject: nn.Module, matcher: Matcher, match: Match | str, found: Surve
     """Fold this match in `subject` and note it, or return why not."""
     if isinstance(match, str):
         return match
-    layer = match.layer.module
-    assert layer is not None
-    candidate = match.candidate
-    values = folded(candidate.module, layer, side=match.side, features=match.features)
-    if not all(map(_is_finite, values)):
-        return f"the weight or bias of {match.layer} would not be finite in {values[0].dtype}"
-    target, residual = match.layer.name, candidate.adds_residual
-    _take_out(subject, candidate.path, target=target, new=values, residual=residual)
+    candidate, new = match.candidate, {}
+    for share in match.shares:
+        layer = share.layer.module
+        assert layer is not None
+        values = folded(
+            *(candidate.module, layer),
+            side=match.side,
+            features=share.features,
+            shifts=share.shifts,
+        )
+        if not all(map(_is_finite, values)):
+            return f"the weight or bias of {share.layer} would not be finite in {values[0].dtype}"
+        new[share.layer.name] = values
+    unshifted, residual = match.unshifted, candidate.adds_residual
+    _take_out(subject, candidate.path, new, unshifted=unshifted, residual=residual)
     if candidate.activation is None and not candidate.adds_residual:
         matcher.gone.add(candidate.path)
     found.matches.append(match)
@@ -292,14 +327,17 @@ def _is_finite(values: Tensor) -> bool:
 
 
 def folded(
-    batch_norm: nn.Module, layer: Any, *, side: Side, features: Tensor
+    batch_norm: nn.Module, layer: Any, *, side: Side, features: Tensor, shifts: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Return weight and bias of `layer` with `batch_norm` folded in, in the dtype of its weight.
 
     Feature i of the layer, of its output where it stands before the batch norm and else of its
-    input, is channel `features[i]` of the batch norm (−1: none).
+    input, is channel `features[i]` of the batch norm (−1: none). Without `shifts`, only the scale
+    is folded in.
     """
     affine = affine_of(batch_norm).take(features, like=layer.weight)
+    if not shifts:
+        affine = Affine(affine.scale, *[torch.zeros_like(affine.scale)] * 2)
     weight, bias = (after_layer if side == "before" else before_layer)(layer, affine)
     return weight, bias.to(weight.dtype)
 
@@ -309,18 +347,20 @@ def fold_away(
     model: nn.Module,
     layer: str,
     *,
-    target: str | None = None,
+    target: str | Sequence[str] | None = None,
     residual: bool = False,
     side: Side = "before",
+    unshifted: Sequence[str] = (),
     values: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Fold the batch norm at `layer` of `model` into the layer at `target`, in place.
+    """Fold the batch norm at `layer` of `model` into the layers at `target`, in place.
 
-    `values` holds "features" (see `folded`); without it the structure alone changes, as for a
-    checkpoint that brings its weights. The target stands on that `side` of the batch norm, and gets
-    a bias if it has none, which trains if its weight or the batch norm's bias does. What remains of
-    the batch norm is its activation and, with `residual`, the sum before that; a layer that owned
-    it gets its original class back.
+    `values` holds "features" (see `folded`), those of several layers one after the other; without
+    it the structure alone changes, as for a checkpoint that brings its weights. The targets stand
+    on that `side` of the batch norm, and get a bias if they have none, which trains if their weight
+    or the batch norm's bias does; but `unshifted` targets, whose outputs are added to those of
+    others, take the scale only. What remains of the batch norm is its activation and, with
+    `residual`, the sum before that; a layer that owned it gets its original class back.
 
     >>> model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.BatchNorm1d(3))
     >>> fold_away(model, "1", target="0", values={"features": torch.arange(3)})
@@ -330,30 +370,40 @@ def fold_away(
       (1): Identity()
     )
     """
-    new, layer = None, path_of_norm(model, layer)
-    if target is not None and values is not None:
-        batch_norm, host = model.get_submodule(layer), model.get_submodule(target)
-        new = folded(batch_norm, host, side=side, features=values["features"])
-    _take_out(model, layer, target=target, new=new, residual=residual)
+    layer = path_of_norm(model, layer)
+    targets = [target] if isinstance(target, str) else [*(target or ())]
+    new: dict[str, tuple[Tensor, Tensor] | None] = dict.fromkeys(targets)
+    if targets and values is not None:
+        batch_norm, hosts = model.get_submodule(layer), [*map(model.get_submodule, targets)]
+        features = values["features"]
+        each = [features]
+        if len(hosts) > 1:
+            each = [*torch.split(features, [*map(features_out, hosts)])]
+        for name, host, its in zip(targets, hosts, each, strict=True):
+            shifts = name not in unshifted
+            new[name] = folded(batch_norm, host, side=side, features=its, shifts=shifts)
+    _take_out(model, layer, new, unshifted=unshifted, residual=residual)
 
 
 @torch.no_grad()
 def _take_out(
     model: nn.Module,
     layer: str,
+    new: Mapping[str, tuple[Tensor, Tensor] | None],
     *,
-    target: str | None,
-    new: tuple[Tensor, Tensor] | None,
+    unshifted: Sequence[str],
     residual: bool,
 ) -> None:
-    """Take the batch norm out, with this `new` weight and bias for the layer `target`."""
+    """Take the batch norm out, with `new` weights and biases, by the layers that take it in."""
     batch_norm = model.get_submodule(layer)
-    if target is not None:
-        host: Any = model.get_submodule(target)
-        _ensure_bias(host, batch_norm)
-        if new is not None:
-            host.weight.copy_(new[0])
-            host.bias.copy_(new[1])
+    for name, values in new.items():
+        host: Any = model.get_submodule(name)
+        if name not in unshifted:
+            _ensure_bias(host, batch_norm)
+        if values is not None:
+            host.weight.copy_(values[0])
+            if host.bias is not None:
+                host.bias.copy_(values[1])
     activation = activation_of(batch_norm)
     owner = model.get_submodule(layer.rpartition(".")[0])
     if isinstance(owner, Normalized):

@@ -1,6 +1,7 @@
-"""Which layer takes a batch norm in: the one before it, or the one after it; or why neither."""
+"""Which layers take a batch norm in: those before it, or the one after it; or why neither."""
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -30,20 +31,35 @@ Place = tuple[Value, int]  # a value, and the axis on which the features lie
 
 
 @dataclass(frozen=True, eq=False)
-class Match:
-    """A batch norm and the weight layer that takes it in.
+class Share:
+    """What one weight layer takes in of a batch norm.
 
-    The layer stands on that `side` of it, `distance` calls away, of which the `averages` average or
-    repeat values. Feature i of the layer is channel
-    `features[i]` of the batch norm, −1 where none.
+    Feature i of the layer is channel `features[i]` of the batch norm, −1 where none. Where outputs
+    are summed, one layer takes the whole map and `shifts`, the others take the scale only.
+    """
+
+    layer: Call
+    features: Tensor
+    shifts: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """A batch norm and the weight layers that take it in.
+
+    They stand on that `side` of it; several are on the side "before", where their outputs are
+    joined, or where the batch norm is called several times. `passages` are the calls between.
     """
 
     candidate: Candidate
-    layer: Call
     side: Side
-    features: Tensor
-    distance: int = 0
-    averages: tuple[str, ...] = ()
+    shares: tuple[Share, ...]
+    passages: tuple[Call, ...] = ()
+
+    @property
+    def unshifted(self) -> list[str]:
+        """The paths of the layers that take in the scale only."""
+        return [share.layer.name for share in self.shares if not share.shifts]
 
 
 @dataclass
@@ -60,32 +76,44 @@ class Matcher:
         return Routes(self.flow, self.gone)
 
     def before(self, candidate: Candidate) -> Match | str:
-        """Return the match with the layer before the batch norm, or why there is none."""
-        (call,) = candidate.calls
-        if isinstance(call.module, NormalizedOutput):
-            return self._owner(candidate, call, "before")
-        value, axis = cast("Value", arguments_of(call)[0]), _axis_of(call)
-        route = self.routes.before(value)
-        if isinstance(route, str):
-            return route
-        layer = route.layer
-        if isinstance(layer.module, NormalizedOutput):
-            return f"the batch norm of {layer} stands between"
-        start = _place(self.flow, layer, layer.outputs[0])
-        features = self._ends(start, route.passages, (value, axis))
-        if features is None:
-            return f"a feature of {layer} does not stay in one channel of it"
-        objection = objection_to_layer(self.flow, layer, self.shared, "before")
-        return objection or _match(candidate, route, "before", features)
+        """Return the match with the layers before the batch norm, or why there is none."""
+        if isinstance(candidate.calls[0].module, NormalizedOutput):
+            return self._owner(candidate, "before")
+        shares: dict[str, Share] = {}
+        calls: dict[str, set[Call]] = defaultdict(set)  # of each layer, from which routes lead here
+        passages: dict[Call, None] = {}
+        for number, call in enumerate(candidate.calls, start=1):
+            at = f"at call {number}: " if len(candidate.calls) > 1 else ""
+            end = cast("Value", arguments_of(call)[0]), _axis_of(call)
+            routes = self.routes.before(end[0])
+            if isinstance(routes, str):
+                return at + routes
+            for route in routes:
+                share = self._share(route, end)
+                if isinstance(share, str):
+                    return at + share
+                known = shares.setdefault(route.layer.name, share)
+                if known.shifts != share.shifts or not torch.equal(known.features, share.features):
+                    return f"{at}{route.layer} would have to take in two maps of it"
+                calls[route.layer.name].add(route.layer)
+                passages |= dict.fromkeys(route.passages)
+        for name, share in shares.items():
+            objection = objection_to_layer(
+                self.flow, share.layer, self.shared, "before", calls=len(calls[name])
+            )
+            if objection is not None:
+                return objection
+        return Match(candidate, "before", tuple(shares.values()), tuple(passages))
 
     def after(self, candidate: Candidate) -> Match | str:
         """Return the match with the layer after the batch norm, or why there is none."""
         if candidate.activation is not None or candidate.adds_residual:
             return f"it ends in {'a residual' if candidate.adds_residual else candidate.activation}"
-        (call,) = candidate.calls
+        call, *more = candidate.calls
         if isinstance(call.module, NormalizedInput):
-            return self._owner(candidate, call, "after")
-        route = self.routes.after(call)
+            return self._owner(candidate, "after")
+        many = f"called {len(candidate.calls)} times in one forward"
+        route = many if more else self.routes.after(call)
         if isinstance(route, str):
             return route
         layer = route.layer
@@ -98,17 +126,28 @@ class Matcher:
         return (
             objection_to_layer(self.flow, layer, self.shared, "after")
             or _objection_to_exactness(candidate, layer, features)
-            or _match(candidate, route, "after", features)
+            or Match(candidate, "after", (Share(layer, features),), route.passages)
         )
 
-    def _owner(self, candidate: Candidate, owner: Call, side: Side) -> Match | str:
+    def _share(self, route: "Route", end: Place) -> Share | str:
+        layer = route.layer
+        if isinstance(layer.module, NormalizedOutput):
+            return f"the batch norm of {layer} stands between"
+        start = _place(self.flow, layer, layer.outputs[0])
+        features = self._ends(start, route.passages, end)
+        if features is None:
+            return f"a feature of {layer} does not stay in one channel of it"
+        return Share(layer, features, route.shifts)
+
+    def _owner(self, candidate: Candidate, side: Side) -> Match | str:
+        owner, calls = candidate.calls[0], len(candidate.calls)
         if not can_own_batch_norm(owner.module):
             return f"it normalises what {owner} makes, which has no weight"
         features = torch.arange(len(affine_of(candidate.module).scale))
         return (
-            objection_to_layer(self.flow, owner, self.shared, side)
+            objection_to_layer(self.flow, owner, self.shared, side, calls=calls)
             or (side == "after" and _objection_to_exactness(candidate, owner, features))
-            or Match(candidate, owner, side, features)
+            or Match(candidate, side, (Share(owner, features),))
         )
 
     def _ends(self, start: Place, passages: tuple[Call, ...], end: Place) -> Tensor | None:
@@ -116,7 +155,7 @@ class Matcher:
         shape, axis = self.flow.shapes[start[0]], start[1]
         if not passages and axis == end[1] % len(shape):
             return torch.arange(shape[axis])
-        lie = followed(self.flow, passages, spread(shape, axis))
+        lie = followed(self.flow, start[0], passages, spread(shape, axis))
         return None if lie is None else one_end_each(lie, shape[axis], end[1])
 
     def _starts(self, start: Place, passages: tuple[Call, ...], end: Place) -> Tensor | None:
@@ -124,13 +163,8 @@ class Matcher:
         shape, axis = self.flow.shapes[start[0]], start[1] % len(self.flow.shapes[start[0]])
         if not passages and axis == end[1]:
             return torch.arange(shape[axis])
-        lie = followed(self.flow, passages, spread(shape, axis))
+        lie = followed(self.flow, start[0], passages, spread(shape, axis))
         return None if lie is None else one_start_each(lie, end[1])
-
-
-def _match(candidate: Candidate, route: "Route", side: Side, features: Tensor) -> Match:
-    averages = tuple(str(call) for call in route.passages if is_averaging(call))
-    return Match(candidate, route.layer, side, features, len(route.passages), averages)
 
 
 def _axis_of(call: Call) -> int:
@@ -154,11 +188,14 @@ def _objection_to_exactness(candidate: Candidate, layer: Call, features: Tensor)
 
 
 def objection_to_layer(
-    flow: Dataflow, call: Call, shared: Mapping[str, str], side: Side
+    flow: Dataflow, call: Call, shared: Mapping[str, str], side: Side, *, calls: int = 1
 ) -> str | None:
-    """Return why this weight layer, on this side of a batch norm, cannot take it in, or None."""
+    """Return why this weight layer, on this side of a batch norm, cannot take it in, or None.
+
+    `calls` is how many calls of the layer lead to the batch norm, or come from it.
+    """
     assert call.module is not None
-    calls, readers = flow.calls_of(call.name), flow.calls_reading(call.name)
+    all_calls, readers = len(flow.calls_of(call.name)), flow.calls_reading(call.name)
     objection = objection_to_module(call.module)
     if objection == _OWN_FORWARD and side == "before" and len(call.inputs) == 1:
         takes, makes = flow.shapes[call.inputs[0]], flow.shapes[call.outputs[0]]
@@ -166,8 +203,8 @@ def objection_to_layer(
             objection = None
     if objection is not None:
         return f"{call} stays as it is: {objection}"
-    if len(calls) > 1:
-        return f"{call} is called {len(calls)} times in one forward"
+    if all_calls > calls:
+        return f"{call} is called {all_calls} times in one forward"
     if readers:
         return f"the parameters of {call} are read by {readers[0]}, too"
     if call.name in shared:
@@ -265,6 +302,12 @@ _AVERAGING = frozenset(
     native_channel_shuffle flip roll repeat_interleave
     """.split()
 )
+# What joins several tensors. A scale passes through both kinds; the shift passes into every tensor
+# of a concatenation, and into the first one of a sum or difference only.
+_CONCATENATING = frozenset("cat concat concatenate".split())
+_SUMMING = frozenset(
+    "add add_ __add__ __radd__ __iadd__ sub sub_ subtract __sub__ __isub__".split()
+)
 _FUNCTIONAL_DROPOUTS = frozenset(
     "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout".split()
 )
@@ -273,10 +316,15 @@ _AS_STRIDES_ALLOW = {"view": "reshape", "view_as": "reshape_as"}  # they give th
 
 @dataclass(frozen=True, eq=False)
 class Route:
-    """The calls that stand between a value and the weight layer that makes it or reads it."""
+    """The calls that stand between a value and the weight layer that makes it or reads it.
+
+    `shifts` is whether a shift of the value is one of what the layer makes: not where another layer
+    has made the first tensor of a sum between them.
+    """
 
     layer: Call
     passages: tuple[Call, ...] = ()
+    shifts: bool = True
 
 
 @dataclass
@@ -290,8 +338,11 @@ class Routes:
     def __post_init__(self) -> None:
         self.makers = {value: call for call in self.flow.calls for value in call.outputs}
 
-    def before(self, value: Value) -> Route | str:
-        """Return the route from a weight layer to `value`, which one call reads; or why not."""
+    def before(self, value: Value) -> tuple[Route, ...] | str:
+        """Return the routes from weight layers to `value`, which one call reads; or why not.
+
+        There are several where calls between join what several layers make.
+        """
         passages: list[Call] = []
         while True:
             maker = self.makers.get(value)
@@ -299,11 +350,26 @@ class Routes:
             if maker is None or objection is not None:
                 return objection or "it reads an input of the model"
             if can_own_batch_norm(maker.module):
-                return Route(maker, tuple(reversed(passages)))
+                return (Route(maker, tuple(reversed(passages))),)
+            if is_joining(maker):
+                return self._before_join(maker, tuple(reversed(passages)))
             if not self._passes(maker):
                 return f"{maker} stands between it and a weight layer"
             passages.append(maker)
             (value,) = maker.inputs
+
+    def _before_join(self, join: Call, passages: tuple[Call, ...]) -> tuple[Route, ...] | str:
+        routes: list[Route] = []
+        for number, value in enumerate(_joined(join), start=1):
+            found = self.before(value) if type(value) is Value else "no layer makes it"
+            if isinstance(found, str):
+                return f"input {number} of {join}: {found}"
+            takes_shift = number == 1 or not is_summing(join)
+            routes += [
+                Route(r.layer, (*r.passages, join, *passages), r.shifts and takes_shift)
+                for r in found
+            ]
+        return tuple(routes)
 
     def after(self, call: Call) -> Route | str:
         """Return the route from what `call` makes to the weight layer that reads it; or why not."""
@@ -381,27 +447,57 @@ def _is_on(dropout: Call) -> bool:
     return bool(dropout.keywords.get("training", dropout.keywords.get("train", given)))
 
 
-def followed(flow: Dataflow, passages: tuple[Call, ...], features: Tensor) -> Tensor | None:
-    """Return where `features`, a tensor of feature numbers, lie after the passages; None if unsure.
+def followed(
+    flow: Dataflow, value: Value, passages: tuple[Call, ...], features: Tensor
+) -> Tensor | None:
+    """Return where `features`, the numbers of those in `value`, lie after the passages.
 
-    It goes the way of the values themselves, so any mixture of reshapes is followed exactly.
+    It goes the way of the values themselves, so any mixture of reshapes is followed exactly. What
+    is joined to them has the number −1. None if unsure.
     """
     for call in passages:
         try:
-            lies = _replayed(flow, call, features)
+            lies = _replayed(flow, call, value, features)
         except (RuntimeError, TypeError, ValueError, IndexError):
             return None
         if not isinstance(lies, Tensor):  # such as the parts of a split
             return None
-        features = lies
+        features, value = lies, call.outputs[0]
     return features
 
 
-def _replayed(flow: Dataflow, call: Call, features: Tensor) -> Any:
+def _replayed(flow: Dataflow, call: Call, value: Value, features: Tensor) -> Any:
+    if is_summing(call):
+        return features.expand(flow.shapes[call.outputs[0]])
+    if is_joining(call):
+        others = features.new_tensor(-1)
+        joined = [features if v == value else others.expand(flow.shapes[v]) for v in _joined(call)]
+        axis = call.keywords.get("dim", call.keywords.get("axis", 0))
+        return torch.cat(joined, *(call.arguments[1:] or [axis]))
     if is_averaging(call):
         return _averaged(flow, call, features)
     moves = call.module is None or isinstance(call.module, nn.Flatten | nn.Unflatten)
     return _called(flow, call, features) if moves else features
+
+
+def is_joining(call: Call) -> bool:
+    """Return whether the call concatenates, adds or subtracts tensors."""
+    return is_summing(call) or (call.module is None and call.name in _CONCATENATING)
+
+
+def is_summing(call: Call) -> bool:
+    """Return whether the call adds or subtracts tensors."""
+    return call.module is None and call.name in _SUMMING
+
+
+def _joined(call: Call) -> list[Any]:
+    """Return what the call joins, in order: values, and whatever else it is given."""
+    if not is_summing(call):
+        return [*(call.arguments[0] if call.arguments else call.keywords["tensors"])]
+    named = [call.keywords[name] for name in ("input", "other") if name in call.keywords]
+    first, second = *call.arguments[:2], *named
+    is_nothing = type(second) in (int, float) and second == 0  # as sum() of a list begins
+    return [first] if is_nothing else [first, second]
 
 
 def is_averaging(call: Call) -> bool:
@@ -448,16 +544,16 @@ def _called(flow: Dataflow, call: Call, features: Tensor) -> Tensor:
 def one_end_each(features: Tensor, count: int, axis: int) -> Tensor | None:
     """Return the index on `axis` at which each of `count` features lies; None if some have two.
 
-    Those that lie nowhere get −1.
+    Those that lie nowhere get −1, which is also the number of what is none of them.
 
     >>> one_end_each(torch.tensor([[2, 2], [0, 0]]), 3, axis=0)
     tensor([ 1, -1,  0])
     """
     columns = features.movedim(axis, 0).flatten(1)
     ends = torch.arange(len(columns))[:, None].expand(columns.shape).flatten()
-    where = columns.flatten()
-    lowest = torch.full((count,), len(columns)).scatter_reduce(0, where, ends, "amin")
-    highest = torch.full((count,), -1).scatter_reduce(0, where, ends, "amax")
+    where = columns.flatten() + 1  # what has no number comes first, and is left out
+    lowest = torch.full((1 + count,), len(columns)).scatter_reduce(0, where, ends, "amin")[1:]
+    highest = torch.full((1 + count,), -1).scatter_reduce(0, where, ends, "amax")[1:]
     return highest if bool(((lowest == highest) | (highest == -1)).all()) else None
 
 
