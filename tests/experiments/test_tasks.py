@@ -405,6 +405,7 @@ def test_an_option_of_the_training_does_what_it_says():
             "`loss` is 'cross-entropy', and the task is regression: cho",
         ),
         ({"metric": "wonder"}, "unknown metric 'wonder'"),
+        ({"device": "cuda:77"}, "`device` is 'cuda:77', which is not there: pass auto"),
     ],
 )
 def test_what_does_not_fit_the_task_is_refused_before_anything_runs(options, message):

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from bnkit.batches import LABELS
 from bnkit.experiments.metrics import Metric, metric_named
-from bnkit.internals import replace_tensors
 from bnkit.names import one_of
 from bnkit.source_code import source_of
 
@@ -83,7 +82,8 @@ class Task:
         if self.name in _OF_CLASSES:
             if self.classes_last:
                 outputs = outputs.movedim(-1, 1)
-            targets = targets.long()  # which is the tensor itself where it is int64
+            if targets.dtype is not torch.int64:
+                targets = targets.long()
             if self.ignored != IGNORED:
                 targets = targets.masked_fill(targets == self.ignored, IGNORED)
             if targets.dim() > 1 and self == CLASSIFICATION:
@@ -269,7 +269,8 @@ def reader(model: nn.Module) -> Callable[[Any], tuple[Any, Tensor]]:
     names = {each.name for each in parameters}
 
     def read(batch: Any) -> tuple[Any, Tensor]:
-        if isinstance(batch, Mapping):
+        # To ask whether a tuple or a list is a Mapping takes longer than to read it.
+        if not isinstance(batch, tuple | list) and isinstance(batch, Mapping):
             return _of_dict(batch, names)
         inputs, targets = inputs_and_targets(batch)
         if len(batch) > 2 and len(batch) - 1 <= places and isinstance(inputs, Tensor):
@@ -402,7 +403,9 @@ def judge_of(
 
 
 def _cpu(ran: Ran) -> Ran:
-    outputs, targets, own = (replace_tensors(each, lambda t: t.detach().cpu()) for each in ran)
+    outputs, targets, own = (
+        each.detach().cpu() if isinstance(each, Tensor) else each for each in ran
+    )
     return outputs.float() if outputs.dtype.is_floating_point else outputs, targets, own
 
 

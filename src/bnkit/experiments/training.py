@@ -132,7 +132,7 @@ def train(
     kind = PRECISIONS[training.precision]
     scaler = torch.amp.GradScaler(device.type) if kind is torch.float16 else None
     lower = partial(torch.autocast, device.type, kind) if kind is not None else nullcontext
-    read = reader(model)
+    read, measure = reader(model), partial(measuring(model, training), held_out)
     curve, seconds, loss_sum, since = Curve(), 0.0, torch.zeros(()), 0
     set_mode(model, training=True)
     endless = _endless(batches)
@@ -160,7 +160,7 @@ def train(
         if step % training.evaluate_every == 0 or step == training.steps:
             mean_loss = loss_sum.item() / since  # waits for the device, so not at each step
             seconds += time.perf_counter() - began
-            curve = _extended(curve, step, mean_loss, model, held_out, training)
+            curve = _extended(curve, step, mean_loss, model, measure, training)
             tell(step, {"loss": curve.loss[-1], metric_of(training): curve.metric[-1]})
             if not math.isfinite(mean_loss):
                 reason = f"the training loss was {mean_loss} before step {step}"
@@ -224,10 +224,14 @@ def moved(tree: Any, device: torch.device) -> Any:
     return tree if device.type == "cpu" else replace_tensors(tree, lambda each: each.to(device))
 
 
-def measured(model: nn.Module, batches: Batches, training: Training) -> float:
-    """Return the metric of `model` on batches, in its present mode; ValueError without any."""
-    if training.judge is None:
-        return accuracy(model, batches)
+def measuring(model: nn.Module, training: Training) -> Callable[[Batches], float]:
+    """Return what gives the metric of `model` on batches, in the mode that the model then has.
+
+    It raises ValueError without any batches. What it needs to know of the model it looks up once.
+    """
+    judge = training.judge
+    if judge is None:
+        return partial(accuracy, model)
     read = reader(model)
     kind = PRECISIONS[training.precision]
     lower = partial(torch.autocast, training.device.type, kind) if kind is not None else nullcontext
@@ -239,8 +243,11 @@ def measured(model: nn.Module, batches: Batches, training: Training) -> float:
             outputs = model(*args, **kwargs)
         return logits_of(outputs), targets, own_loss_of(outputs)
 
-    with torch.no_grad():
-        return training.judge(run, batches)
+    @torch.no_grad()
+    def measure(batches: Batches) -> float:
+        return judge(run, batches)
+
+    return measure
 
 
 @torch.no_grad()
@@ -260,14 +267,19 @@ def accuracy(model: nn.Module, batches: Batches) -> float:
 
 
 def _extended(
-    curve: Curve, step: int, loss: float, model: nn.Module, held_out: Batches, training: Training
+    curve: Curve,
+    step: int,
+    loss: float,
+    model: nn.Module,
+    measure: Callable[[], float],
+    training: Training,
 ) -> Curve:
     with evaluating(model):
-        value = measured(model, held_out, training)
+        value = measure()
     own: tuple[float, ...] = ()
     if training.training_mode_accuracy:
         with normalising_by_batch_statistics(model):
-            own = (measured(model, held_out, training),)
+            own = (measure(),)
     return Curve(
         steps=(*curve.steps, step),
         loss=(*curve.loss, _finite(loss)),

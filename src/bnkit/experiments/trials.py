@@ -17,7 +17,7 @@ from bnkit.experiments.loaders import seed_everything
 from bnkit.experiments.own_loop import EndOfTrial, RunningTrial
 from bnkit.experiments.provenance import array_fingerprint, fingerprint, machine_of
 from bnkit.experiments.results import Side, TrialResult
-from bnkit.experiments.training import Trained, Training, measured, train
+from bnkit.experiments.training import Trained, Training, measuring, train
 from bnkit.experiments.trial_logs import Tell, telling
 from bnkit.observation import evaluating, preserved_random_state, preserved_torch_settings
 from bnkit.references import message_of
@@ -183,7 +183,7 @@ class Trial(AnyTrial):
         loaders = self.experiment.loaders(self.seed)
         trained = train(model, loaders.train, loaders.held_out, self.training, tell=tell)
         with evaluating(model):
-            on_test = measured(model, loaders.test, self.training)
+            on_test = measuring(model, self.training)(loaders.test)
         return self._of_built_in_loop(begun, trained, on_test)
 
 
