@@ -1,13 +1,17 @@
 """What platforms lack: names that Windows does not have, and limits that machines do not tell."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from bnkit import platforms
-from bnkit.platforms import memory_share
+from bnkit.platforms import ending, memory_share
 
 GIB = 2**30
 
@@ -88,3 +92,75 @@ bnkit.BatchNorm2d(64, activation="relu")(x).sum().backward()
 assert bnkit.kernels.memory.idle_limit() > 0
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+class TooLateError(BaseException):
+    pass
+
+
+def spin():
+    while True:
+        pass
+
+
+def wait():
+    threading.Event().wait()
+
+
+def ended_in(seconds, block):
+    """Return whether a block is ended after so many seconds, with no thread left behind."""
+    ends, threads = time.perf_counter() + seconds, {*threading.enumerate()}
+    try:
+        with ending(TooLateError, lambda: ends - time.perf_counter()):
+            block()
+    except TooLateError:
+        return {*threading.enumerate()} == threads and time.perf_counter() > ends
+    return None
+
+
+def test_a_loop_and_a_wait_of_the_main_thread_are_ended():
+    assert ended_in(0.1, spin)
+    assert sys.platform == "win32" or ended_in(0.1, wait)
+
+
+def test_a_loop_of_another_thread_is_ended():
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(ended_in, 0.1, spin).result()
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_the_time_that_is_left_is_asked_for_again(here):
+    asked = []
+
+    def left():
+        asked.append(None)
+        return 0.05 if len(asked) < 4 else 0.0
+
+    def run():
+        with pytest.raises(TooLateError), ending(TooLateError, left):
+            spin()
+
+    with ThreadPoolExecutor(1) as other:
+        run() if here else other.submit(run).result()
+    assert len(asked) == 4
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_what_ends_in_time_leaves_no_alarm(here):
+    with ThreadPoolExecutor(1) as other:
+        assert (ended_in(60, dir) if here else other.submit(ended_in, 60, dir).result()) is None
+    if hasattr(signal, "setitimer"):
+        assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no alarms")
+def test_alarms_that_the_program_has_of_its_own_are_left_alone():
+    rung = []
+    signal.signal(signal.SIGALRM, lambda *_: rung.append(None))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        assert ended_in(0.2, spin)
+    finally:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    assert rung == [None]

@@ -1,6 +1,8 @@
 """A loop of the user's own: what its trial tells, keeps and refuses, and comparing by it."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import numpy as np
@@ -444,10 +446,39 @@ def test_a_rehearsal_that_takes_too_long_is_ended(reports, monkeypatch):
             model(X)
             if reports:
                 trial.report(1, accuracy=0.5)
-                trial.last = 0.0
 
     monkeypatch.setattr(rehearsal, "PATIENCE", 0.2)
     expected = (
         "goes on with the plain network" if reports else "nothing with the plain network for 0.2"
     )
     assert expected in refused(endless)
+
+
+def spins(_model, _trial):
+    while True:
+        pass
+
+
+def waits(_model, _trial):
+    threading.Event().wait()
+
+
+def reports_a_loss_and_waits(model, trial):
+    model(X)
+    trial.report(0, loss=1.0)
+    waits(model, trial)
+
+
+@pytest.mark.parametrize("loop", [spins, waits, reports_a_loss_and_waits])
+def test_a_rehearsal_that_never_calls_the_network_is_ended(loop, monkeypatch):
+    monkeypatch.setattr(rehearsal, "PATIENCE", 0.2)
+    threads = {*threading.enumerate()}
+    expected = "has reported nothing with the plain network for 0.2 seconds: report more often"
+    assert expected in refused(loop, metric="accuracy")
+    assert {*threading.enumerate()} <= threads
+
+
+def test_a_rehearsal_in_another_thread_is_ended(monkeypatch):
+    monkeypatch.setattr(rehearsal, "PATIENCE", 0.2)
+    with ThreadPoolExecutor(1) as other:
+        assert "has reported nothing with the plain" in other.submit(refused, spins).result()

@@ -219,7 +219,9 @@ class RunningTrial:
         values = {name: _number(name, value) for name, value in metrics.items()}
         for name in values:
             self.reported.setdefault(name, step)
-        self.last_step, self.last = step, time.perf_counter()
+        self.last_step = step
+        if not self.ended:  # what goes on after its end has no more time for it
+            self.last = time.perf_counter()
         self._keep(step, values)
         self._tell(step, values)
         self.ended = self.ended or self._is_over(step, values)

@@ -37,6 +37,7 @@ from bnkit.observation import (
     preserved_torch_settings,
     watching,
 )
+from bnkit.platforms import ending
 from bnkit.references import blaming
 
 PATIENCE = 600.0  # seconds that a loop of the user's own may take to its next report, or its end
@@ -261,7 +262,7 @@ def _rehearsed(
     with (
         preserved_random_state(),
         preserved_torch_settings(),
-        _first_calls(model, calls, trial),
+        _first_calls(model, calls),
     ):
         seed_everything(0)
         run_rehearsal(loop, model, trial, name)
@@ -274,7 +275,10 @@ def run_rehearsal(loop: OwnLoop, model: Any, trial: RunningTrial, name: str) -> 
     `name` says in its messages which model it is.
     """
     try:
-        with blaming(f"`train` fails with {name}"):
+        with (
+            ending(EndOfTrial, lambda: trial.last + PATIENCE - time.perf_counter()),
+            blaming(f"`train` fails with {name}"),
+        ):
             loop.function(model, trial)
     except EndOfTrial:
         raise ValueError(_no_end(trial, name)) from None
@@ -286,7 +290,7 @@ def run_rehearsal(loop: OwnLoop, model: Any, trial: RunningTrial, name: str) -> 
 
 
 def _no_end(trial: RunningTrial, name: str) -> str:
-    if not trial.reported:
+    if not trial.ended:
         return (
             f"`train` has reported nothing with {name} for {PATIENCE:g} seconds: report more "
             f"often, and where trial.rehearsal is True after a few steps"
@@ -329,7 +333,7 @@ def check_same_reports(one: Rehearsed, known: Side, other: Rehearsed, side: Side
 
 
 @contextmanager
-def _first_calls(model: nn.Module, calls: dict[str, Call], trial: RunningTrial) -> Iterator[None]:
+def _first_calls(model: nn.Module, calls: dict[str, Call]) -> Iterator[None]:
     inside = 0  # how many modules are running, each called by the one before
 
     def before(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -337,8 +341,6 @@ def _first_calls(model: nn.Module, calls: dict[str, Call], trial: RunningTrial) 
         inside += 1
         if inside > 1:
             return
-        if time.perf_counter() - trial.last > PATIENCE:
-            raise EndOfTrial
         if path not in calls and any(True for _ in module.parameters()):
             # Copies on the CPU, without their gradients: the loop may write into its own.
             calls[path] = replace_tensors((args, kwargs), lambda each: each.detach().cpu().clone())
