@@ -188,15 +188,17 @@ def test_what_is_kept_in_a_folder_that_cannot_be_written_is_reported_elsewhere(
     assert re.match(r"Error: the report is lost: bnkit-report cannot be written .*, nor", stderr)
 
 
-@pytest.mark.parametrize("folder", ["none_there", "file/report"])
-def test_a_report_of_no_results_is_refused_and_leaves_no_folder(out, monkeypatch, folder):
+@pytest.mark.parametrize("folder", ["none_there", "file/report", "empty"])
+def test_a_report_of_no_results_is_refused_and_writes_nothing(out, monkeypatch, folder):
     monkeypatch.syspath_prepend(TESTS)
     (out.parent / "file").touch()
+    (out.parent / "empty").mkdir()
     code, stdout, stderr = run(f"compare {OWN} {BRIEF} --out {folder} --report-only")
     assert (code, stdout) == (2, "")
     assert stderr.startswith(f"Error: {folder} holds no result of this comparison, so there is")
     assert len(stderr.strip().splitlines()) == 1
-    assert not (out.parent / folder).exists()
+    assert [path.name for path in out.parent.iterdir()] == ["file", "empty"]
+    assert [*(out.parent / "empty").iterdir()] == []
 
 
 # What is said on request

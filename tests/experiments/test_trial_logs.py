@@ -246,8 +246,8 @@ def test_weights_and_biases(recipe, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow(recipe, monkeypatch, tmp_path):
-    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # where no data base is installed
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "runs").as_uri())
     run, found = recipe("mlflow")

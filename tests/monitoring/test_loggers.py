@@ -83,8 +83,8 @@ def test_weights_and_biases(run, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow(run, monkeypatch):
-    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
     monkeypatch.setitem(os.environ, "MLFLOW_DISABLE_TELEMETRY", "true")
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
     monitor, names = run("MLflow")
     record = numbers_of(monitor)
     client = mlflow.MlflowClient()
