@@ -1,5 +1,6 @@
 """Numbers are given for both sides, and a dash where there is none."""
 
+import re
 from dataclasses import replace
 
 from bnkit.report.comparison_numbers import METHODS, costs, key_numbers, missing_runs, two_modes
@@ -36,22 +37,45 @@ def test_the_largest_learning_rate_is_one_figure_that_of_the_best_activation():
     )
 
 
-def test_the_price_is_stated():
-    assert "times as long" in key_number("Time per step (ms)").note
+def test_the_price_is_that_of_the_pairs_and_not_of_two_medians():
+    found = key_number("Time per step")
+    assert re.fullmatch(r"0\.6\d ms", found.values["plain"])
+    assert found.values["batch norm"] == f"{SMALL.slowdown:.3g} ×"
+    assert found.note.startswith("plain in milliseconds, and multiples of it: the median")
+
+
+def test_a_machine_that_was_slow_for_a_while_does_not_hide_the_price():
+    lasts = {"plain": (0.12, 0.12, 0.07), "batch norm": (0.1296, 0.06, 0.0756)}  # by the seed
+
+    def by_the_hour(trial):
+        return replace(trial, seconds=trial.steps * lasts[trial.side][trial.seed])
+
+    found = comparison([0.1, 3.0], ["relu"], 3, change=by_the_hour)
+    expected = {"plain": "120 ms", "batch norm": "1.08 ×"}  # the medians are 120 and 76 ms
+    assert key_number("Time per step", found).values == expected
+    assert {cost.side: cost.time for cost in costs(found)} == expected
+
+
+def test_of_several_sides_each_has_its_price():
+    found = three_sides(comparison([0.1, 3.0], ["relu"], 3))
+    values = key_number("Time per step", found).values
+    assert values["batch norm"] == f"{found.slowdown_of('batch norm'):.3g} ×"
+    assert values["group norm"] == f"{found.slowdown_of('group norm'):.3g} ×"
 
 
 def test_key_numbers_of_nothing_are_dashes():
     empty = comparison(change=never_run)
     assert key_number("Test accuracy", empty).values["plain"] == "–"
     assert key_number("Steps to the target", empty).values["batch norm"] == "–"
-    assert key_number("Time per step (ms)", empty).values["plain"] == "–"
+    assert {*key_number("Time per step", empty).values.values()} == {"–"}
 
 
 def test_costs_state_what_batch_norm_adds():
     plain, batch_norm = costs(comparison([0.1, 3.0], ["relu"], 3))
     assert (plain.parameters, plain.buffers) == ("27,710", "0")
     assert (batch_norm.parameters, batch_norm.buffers) == ("28,310", "603")
-    assert float(plain.time) < float(batch_norm.time)
+    assert plain.time.endswith(" ms")
+    assert float(batch_norm.time.removesuffix(" ×")) > 1
 
 
 def test_parameters_that_differ_between_activations_are_a_range():

@@ -254,6 +254,17 @@ def test_diverged_runs_are_counted_at_the_top_and_in_the_table():
     assert "0/3 train 3 diverged" in text
 
 
+def test_what_lies_beside_the_verdict_is_told_at_the_top():
+    def longer(trial):
+        return replace(trial, steps=2300) if trial.side == "batch norm" else trial
+
+    found = comparison((0.1,), ("relu",), 3, change=longer)
+    (note,) = found.notes
+    assert note.startswith("3 of 3 pairs of runs end at other steps, plain at 2,000 and batch norm")
+    assert note in Reader(page(found, charts_of(found))).text.partition("Runs that train")[0]
+    assert "caution" not in "".join(read().all("p", "class"))
+
+
 def test_terms_are_defined_where_they_are_used():
     assert {"trains", "Steps to the target", "Paired ratio"} <= set(read().words)
 
@@ -341,7 +352,8 @@ def test_the_page_says_that_machines_were_unlike_and_shows_no_times_across_them(
     reader = Reader(html)
     assert reader.text.count("The runs are of 2 hosts (CPU of one, 1 threads, torch 2.13.0; ") == 2
     assert {value.values["plain"] for value in key_numbers(found)[-1:]} == {NOTHING}
-    assert "pair by pair, a step takes" in reader.text
+    assert key_numbers(found)[-1].values["batch norm"] in reader.text
+    assert key_numbers(found)[-1].values["batch norm"].endswith(" ×")
     alike = comparison((0.1, 3.0), ("relu",), 3)
     assert "The runs are of" not in read().text
     assert key_numbers(alike)[-1].values["plain"] != NOTHING

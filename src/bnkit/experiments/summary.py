@@ -258,6 +258,11 @@ class Comparison(Shown):
         began, ended = (median(values) for values in zip(*ends, strict=True))
         return float(abs(ended - began or ended)) / 20
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What readers of the verdict should know: uneven runs, moving averages that lag."""
+        return *self._uneven(), *self._lagging()
+
     def _uneven(self) -> list[str]:
         """Return a paragraph on each side whose runs end at other steps than the first's."""
         found = []
@@ -435,8 +440,7 @@ class Comparison(Shown):
             text_table(columns, rows),
             *_absences(self.unfinished),
             *filter(None, [self.unlike_machines]),
-            *self._uneven(),
-            *self._lagging(),
+            *self.notes,
             *map(str, self.verdicts.values()),
         ]
         return "\n\n".join(parts)

@@ -52,9 +52,9 @@ def key_numbers(comparison: Comparison) -> tuple[KeyNumber, ...]:
             {side: _largest_rate(comparison, side) for side in sides},
         ),
         KeyNumber(
-            "Time per step (ms)",
-            f"the price{_beside(comparison, _slowdown)}",
-            {side: milliseconds(_step_time(comparison, side)) for side in sides},
+            "Time per step",
+            f"{sides[0]} in milliseconds, and multiples of it: {PAIRWISE}",
+            {side: _time(comparison, side) for side in sides},
         ),
     )
 
@@ -75,10 +75,6 @@ def _difference(comparison: Comparison, verdict: Verdict) -> str:
         return ""
     metric = comparison.metric
     return f"; {metric.change(gap)}{metric.unit} with {short_name(verdict.other)}"
-
-
-def _slowdown(_: Comparison, verdict: Verdict) -> str:
-    return "" if verdict.slowdown is None else f": {ratio(verdict.slowdown)} times as long"
 
 
 def _trained(comparison: Comparison) -> dict[Side, str]:
@@ -109,18 +105,30 @@ def _largest_rate(comparison: Comparison, side: Side) -> str:
     return "none" if rate is None else number(rate)
 
 
-def _step_time(comparison: Comparison, side: Side) -> float | None:
-    """The time of a step in milliseconds, median over the settings; None of unlike machines."""
+PAIRWISE = "the median over the pairs of runs"
+
+
+def _time(comparison: Comparison, side: Side) -> str:
+    """The time of a step: of the first side itself, of another how many times as long it takes.
+
+    Medians of both sides would not show that: each may be of another setting, at another hour.
+    """
+    if side != comparison.sides[0]:
+        times = comparison.slowdown_of(side)
+        return NOTHING if times is None else f"{ratio(times)} ×"
     if len(comparison.machines) > 1:
-        return None
-    times = [cell.side(side).milliseconds_per_step for cell in comparison.cells]
-    known = [time for time in times if time is not None]
-    return median(known) if known else None
+        return NOTHING
+    every = [cell.side(side).milliseconds_per_step for cell in comparison.cells]
+    known = [time for time in every if time is not None]
+    return f"{milliseconds(median(known))} ms" if known else NOTHING
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one side costs: parameters and buffers (ranges over the settings), time of a step."""
+    """What one side costs: parameters and buffers (ranges over the settings), time of a step.
+
+    The time is that of the first side, and of another how many times as long it takes.
+    """
 
     side: Side
     parameters: str
@@ -135,7 +143,7 @@ def costs(comparison: Comparison) -> tuple[Cost, ...]:
             side,
             _range([cell.side(side).parameters for cell in comparison.cells]),
             _range([cell.side(side).buffers for cell in comparison.cells]),
-            milliseconds(_step_time(comparison, side)),
+            _time(comparison, side),
         )
         for side in comparison.sides
     )

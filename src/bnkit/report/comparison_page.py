@@ -11,7 +11,14 @@ from bnkit.extras import require
 from bnkit.files import strict_json, write_atomically
 from bnkit.report import formatting
 from bnkit.report.chart_engine import written_whole
-from bnkit.report.comparison_numbers import METHODS, costs, key_numbers, missing_runs, two_modes
+from bnkit.report.comparison_numbers import (
+    METHODS,
+    PAIRWISE,
+    costs,
+    key_numbers,
+    missing_runs,
+    two_modes,
+)
 from bnkit.report.selection import MOST
 
 if TYPE_CHECKING:
@@ -97,6 +104,7 @@ def page(comparison: Comparison, charts: "Sequence[Chart]") -> str:
         costs=costs(comparison),
         two_modes=two_modes(comparison),
         methods=METHODS,
+        pairwise=PAIRWISE,
         most=MOST,
         unseen=_unseen(comparison.settings),
         few_seeds=_few_seeds(len(comparison.seeds)),

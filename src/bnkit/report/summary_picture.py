@@ -25,6 +25,7 @@ def summary_picture(comparison: Comparison, curves: Chart, subject: str) -> dict
     (answer, *reasons), *others = verdicts
     for sentences in others:
         reasons += [" ", *sentences]  # a line apart
+    reasons += [line for note in comparison.notes for line in (" ", note)]
     lines = [line for sentence in reasons for line in wrap(sentence, CHARACTERS) or [" "]]
     group = _nearest_to_the_best(comparison, curves)
     width = min(600, WIDTH // len(group.panels) - curves.room)
