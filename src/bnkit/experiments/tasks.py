@@ -403,9 +403,9 @@ def judge_of(
 
 
 def _cpu(ran: Ran) -> Ran:
-    outputs, targets, own = (
-        each.detach().cpu() if isinstance(each, Tensor) else each for each in ran
-    )
+    outputs, targets, own = ran
+    outputs, targets = outputs.detach().cpu(), targets.detach().cpu()
+    own = None if own is None else own.detach().cpu()
     return outputs.float() if outputs.dtype.is_floating_point else outputs, targets, own
 
 
