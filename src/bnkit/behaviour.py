@@ -50,7 +50,7 @@ class Affine:
     @property
     def is_finite(self) -> bool:
         """Whether all numbers are finite."""
-        return all(bool(t.isfinite().all()) for t in (self.scale, self.center, self.offset))
+        return bool(torch.cat([self.scale, self.center, self.offset]).isfinite().all())
 
     def take(self, channels: Tensor, *, like: Tensor) -> "Affine":
         """Return the map of which feature i is channel `channels[i]` of this one; −1 is identity.

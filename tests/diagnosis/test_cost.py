@@ -54,7 +54,7 @@ def convolutions(monkeypatch):
 
 
 @pytest.mark.parametrize(("build", "is_sick"), [(fresh, False), (well, False), (sick, True)])
-def test_fifty_layers_cost_at_most_nine_forwards_of_each_mini_batch(build, is_sick, convolutions):
+def test_fifty_layers_cost_at_most_eight_forwards_of_each_mini_batch(build, is_sick, convolutions):
     torch.manual_seed(0)
     batches = labelled()
     model = build(batches)
@@ -66,16 +66,16 @@ def test_fifty_layers_cost_at_most_nine_forwards_of_each_mini_batch(build, is_si
     passes = {rows: number / CONVOLUTIONS for rows, number in convolutions.items()}
     assert set(passes) == {*ROWS}  # and of nothing else
     assert passes[ROWS[1]] == passes[ROWS[2]] == 3
-    assert passes[ROWS[0]] <= 9  # it is the example, too
+    assert passes[ROWS[0]] <= 8  # it is the example, too
 
 
-def test_one_mini_batch_costs_at_most_nine_forwards_too(convolutions):
+def test_one_mini_batch_costs_at_most_eight_forwards_too(convolutions):
     torch.manual_seed(0)
     batches = labelled()[:1]
     model = sick(batches)
     convolutions.clear()
     diagnose(model, batches, progress=False)
-    assert sum(convolutions.values()) <= 9 * CONVOLUTIONS
+    assert sum(convolutions.values()) <= 8 * CONVOLUTIONS
 
 
 class Copies:
