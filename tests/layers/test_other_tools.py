@@ -198,6 +198,31 @@ def test_quantisation_by_fx_is_as_close_as_with_torchs_layers(way, made):
     assert error < 0.1  # of 8 bits
 
 
+def quantised_by_torchao(model):
+    tools = pytest.importorskip("torchao.quantization.pt2e")
+    steps = pytest.importorskip("torchao.quantization.pt2e.quantize_pt2e")
+    x86 = pytest.importorskip("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
+    settings = x86.get_default_x86_inductor_quantization_config(is_qat=True)
+    exported = torch.export.export(model.train(), (IMAGES,)).module()
+    prepared = steps.prepare_qat_pt2e(exported, x86.X86InductorQuantizer().set_global(settings))
+    for _ in range(3):
+        prepared(IMAGES)
+    tools.move_exported_model_to_eval(prepared)
+    return steps.convert_pt2e(prepared)(IMAGES)
+
+
+def test_quantisation_by_torchao_while_training_takes_torchs_or_no_guard():
+    expected = quantised_by_torchao(network())
+    guarded = bnkit.convert(network(), "bnkit")
+    # It looks for the running statistics themselves, and the guard gives a copy.
+    with pytest.raises(ValueError, match="Expected get_attr node"):
+        quantised_by_torchao(guarded)
+    back = quantised_by_torchao(bnkit.convert(guarded, "torch"))
+    torch.testing.assert_close(back, expected)
+    unguarded = quantised_by_torchao(bnkit.convert(network(), "bnkit", guard=False))
+    assert (unguarded - expected).abs().max() < 0.1 * expected.abs().max()  # of 8 bits
+
+
 @made
 def test_fuse_modules_refuses_it_until_it_is_torchs(made):
     paths = [["0", "1", "2"], ["3.conv1", "3.bn1"], ["3.conv2", "3.bn2"]]
