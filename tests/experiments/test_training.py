@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from bnkit.experiments.tasks import LOSSES
+from bnkit.experiments.tasks import CLASSIFICATION, LOSSES, judge_of, reader
 from bnkit.experiments.training import OPTIMIZERS, Training, accuracy, train
 
 CLASSES = 3
@@ -90,6 +90,24 @@ def test_the_number_of_evaluations_changes_no_weight():
         torch.manual_seed(1)
         train(model, BATCHES, HELD_OUT, Training(0.5, steps=7, evaluate_every=every))
     assert_equal_states(*(model.state_dict() for model in models))
+
+
+def test_what_the_network_takes_is_looked_up_once_however_often_it_is_measured(monkeypatch):
+    looked = []
+
+    def looking(model):
+        looked.append(model)
+        return reader(model)
+
+    monkeypatch.setattr("bnkit.experiments.training.reader", looking)
+    judge = judge_of(CLASSIFICATION, None, "cross-entropy", higher_is_better=None)
+    counts = []
+    for every in (10, 1):
+        how = Training(0.1, steps=10, evaluate_every=every, judge=judge)
+        looked.clear()
+        train(net(), BATCHES, HELD_OUT, how)
+        counts.append(len(looked))
+    assert counts == [2, 2]  # to train and to measure
 
 
 def test_a_model_in_eval_mode_is_trained_in_training_mode_and_left_in_it():

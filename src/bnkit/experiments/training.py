@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -129,9 +129,9 @@ def train(
     criterion, optimizer = criterion_of(training), _optimizer(model, training)
     schedule = _schedule(optimizer, training)
     device = training.device
-    kind = PRECISIONS[training.precision]
-    scaler = torch.amp.GradScaler(device.type) if kind is torch.float16 else None
-    lower = partial(torch.autocast, device.type, kind) if kind is not None else nullcontext
+    half = PRECISIONS[training.precision] is torch.float16
+    scaler = torch.amp.GradScaler(device.type) if half else None
+    lowered = _lowered(training)
     read, measure = reader(model), partial(measuring(model, training), held_out)
     curve, seconds, loss_sum, since = Curve(), 0.0, torch.zeros(()), 0
     set_mode(model, training=True)
@@ -140,7 +140,7 @@ def train(
     for step in range(1, training.steps + 1):
         inputs, targets = moved(read(next(endless)), device)
         args, kwargs = as_call(inputs)
-        with lower():
+        with lowered:
             loss = criterion(model(*args, **kwargs), targets)
         optimizer.zero_grad()
         torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
@@ -219,6 +219,12 @@ def _schedule(optimizer: torch.optim.Optimizer, training: Training) -> Any:
     return None if make is None else make(optimizer)
 
 
+def _lowered(training: Training) -> AbstractContextManager[Any]:
+    """Return the context of the precision, which may be entered again after it was left."""
+    kind = PRECISIONS[training.precision]
+    return nullcontext() if kind is None else torch.autocast(training.device.type, kind)
+
+
 def moved(tree: Any, device: torch.device) -> Any:
     """Return the tree with its tensors on the device; on the CPU it is the tree itself."""
     return tree if device.type == "cpu" else replace_tensors(tree, lambda each: each.to(device))
@@ -233,13 +239,12 @@ def measuring(model: nn.Module, training: Training) -> Callable[[Batches], float
     if judge is None:
         return partial(accuracy, model)
     read = reader(model)
-    kind = PRECISIONS[training.precision]
-    lower = partial(torch.autocast, training.device.type, kind) if kind is not None else nullcontext
+    lowered = _lowered(training)
 
     def run(batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         inputs, targets = moved(read(batch), training.device)
         args, kwargs = as_call(inputs)
-        with lower():
+        with lowered:
             outputs = model(*args, **kwargs)
         return logits_of(outputs), targets, own_loss_of(outputs)
 
