@@ -120,12 +120,12 @@ FOLDED = {
     "a batch norm called behind two layers": (
         Net(lambda m, x: m.norm(m.a(x)) * m.norm(m.b(x)), **convs(6, 6)),
         ["a", "b"],
-        "the layers before it, which is called 2 times",
+        "the layers before it, at each of its 2 calls",
     ),
     "a layer and its batch norm, called at two scales": (
         Net(lambda m, x: m.norm(m.a(x)).mean() * m.norm(m.a(x[..., ::2])), **convs(6)),
         "a",
-        "the layer before it, which is called 2 times",
+        "the layer before it, at each of its 2 calls",
     ),
 }
 

@@ -121,7 +121,7 @@ def _why(match: Match) -> str:
         return f"it normalises the layer's own {'output' if match.side == 'before' else 'input'}"
     rules = [f"the layer{'s' if len(match.shares) > 1 else ''} {match.side} it"]
     if len(match.candidate.calls) > 1:
-        rules.append(f"which is called {len(match.candidate.calls)} times")
+        rules.append(f"at each of its {len(match.candidate.calls)} calls")
     averages, sums, concatenations = (
         ", ".join(map(str, filter(is_kind, match.passages)))
         for is_kind in (is_averaging, is_summing, _is_concatenating)
