@@ -10,6 +10,7 @@ from torch import nn
 from bnkit.checkpoints import load, save
 from bnkit.experiments.sides import without_batch_norm
 from bnkit.layers import BatchNorm2d
+from bnkit.layers.domains import DomainBatchNorm2d, domain
 from bnkit.surgery import add
 from bnkit.surgery.folding import fold, plan_folding
 from surgery.folding.states import randomised
@@ -185,6 +186,18 @@ def test_a_residual_and_an_activation_stay_at_each_call():
         **convs(4, 4),
     )
     assert targets(plan_of(model)) == [("norm.norm", ["a", "b"])]
+
+
+def test_a_batch_norm_whose_calls_may_be_of_several_domains_is_left_alone():
+    def each_in_its_domain(model, x):
+        with domain(model, "night"):
+            night = model.norm(model.b(x))
+        return model.norm(model.a(x)) + night
+
+    norm = DomainBatchNorm2d(6, domains=("day", "night"))
+    plan = plan_of(Net(each_in_its_domain, features=(), norm=norm, **convs(6, 6)))
+    (left,) = plan.left_alone
+    assert left.why == "called 2 times in one forward, and it has several domains"
 
 
 def test_a_checkpoint_of_several_layers_loads_again(tmp_path):
