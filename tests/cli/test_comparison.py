@@ -75,7 +75,7 @@ BAD = [
     bad("--target high", "--target is 'high': pass a number, or best"),
     bad("--target 90", "`target` is 90.0: pass a number above 0 and up to 1"),
     bad("--momentum 0", "`momentum` is 0.0: pass a number above 0 and up to 1"),
-    bad("--eps -1", "`eps` holds -1.0: pass a positive, finite number"),
+    bad("--eps -1", "`eps` is -1.0: pass a positive, finite number"),
     bad("--data mnist --data-dir nowhere", "nowhere does not exist: give another as --data-dir"),
     bad("--model users", "'users' is not a reference: write it as package.module:function"),
     bad("--model nowhere_at_all:build", "module 'nowhere_at_all' cannot be imported from"),
@@ -388,7 +388,7 @@ def test_runs_that_failed_are_counted_and_change_the_exit_code(out, monkeypatch)
         ("--executor spark", "the executor 'spark' is not known: pass dask://host:port, ray,"),
         ("--executor-option num_gpus=1", "--executor-option num_gpus=1 is for --executor"),
         ("--executor ray --executor-option gpus", "'gpus': write it as NAME=VALUE"),
-        ("--trial-timeout 0", "`trial_timeout` holds 0.0: pass a positive, finite number"),
+        ("--trial-timeout 0", "`trial_timeout` is 0.0: pass a positive, finite number"),
     ],
 )
 def test_an_engine_that_is_not_there_is_refused_in_a_sentence(typed, sentence):

@@ -187,7 +187,7 @@ def test_workers_without_bnkit_end_the_run_in_one_sentence(tmp_path):
 def test_jobs_and_an_executor_are_refused_together():
     with pytest.raises(ValueError, match="`jobs` is 2, processes of this machine, and `executor`"):
         compare(users.build, users.loaders, jobs=2, executor=Broken(), **SMALL)
-    with pytest.raises(ValueError, match="`trial_timeout` holds 0: pass a positive"):
+    with pytest.raises(ValueError, match="`trial_timeout` is 0: pass a positive"):
         compare(users.build, users.loaders, trial_timeout=0, **SMALL)
 
 

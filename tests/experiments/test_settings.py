@@ -74,7 +74,7 @@ def test_learning_rates_are_positive_and_finite(value):
 
 @pytest.mark.parametrize("value", [0.0, -1e-5, math.inf, math.nan, None])
 def test_eps_is_positive_and_finite(value):
-    assert refused(eps=value) == f"`eps` holds {value!r}: pass a positive, finite number"
+    assert refused(eps=value) == f"`eps` is {value!r}: pass a positive, finite number"
 
 
 @pytest.mark.parametrize("name", ["momentum"])
@@ -174,7 +174,7 @@ def test_what_is_neither_a_name_nor_a_function_is_refused(name):
 @pytest.mark.parametrize(
     ("setting", "text"),
     [
-        ({"clip": 0}, "`clip` holds 0: pass a positive, finite number"),
+        ({"clip": 0}, "`clip` is 0: pass a positive, finite number"),
         ({"weight_decay": -1}, "`weight_decay` is -1: pass a finite number ≥ 0"),
         ({"precision": "float8"}, "unknown precision 'float8': did you mean 'float"),
         ({"schedule": "cosin"}, "unknown schedule 'cosin': did you mean 'cosine'"),

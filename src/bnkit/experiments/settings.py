@@ -348,7 +348,7 @@ def _check_sweep(settings: Settings) -> None:
         if len(set(values)) < len(values):
             raise ValueError(f"`{name}` is {values}: pass each once")
     for rate in settings.learning_rates:
-        check_positive("learning_rates", rate)
+        check_positive("learning_rates", rate, verb="holds")
     for size in settings.hidden:
         check_count("hidden", size)
 
@@ -383,10 +383,10 @@ def check_count(name: str, value: object) -> None:
         raise ValueError(f"`{name}` is {value!r}: pass an integer ≥ 1")
 
 
-def check_positive(name: str, value: object) -> None:
-    """Raise ValueError unless the value is a positive, finite number."""
+def check_positive(name: str, value: object, *, verb: str = "is") -> None:
+    """Raise ValueError unless the value, which a list "holds", is a positive, finite number."""
     if not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"`{name}` holds {value!r}: pass a positive, finite number")
+        raise ValueError(f"`{name}` {verb} {value!r}: pass a positive, finite number")
 
 
 def _check_between(name: str, value: object, low: float, high: float) -> None:
